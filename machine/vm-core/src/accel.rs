@@ -1,0 +1,58 @@
+//! What a CPU engine may ask of the machine (`CpuIo`), and what the machine may ask of an engine (`Vcpu`).
+
+use crate::addr::Pa;
+use crate::memmap::Target;
+use crate::ram::Ram;
+use crate::signals::VcpuSignals;
+
+/// The machine as one vCPU sees it. Every access is answered: what nobody owns reads as ones and drops writes.
+pub trait CpuIo: Sync {
+    /// `size` is 1, 2 or 4 bytes; the result is zero-extended.
+    fn port_read(&self, port: u16, size: u8) -> u32;
+    fn port_write(&self, port: u16, size: u8, value: u32);
+    /// `size` is 1, 2, 4 or 8 bytes and does not cross a page. RAM is accepted too.
+    fn mmio_read(&self, pa: Pa, size: u8) -> u64;
+    fn mmio_write(&self, pa: Pa, size: u8, value: u64);
+    /// MSRs that belong to the machine (IA32_APIC_BASE, IA32_TSC_DEADLINE, x2APIC). `None`: no such MSR, #GP.
+    fn msr_read(&self, index: u32) -> Option<u64>;
+    /// `false`: no such MSR or a reserved bit is set, #GP.
+    fn msr_write(&self, index: u32, value: u64) -> bool;
+    /// CR8: bits 7:4 of the local APIC's task priority (SDM 3A "CR8 and TPR"); 0..=15.
+    fn cr8(&self) -> u8;
+    fn set_cr8(&self, v: u8);
+    /// What lies at a guest-physical page.
+    fn target(&self, pa: Pa) -> Target;
+    fn ram(&self) -> &Ram;
+    fn signals(&self) -> &VcpuSignals;
+    /// Accepts the interrupt that `Events::INTR` announces and returns its vector; `None` if it has gone (spurious).
+    fn ack_intr(&self) -> Option<u8>;
+    /// Virtual time-stamp counter before the guest's offset, in `tsc_hz` ticks since power-on.
+    fn tsc(&self) -> u64;
+}
+
+/// Why `Vcpu::run` returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopReason {
+    /// `Events::STOP` was raised.
+    Stopped,
+    /// HLT with nothing deliverable: run again once an event is pending.
+    Halted,
+    /// Triple fault (SDM 3A "Interrupt 8"): the machine resets or ends.
+    TripleFault,
+}
+
+/// One virtual CPU of an engine. `Cpu` is the architectural state that gdb, snapshots and the monitor use.
+pub trait Vcpu: Send {
+    type Cpu;
+    /// Runs until there is a reason to stop; the state is then exact, at an instruction boundary.
+    fn run(&mut self, io: &dyn CpuIo) -> StopReason;
+    fn cpu(&mut self) -> &mut Self::Cpu;
+    /// The architectural state was changed from outside (reset, load): drop all that was derived from it.
+    fn cpu_changed(&mut self);
+    /// Text of the monitor's `info jit`.
+    fn info_jit(&mut self) -> String;
+    /// Text of the monitor's `info tlb`, from the guest's page tables.
+    fn info_tlb(&mut self, io: &dyn CpuIo) -> String;
+    /// Translates for the debugger without faulting or setting accessed bits.
+    fn debug_translate(&mut self, io: &dyn CpuIo, va: crate::addr::Va) -> Option<Pa>;
+}

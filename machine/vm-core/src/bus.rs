@@ -1,0 +1,123 @@
+//! Port and MMIO dispatch: sorted ranges to locked devices.
+
+use crate::addr::Pa;
+use crate::device::Device;
+use crate::dlog;
+use parking_lot::Mutex;
+use std::sync::Arc;
+
+/// A device as the machine holds it. Its lock is taken for each access.
+pub type DeviceCell = Arc<Mutex<dyn Device>>;
+
+#[derive(Clone)]
+struct Entry {
+    start: u64,
+    len: u64,
+    region: u32,
+    device: DeviceCell,
+}
+
+/// Ranges sorted by start, without overlaps.
+#[derive(Clone, Default)]
+struct Ranges(Vec<Entry>);
+
+impl Ranges {
+    fn add(&mut self, e: Entry) {
+        let i = self.0.partition_point(|x| x.start < e.start);
+        let clash = |x: &Entry| x.start < e.start + e.len && e.start < x.start + x.len;
+        assert!(!self.0.iter().any(clash), "two devices at {:#x}", e.start);
+        self.0.insert(i, e);
+    }
+
+    fn find(&self, addr: u64) -> Option<&Entry> {
+        let i = self.0.partition_point(|x| x.start <= addr);
+        self.0[..i].last().filter(|x| addr - x.start < x.len)
+    }
+}
+
+/// The 64 KiB port space.
+#[derive(Clone, Default)]
+pub struct PortBus(Ranges);
+
+impl PortBus {
+    /// Gives ports `start..start + len` to a device that has the port capability.
+    pub fn add(&mut self, start: u16, len: u16, region: u32, device: DeviceCell) {
+        assert!(device.lock().ports().is_some(), "a device without ports on the port bus");
+        self.0.add(Entry { start: start.into(), len: len.into(), region, device });
+    }
+
+    /// Reads 1, 2 or 4 bytes. An access that runs beyond a device's range is split into bytes, as ISA does.
+    pub fn read(&self, port: u16, size: u8) -> u32 {
+        match self.0.find(port.into()) {
+            Some(e) if u64::from(port) - e.start + u64::from(size) <= e.len => {
+                let off = (u64::from(port) - e.start) as u16;
+                e.device.lock().ports().map_or(!0, |p| p.read(e.region, off, size)) & mask32(size)
+            }
+            Some(_) if size > 1 => {
+                (0..size).fold(0, |v, i| v | self.read(port.wrapping_add(i.into()), 1) << (8 * i))
+            }
+            _ => {
+                dlog!(GUEST_ERRORS, "read of unassigned port {port:#x} size {size}");
+                mask32(size)
+            }
+        }
+    }
+
+    pub fn write(&self, port: u16, size: u8, value: u32) {
+        match self.0.find(port.into()) {
+            Some(e) if u64::from(port) - e.start + u64::from(size) <= e.len => {
+                let off = (u64::from(port) - e.start) as u16;
+                if let Some(p) = e.device.lock().ports() {
+                    p.write(e.region, off, size, value & mask32(size));
+                }
+            }
+            Some(_) if size > 1 => {
+                (0..size).for_each(|i| self.write(port.wrapping_add(i.into()), 1, value >> (8 * i)));
+            }
+            _ => dlog!(GUEST_ERRORS, "write of {value:#x} to unassigned port {port:#x} size {size}"),
+        }
+    }
+}
+
+/// Memory-mapped devices, by guest-physical address.
+#[derive(Clone, Default)]
+pub struct MmioBus(Ranges);
+
+impl MmioBus {
+    pub fn add(&mut self, start: Pa, len: u64, region: u32, device: DeviceCell) {
+        assert!(device.lock().mmio().is_some(), "a device without MMIO on the memory bus");
+        self.0.add(Entry { start: start.0, len, region, device });
+    }
+
+    /// Reads 1, 2, 4 or 8 bytes; ones where nothing is.
+    pub fn read(&self, pa: Pa, size: u8) -> u64 {
+        match self.0.find(pa.0) {
+            Some(e) if pa.0 - e.start + u64::from(size) <= e.len => {
+                e.device.lock().mmio().map_or(!0, |m| m.read(e.region, pa.0 - e.start, size)) & mask64(size)
+            }
+            _ => {
+                dlog!(GUEST_ERRORS, "read of unassigned memory {pa:?} size {size}");
+                mask64(size)
+            }
+        }
+    }
+
+    pub fn write(&self, pa: Pa, size: u8, value: u64) {
+        match self.0.find(pa.0) {
+            Some(e) if pa.0 - e.start + u64::from(size) <= e.len => {
+                if let Some(m) = e.device.lock().mmio() {
+                    m.write(e.region, pa.0 - e.start, size, value & mask64(size));
+                }
+            }
+            _ => dlog!(GUEST_ERRORS, "write of {value:#x} to unassigned memory {pa:?} size {size}"),
+        }
+    }
+}
+
+fn mask64(size: u8) -> u64 {
+    if size >= 8 { !0 } else { (1 << (8 * u32::from(size))) - 1 }
+}
+
+fn mask32(size: u8) -> u32 {
+    mask64(size) as u32
+}

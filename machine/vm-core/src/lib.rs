@@ -1,0 +1,30 @@
+//! The waist between CPU engines and devices: guest RAM, memory map, buses, interrupt lines, time, saved state, and the
+//! traits (`CpuIo`, `Vcpu`, `Device`, `GuestCpu`, `GuestEnv`) through which engines, devices and the machine meet.
+//!
+//! No engine knows a device; no device knows a CPU, a thread or another device (docs/ARCHITECTURE.md).
+
+pub mod accel;
+pub mod addr;
+pub mod bus;
+pub mod clock;
+pub mod device;
+pub mod guest;
+pub mod irq;
+pub mod log;
+pub mod memmap;
+pub mod ram;
+pub mod saved;
+pub mod signals;
+pub mod testing;
+
+pub use accel::{CpuIo, StopReason, Vcpu};
+pub use addr::{Pa, Va};
+pub use bus::{DeviceCell, MmioBus, PortBus};
+pub use clock::{Clock, Timer};
+pub use device::{Device, Mmio, PortIo};
+pub use guest::{Access, Fault, GuestCpu, GuestEnv};
+pub use irq::{IrqLine, IrqSink, MsiSink};
+pub use memmap::{MemMap, Target};
+pub use ram::{PageBits, Ram};
+pub use saved::{LoadError, Section};
+pub use signals::{Events, VcpuSignals};

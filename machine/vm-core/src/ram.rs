@@ -1,0 +1,210 @@
+//! Guest RAM: one anonymous host mapping, a state byte and a version per page, and the one function through which the
+//! host writes to it. The only unsafe code of this crate.
+//!
+//! Guest RAM is shared with generated code and other threads, so it is never borrowed as a slice; all access is by value.
+#![allow(unsafe_code)]
+
+use crate::addr::PAGE_SIZE;
+use crate::signals::{Events, VcpuSignals};
+use memmap2::{MmapOptions, MmapRaw};
+use parking_lot::Mutex;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+
+bitflags::bitflags! {
+    /// State of one RAM page. Engines fill write entries of their TLBs only for pages with no bit set, read entries only
+    /// for pages without WATCHED; setting a bit must be followed by dropping those entries.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct PageBits: u8 {
+        /// Translated code was read from here.
+        const CODE = 1;
+        /// Somebody keeps a log of dirty pages and this page is clean.
+        const DIRTY_LOG = 2;
+        /// A watchpoint lies in this page.
+        const WATCHED = 4;
+    }
+}
+
+#[derive(Default)]
+struct Page {
+    bits: AtomicU8,
+    /// Grows with every write to the page while it has CODE set.
+    version: AtomicU32,
+}
+
+/// Guest RAM and its page states. Offsets are bytes from the start of RAM, not guest-physical addresses.
+pub struct Ram {
+    map: MmapRaw,
+    size: u64,
+    pages: Box<[Page]>,
+    /// Pages with CODE that the host wrote to, as (first, last) byte offsets: vCPUs drain it on `Events::CODE`.
+    code_writes: Mutex<Vec<(u64, u64)>>,
+    listeners: Mutex<Vec<Arc<VcpuSignals>>>,
+}
+
+impl Ram {
+    /// Maps `size` bytes (a multiple of the page size) of zeroes; pages cost host memory once touched.
+    pub fn new(size: u64) -> io::Result<Self> {
+        let len = usize::try_from(size).map_err(io::Error::other)?;
+        let map = MmapOptions::new().len(len).no_reserve_swap().map_anon()?.into();
+        let pages = (0..size / PAGE_SIZE).map(|_| Page::default()).collect();
+        Ok(Self { map, size, pages, code_writes: Mutex::default(), listeners: Mutex::default() })
+    }
+
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Base of the mapping, for TLB addends. Accesses through it must be atomic or by generated code, and must respect
+    /// the page states.
+    pub fn host_base(&self) -> *mut u8 {
+        self.map.as_mut_ptr()
+    }
+
+    fn at(&self, offset: u64, len: usize) -> *mut u8 {
+        assert!(offset.checked_add(len as u64).is_some_and(|e| e <= self.size), "RAM offset out of range");
+        // SAFETY: offset + len lies inside the mapping, checked above.
+        unsafe { self.map.as_mut_ptr().add(offset as usize) }
+    }
+
+    /// Copies out of RAM. The range must lie inside RAM.
+    pub fn read(&self, offset: u64, buf: &mut [u8]) {
+        let p = self.at(offset, buf.len());
+        // SAFETY: `at` checked the range; `buf` is ours alone and cannot overlap the mapping. A concurrent guest write
+        // gives a torn value, as it would on hardware.
+        unsafe { std::ptr::copy_nonoverlapping(p, buf.as_mut_ptr(), buf.len()) }
+    }
+
+    /// Every host write to RAM (loader, DMA, debugger, monitor) comes through here: translated code is told.
+    pub fn write(&self, offset: u64, data: &[u8]) {
+        if data.is_empty() {
+            return;
+        }
+        let p = self.at(offset, data.len());
+        // SAFETY: as in `read`, the other way round.
+        unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), p, data.len()) }
+        self.written(offset, data.len() as u64);
+    }
+
+    /// Sets a range to zero, giving whole pages back to the host.
+    pub fn zero(&self, offset: u64, len: u64) {
+        let p = self.at(offset, len as usize);
+        // SAFETY: `at` checked the range.
+        unsafe { std::ptr::write_bytes(p, 0, len as usize) }
+        self.written(offset, len);
+    }
+
+    /// Reads a little-endian value of `size` 1, 2, 4 or 8 bytes.
+    pub fn read_uint(&self, offset: u64, size: u8) -> u64 {
+        let mut b = [0; 8];
+        self.read(offset, &mut b[..usize::from(size.min(8))]);
+        u64::from_le_bytes(b)
+    }
+
+    /// Writes the low `size` bytes of `v`, little-endian.
+    pub fn write_uint(&self, offset: u64, size: u8, v: u64) {
+        self.write(offset, &v.to_le_bytes()[..usize::from(size.min(8))]);
+    }
+
+    /// Atomic compare-and-swap of an aligned u64 (page-table entries). `false` if it did not hold `old`.
+    pub fn cas_u64(&self, offset: u64, old: u64, new: u64) -> bool {
+        assert!(offset.is_multiple_of(8));
+        let p = self.at(offset, 8).cast::<u64>();
+        // SAFETY: in range and aligned; the mapping lives as long as `self`.
+        let a = unsafe { AtomicU64::from_ptr(p) };
+        let done = a.compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst).is_ok();
+        if done && old != new {
+            self.written(offset, 8);
+        }
+        done
+    }
+
+    pub fn cas_u32(&self, offset: u64, old: u32, new: u32) -> bool {
+        assert!(offset.is_multiple_of(4));
+        let p = self.at(offset, 4).cast::<u32>();
+        // SAFETY: in range and aligned; the mapping lives as long as `self`.
+        let a = unsafe { AtomicU32::from_ptr(p) };
+        let done = a.compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst).is_ok();
+        if done && old != new {
+            self.written(offset, 4);
+        }
+        done
+    }
+
+    /// Bumps versions and queues the invalidation for every page of the range that holds translated code.
+    fn written(&self, offset: u64, len: u64) {
+        let (first, last) = (offset, offset + len.max(1) - 1);
+        let mut hit = false;
+        for page in first / PAGE_SIZE..=last / PAGE_SIZE {
+            if self.page_bits(page).contains(PageBits::CODE) {
+                self.bump_version(page);
+                hit = true;
+            }
+        }
+        if hit {
+            self.code_writes.lock().push((first, last));
+            for l in self.listeners.lock().iter() {
+                l.raise(Events::CODE);
+            }
+        }
+    }
+
+    /// Byte ranges (inclusive) of code that the host wrote to since the last call.
+    pub fn take_code_writes(&self) -> Vec<(u64, u64)> {
+        std::mem::take(&mut *self.code_writes.lock())
+    }
+
+    /// A vCPU that keeps translated code; it is told by `Events::CODE`.
+    pub fn add_listener(&self, s: Arc<VcpuSignals>) {
+        self.listeners.lock().push(s);
+    }
+
+    /// State of page number `page` (offset / 4096).
+    pub fn page_bits(&self, page: u64) -> PageBits {
+        PageBits::from_bits_truncate(self.pages[page as usize].bits.load(Ordering::SeqCst))
+    }
+
+    pub fn set_page_bits(&self, page: u64, bits: PageBits) {
+        self.pages[page as usize].bits.fetch_or(bits.bits(), Ordering::SeqCst);
+    }
+
+    pub fn clear_page_bits(&self, page: u64, bits: PageBits) {
+        self.pages[page as usize].bits.fetch_and(!bits.bits(), Ordering::SeqCst);
+    }
+
+    /// Version of the page's content; compare before publishing a translation made from it.
+    pub fn version(&self, page: u64) -> u32 {
+        self.pages[page as usize].version.load(Ordering::SeqCst)
+    }
+
+    pub fn bump_version(&self, page: u64) {
+        self.pages[page as usize].version.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn host_writes_to_code_pages_bump_versions_and_tell_listeners() {
+        let ram = Ram::new(4 * PAGE_SIZE).unwrap();
+        let s = Arc::new(VcpuSignals::default());
+        ram.add_listener(s.clone());
+        ram.write(0x1ffe, &[1, 2, 3, 4]);
+        assert!(s.pending().is_empty());
+        ram.set_page_bits(2, PageBits::CODE);
+        ram.write(0x1ffe, &[1, 2, 3, 4]);
+        assert_eq!((ram.version(1), ram.version(2)), (0, 1));
+        assert_eq!(s.pending(), Events::CODE);
+        assert_eq!(ram.take_code_writes(), [(0x1ffe, 0x2001)]);
+        assert_eq!(ram.read_uint(0x1ffe, 4), 0x0403_0201);
+    }
+
+    #[test]
+    #[should_panic(expected = "out of range")]
+    fn accesses_beyond_the_end_never_reach_memory() {
+        Ram::new(PAGE_SIZE).unwrap().read_uint(PAGE_SIZE - 4, 8);
+    }
+}
