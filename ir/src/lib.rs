@@ -1,1 +1,16 @@
+//! The intermediate representation between guest front ends and engines. It names no guest register and no host: guest
+//! state is slots of a `StateLayout`, slow instructions are helpers of a table; both are supplied by the front end.
 
+pub mod block;
+pub mod frontend;
+pub mod layout;
+pub mod ops;
+pub mod types;
+pub mod vec;
+
+pub use block::{Block, Inst, Val};
+pub use frontend::{BlockKey, CodeFetch, Frontend, TranslateError};
+pub use layout::{HelperDesc, HelperId, SlotDesc, SlotId, StateLayout};
+pub use ops::{Effects, Op};
+pub use types::{Cond, Rmw, Ty};
+pub use vec::VecOp;
