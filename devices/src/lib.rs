@@ -1,1 +1,3 @@
+//! Device models: islands that get wires, clock and host back end in `new`.
 
+pub mod chr;
