@@ -1,3 +1,4 @@
 //! Device models: islands that get wires, clock and host back end in `new`.
 
 pub mod chr;
+pub mod irq;
