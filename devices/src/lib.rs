@@ -1,4 +1,5 @@
 //! Device models: islands that get wires, clock and host back end in `new`.
 
 pub mod chr;
+pub mod input;
 pub mod irq;
