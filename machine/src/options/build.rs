@@ -1,0 +1,249 @@
+//! From the tree to `Config`: defaults, and what must hold between options.
+
+use super::config::*;
+use super::error::{Hint, OptionError, Quoted};
+use super::tree::{Group, Object, Tree, Value};
+use super::value;
+use std::path::PathBuf;
+use vm_core::addr::PAGE_SIZE;
+use vm_core::log::{ITEMS, Item};
+
+/// QEMU's default, and what `-m` is without one.
+const DEFAULT_MEM: u64 = 128 << 20;
+/// Physical addresses have at most 52 bits (SDM 3A, paging); half of that space is left to devices.
+const MAX_MEM: u64 = 1 << 51;
+const MIN_MEM: u64 = 1 << 20;
+
+/// Checks the tree as a whole and builds the configuration.
+pub fn build(tree: &Tree) -> Result<Config, OptionError> {
+    let process = tree.one(Group::Process);
+    let off = |name| process.and_then(|p| p.switch(name)) == Some(false);
+    let kernel = tree.one(Group::Kernel);
+    let path = |name| kernel.and_then(|k| k.text(name)).filter(|s| !s.is_empty()).map(PathBuf::from);
+    check_cpus(tree)?;
+    let config = Config {
+        machine: machine(tree),
+        accel: accels(tree)?,
+        cpu: cpu(tree),
+        mem_bytes: memory(tree)?,
+        kernel: path("file"),
+        initrd: path("initrd"),
+        append: kernel.and_then(|k| k.text("append")).unwrap_or_default().to_owned(),
+        serials: serials(tree)?,
+        monitors: tree.all(Group::Monitor).filter_map(|o| o.text("chardev")).filter(|c| !c.is_empty()).map(Into::into).collect(),
+        chardevs: chardevs(tree)?,
+        devices: tree.all(Group::Device).filter_map(device).collect(),
+        rtc: rtc(tree)?,
+        log: log(tree)?,
+        name: process.and_then(|p| p.text("guest")).map(Into::into),
+        pidfile: process.and_then(|p| p.text("pidfile")).map(Into::into),
+        no_reboot: off("reboot"),
+        no_shutdown: off("shutdown"),
+        start_paused: process.and_then(|p| p.switch("paused")) == Some(true),
+    };
+    check_kernel(&config)?;
+    check_users(tree, &config)?;
+    Ok(config)
+}
+
+fn bad(o: &Object, value: &str, why: impl Into<String>) -> OptionError {
+    OptionError::BadValue(o.origin.clone(), value.into(), why.into())
+}
+
+fn machine(tree: &Tree) -> MachineConfig {
+    let o = tree.one(Group::Machine);
+    let on = |name| o.and_then(|o| o.switch(name)).unwrap_or(true);
+    let kind = if o.is_some_and(|o| o.driver == "q35") { MachineKind::Q35 } else { MachineKind::Pc };
+    MachineConfig { kind, acpi: on("acpi"), hpet: on("hpet") }
+}
+
+fn accels(tree: &Tree) -> Result<Vec<AccelConfig>, OptionError> {
+    let mut list: Vec<AccelConfig> = tree.all(Group::Accel).map(accel).collect::<Result<_, _>>()?;
+    if list.is_empty() {
+        list.push(AccelConfig::Jit(JitConfig::default()));
+    }
+    Ok(list)
+}
+
+fn accel(o: &Object) -> Result<AccelConfig, OptionError> {
+    if o.driver != "jit" {
+        return Ok(if o.driver == "kvm" { AccelConfig::Kvm } else { AccelConfig::Interp });
+    }
+    let threshold = match o.number("threshold").map(u32::try_from) {
+        Some(Err(_)) => return Err(bad(o, "threshold", "too large")),
+        Some(Ok(n)) => Some(n),
+        None => None,
+    };
+    let region = match o.text("region") {
+        Some("block") => RegionKind::Block,
+        Some("loop") => RegionKind::Loop,
+        _ => RegionKind::Auto,
+    };
+    let bisect = match o.get("bisect") {
+        Some(Value::Span(r)) => Some(r.clone()),
+        _ => None,
+    };
+    Ok(AccelConfig::Jit(JitConfig { threshold, region, bisect }))
+}
+
+fn cpu(tree: &Tree) -> CpuConfig {
+    let o = tree.one(Group::Cpu);
+    let model = if o.is_some_and(|o| o.driver == "max") { CpuModel::Max } else { CpuModel::Qemu64 };
+    let features = o.into_iter().flat_map(|o| o.props.iter().filter_map(|(n, _)| Some((*n, o.switch(n)?)))).collect();
+    CpuConfig { model, features }
+}
+
+fn check_cpus(tree: &Tree) -> Result<(), OptionError> {
+    let Some(o) = tree.one(Group::Smp) else { return Ok(()) };
+    match o.props.iter().find(|(_, v)| *v != Value::Number(1)) {
+        Some((name, Value::Number(n))) => {
+            Err(OptionError::NotBuilt(format!("{} {name}={n}", o.origin), "the machine has one CPU".into()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn memory(tree: &Tree) -> Result<u64, OptionError> {
+    let Some(o) = tree.one(Group::Memory) else { return Ok(DEFAULT_MEM) };
+    let bytes = o.number("size").unwrap_or(DEFAULT_MEM);
+    match bytes.checked_next_multiple_of(PAGE_SIZE) {
+        Some(b) if (MIN_MEM..=MAX_MEM).contains(&b) => Ok(b),
+        Some(b) if b < MIN_MEM => Err(bad(o, &format!("{bytes} bytes"), "less than 1M")),
+        _ => Err(bad(o, &format!("{bytes} bytes"), "more than a PC can address (2048T)")),
+    }
+}
+
+fn serials(tree: &Tree) -> Result<[Option<ChardevId>; 4], OptionError> {
+    let mut ports: [Option<Option<ChardevId>>; 4] = Default::default();
+    for o in tree.all(Group::Device).filter(|o| o.driver == "isa-serial") {
+        let wanted = o.number("index").map(|i| i as usize);
+        let free = wanted.or_else(|| ports.iter().position(Option::is_none));
+        match free.and_then(|i| ports.get_mut(i)) {
+            Some(p @ None) => *p = Some(o.text("chardev").filter(|c| !c.is_empty()).map(Into::into)),
+            Some(_) => return Err(OptionError::Conflict(format!("{}: that serial port is already there", o.origin))),
+            None => return Err(OptionError::Conflict(format!("{}: there are only 4 serial ports", o.origin))),
+        }
+    }
+    Ok(ports.map(Option::flatten))
+}
+
+fn chardevs(tree: &Tree) -> Result<Vec<Chardev>, OptionError> {
+    let mut list: Vec<Chardev> = Vec::new();
+    for o in tree.all(Group::Chardev) {
+        let id = o.id.clone().unwrap_or_default();
+        if list.iter().any(|c| c.id == id) {
+            return Err(bad(o, &id, "another chardev has this id"));
+        }
+        if o.driver == "stdio" && list.iter().any(|c| matches!(c.backend, CharBackend::Stdio { .. })) {
+            return Err(OptionError::Conflict(format!(
+                "{}: stdio is already used; share it with -chardev stdio,id=ID,mux=on or mon:stdio",
+                o.origin
+            )));
+        }
+        list.push(Chardev {
+            id,
+            backend: backend(o)?,
+            mux: o.switch("mux") == Some(true),
+            logfile: o.text("logfile").map(Into::into),
+            logappend: o.switch("logappend") == Some(true),
+        });
+    }
+    Ok(list)
+}
+
+fn backend(o: &Object) -> Result<CharBackend, OptionError> {
+    let on = |name| o.switch(name) == Some(true);
+    let path = |name| match o.text(name) {
+        Some("") | None => Err(bad(o, "", "the path is empty")),
+        Some(p) => Ok(PathBuf::from(p)),
+    };
+    Ok(match o.driver {
+        "stdio" => CharBackend::Stdio { signal: o.switch("signal") != Some(false) },
+        "file" => CharBackend::File { path: path("path")?, append: on("append") },
+        "socket" => {
+            let address = match o.number("port").map(u16::try_from) {
+                Some(Ok(port)) => SocketAddress::Tcp { host: o.text("host").unwrap_or_default().into(), port },
+                _ => SocketAddress::Unix(path("path")?),
+            };
+            if on("wait") && !on("server") {
+                return Err(OptionError::Conflict(format!("{}: wait=on is for servers (server=on)", o.origin)));
+            }
+            let wait = on("server") && o.switch("wait") != Some(false);
+            CharBackend::Socket { address, server: on("server"), wait, nodelay: on("nodelay") }
+        }
+        _ => CharBackend::Null,
+    })
+}
+
+fn device(o: &Object) -> Option<DeviceSpec> {
+    let small = |name, default: u16| o.number(name).and_then(|n| u16::try_from(n).ok()).unwrap_or(default);
+    match o.driver {
+        "isa-debug-exit" => Some(DeviceSpec::IsaDebugExit {
+            iobase: small("iobase", 0x501),
+            iosize: small("iosize", 2).clamp(1, 16) as u8,
+        }),
+        "isa-debugcon" => Some(DeviceSpec::IsaDebugcon {
+            iobase: small("iobase", 0xe9),
+            readback: small("readback", 0xe9) as u8,
+            chardev: o.text("chardev").unwrap_or_default().into(),
+        }),
+        _ => None,
+    }
+}
+
+fn rtc(tree: &Tree) -> Result<RtcConfig, OptionError> {
+    let Some(o) = tree.one(Group::Rtc) else { return Ok(RtcConfig::default()) };
+    let base = match o.text("base") {
+        None | Some("utc") => RtcBase::Utc,
+        Some("localtime") => RtcBase::Localtime,
+        Some(d) => RtcBase::Date(value::date(d).map_err(|why| bad(o, d, format!("{why}, utc or localtime")))?),
+    };
+    let clock = match o.text("clock") {
+        Some("rt") => RtcClock::Rt,
+        Some("vm") => RtcClock::Vm,
+        _ => RtcClock::Host,
+    };
+    Ok(RtcConfig { base, clock })
+}
+
+fn log(tree: &Tree) -> Result<LogConfig, OptionError> {
+    let o = tree.one(Group::Log);
+    let text = |name| o.and_then(|o| o.text(name));
+    let mut items = Item::empty();
+    for word in text("items").into_iter().flat_map(|s| s.split(',')) {
+        match ITEMS.iter().find(|i| i.0 == word) {
+            Some(i) => items |= i.1,
+            // All that prints; nochain changes how code runs.
+            None => items |= Item::all() - Item::NOCHAIN,
+        }
+    }
+    let ranges = text("filter").into_iter().flat_map(|s| s.split(','));
+    let filter = ranges.map(|r| value::address_range(r).map_err(|why| OptionError::BadValue("-dfilter".into(), r.into(), why)));
+    Ok(LogConfig { items, file: text("file").map(Into::into), filter: filter.collect::<Result<_, _>>()? })
+}
+
+fn check_kernel(c: &Config) -> Result<(), OptionError> {
+    let needs = |what: &str| Err(OptionError::Conflict(format!("-{what} is only of use with -kernel")));
+    match c.kernel {
+        None if c.initrd.is_some() => needs("initrd"),
+        None if !c.append.is_empty() => needs("append"),
+        _ => Ok(()),
+    }
+}
+
+/// Every chardev that something names exists, and has one user unless it is muxed.
+fn check_users(tree: &Tree, c: &Config) -> Result<(), OptionError> {
+    let users = || tree.objects.iter().filter(|o| matches!(o.group, Group::Device | Group::Monitor));
+    for o in users() {
+        let Some(id) = o.text("chardev").filter(|id| !id.is_empty()) else { continue };
+        let Some(dev) = c.chardev(id) else {
+            let hint = Hint::for_word(id, c.chardevs.iter().map(|c| c.id.as_str()));
+            return Err(OptionError::UnknownValue(format!("{}: chardev", o.origin), id.into(), hint));
+        };
+        if !dev.mux && users().filter(|u| u.text("chardev") == Some(id)).count() > 1 {
+            let id = Quoted::from(id);
+            return Err(OptionError::Conflict(format!("{}: chardev {id} has another user; share it with mux=on", o.origin)));
+        }
+    }
+    Ok(())
+}

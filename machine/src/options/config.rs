@@ -1,0 +1,165 @@
+//! What the machine is built from: the option tree in plain types, everything checked.
+
+use std::ops::Range;
+use std::path::PathBuf;
+use vm_core::log::Item;
+
+/// A whole machine as asked for on the command line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    pub machine: MachineConfig,
+    /// Engines in order of preference; never empty.
+    pub accel: Vec<AccelConfig>,
+    pub cpu: CpuConfig,
+    /// RAM, in whole pages; never 0.
+    pub mem_bytes: u64,
+    pub kernel: Option<PathBuf>,
+    pub initrd: Option<PathBuf>,
+    /// Kernel command line.
+    pub append: String,
+    /// COM1 to COM4: the chardev of each port, or `None` where there is no port.
+    pub serials: [Option<ChardevId>; 4],
+    pub monitors: Vec<ChardevId>,
+    /// Back ends that serial ports, monitors and devices name by id. Only those with `mux` have several users.
+    pub chardevs: Vec<Chardev>,
+    pub devices: Vec<DeviceSpec>,
+    pub rtc: RtcConfig,
+    pub log: LogConfig,
+    /// Name of the guest (`-name`).
+    pub name: Option<String>,
+    pub pidfile: Option<PathBuf>,
+    /// End on a guest reset instead of resetting.
+    pub no_reboot: bool,
+    /// Stop the machine on guest power-off instead of ending.
+    pub no_shutdown: bool,
+    /// Wait for the monitor's `cont` before running.
+    pub start_paused: bool,
+}
+
+/// Id of a chardev; every one in a `Config` names one of its `chardevs`.
+pub type ChardevId = String;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MachineKind {
+    Pc,
+    Q35,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MachineConfig {
+    pub kind: MachineKind,
+    pub acpi: bool,
+    pub hpet: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AccelConfig {
+    Interp,
+    Jit(JitConfig),
+    Kvm,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct JitConfig {
+    /// Runs of a block before it is compiled; the engine's own choice if `None`.
+    pub threshold: Option<u32>,
+    pub region: RegionKind,
+    /// Compile only regions with these sequence numbers.
+    pub bisect: Option<Range<u64>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RegionKind {
+    #[default]
+    Auto,
+    Block,
+    Loop,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CpuConfig {
+    pub model: CpuModel,
+    /// Features added (`true`) or removed, by QEMU's name, in command-line order.
+    pub features: Vec<(&'static str, bool)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CpuModel {
+    Qemu64,
+    Max,
+}
+
+/// A character back end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chardev {
+    pub id: ChardevId,
+    pub backend: CharBackend,
+    /// Several users share it; Ctrl-A C switches the input between them.
+    pub mux: bool,
+    pub logfile: Option<PathBuf>,
+    pub logappend: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CharBackend {
+    /// The terminal; with `signal`, Ctrl-C ends the program (never when muxed).
+    Stdio { signal: bool },
+    Null,
+    File { path: PathBuf, append: bool },
+    Socket { address: SocketAddress, server: bool, wait: bool, nodelay: bool },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SocketAddress {
+    Unix(PathBuf),
+    /// An empty host listens on all addresses.
+    Tcp { host: String, port: u16 },
+}
+
+/// Devices added beyond the board's own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DeviceSpec {
+    IsaDebugExit { iobase: u16, iosize: u8 },
+    IsaDebugcon { iobase: u16, readback: u8, chardev: ChardevId },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RtcConfig {
+    pub base: RtcBase,
+    pub clock: RtcClock,
+}
+
+/// What the RTC shows at start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RtcBase {
+    #[default]
+    Utc,
+    Localtime,
+    /// Seconds since 1970 (UTC).
+    Date(i64),
+}
+
+/// What the RTC follows after that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RtcClock {
+    #[default]
+    Host,
+    /// The host's monotonic clock, also while the machine is stopped.
+    Rt,
+    /// The machine's virtual clock.
+    Vm,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogConfig {
+    pub items: Item,
+    pub file: Option<PathBuf>,
+    pub filter: Vec<Range<u64>>,
+}
+
+impl Config {
+    /// The back end of an id in this configuration.
+    pub fn chardev(&self, id: &str) -> Option<&Chardev> {
+        self.chardevs.iter().find(|c| c.id == id)
+    }
+}

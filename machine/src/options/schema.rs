@@ -1,0 +1,267 @@
+//! Drivers of each group and their properties: the one list that checking, defaults in help and hints come from.
+
+use super::error::{Hint, OptionError};
+use super::tree::Group;
+
+/// Type of a property's value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Switch,
+    /// A number from 0 to this.
+    Number(u64),
+    /// Bytes; without a suffix counted in this many.
+    Size(u64),
+    Text,
+    Word(&'static [&'static str]),
+    /// `LO..HI`.
+    Span,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct PropSpec {
+    pub name: &'static str,
+    pub kind: Kind,
+    pub required: bool,
+    pub help: &'static str,
+}
+
+#[derive(Debug)]
+pub struct DriverSpec {
+    pub group: Group,
+    pub name: &'static str,
+    pub aliases: &'static [&'static str],
+    pub help: &'static str,
+    pub props: &'static [PropSpec],
+    /// Why it cannot be used yet, if it cannot.
+    pub missing: Option<&'static str>,
+}
+
+const fn prop(name: &'static str, kind: Kind, help: &'static str) -> PropSpec {
+    PropSpec { name, kind, required: false, help }
+}
+
+const fn need(name: &'static str, kind: Kind, help: &'static str) -> PropSpec {
+    PropSpec { name, kind, required: true, help }
+}
+
+const fn driver_spec(group: Group, name: &'static str, help: &'static str, props: &'static [PropSpec]) -> DriverSpec {
+    DriverSpec { group, name, aliases: &[], help, props, missing: None }
+}
+
+const fn absent(group: Group, name: &'static str, help: &'static str, why: &'static str) -> DriverSpec {
+    DriverSpec { group, name, aliases: &[], help, props: &[], missing: Some(why) }
+}
+
+const THREAD: PropSpec = prop("thread", Kind::Word(&["single", "multi"]), "accepted, one thread per CPU always");
+
+const MACHINE: &[PropSpec] = &[
+    prop("acpi", Kind::Switch, "ACPI tables (on)"),
+    prop("hpet", Kind::Switch, "the HPET (on)"),
+    prop("usb", Kind::Word(&["off"]), "accepted"),
+    prop("vmport", Kind::Word(&["off", "auto"]), "accepted"),
+    prop("smm", Kind::Word(&["off", "auto"]), "accepted"),
+    prop("graphics", Kind::Switch, "accepted"),
+];
+
+const JIT: &[PropSpec] = &[
+    prop("threshold", Kind::Number(u32::MAX as u64), "runs of a block before it is compiled"),
+    prop("region", Kind::Word(&["auto", "block", "loop"]), "what is compiled at once (auto)"),
+    prop("bisect", Kind::Span, "compile only regions numbered LO..HI, to find a miscompiled one"),
+    THREAD,
+];
+
+const CHAR_COMMON: [PropSpec; 3] = [
+    prop("mux", Kind::Switch, "share it between several users (off)"),
+    prop("logfile", Kind::Text, "copy output to this file"),
+    prop("logappend", Kind::Switch, "append to the log file (off)"),
+];
+
+const STDIO: &[PropSpec] =
+    &[CHAR_COMMON[0], CHAR_COMMON[1], CHAR_COMMON[2], prop("signal", Kind::Switch, "Ctrl-C ends the program, unless muxed (on)")];
+const NULL: &[PropSpec] = &CHAR_COMMON;
+const FILE: &[PropSpec] = &[
+    CHAR_COMMON[0],
+    CHAR_COMMON[1],
+    CHAR_COMMON[2],
+    need("path", Kind::Text, "file to write"),
+    prop("append", Kind::Switch, "append to it (off)"),
+];
+const SOCKET: &[PropSpec] = &[
+    CHAR_COMMON[0],
+    CHAR_COMMON[1],
+    CHAR_COMMON[2],
+    prop("path", Kind::Text, "Unix socket"),
+    prop("host", Kind::Text, "TCP host"),
+    prop("port", Kind::Number(65535), "TCP port"),
+    prop("server", Kind::Switch, "listen instead of connecting (off)"),
+    prop("wait", Kind::Switch, "as server, wait for the first client before starting (on)"),
+    prop("nodelay", Kind::Switch, "no Nagle delay (off)"),
+];
+
+
+const PORT: Kind = Kind::Number(0xffff);
+
+/// CPU features that can be added or removed, with QEMU's names (CPUID leaves 1, 7 and 80000001h).
+pub const FEATURES: &[PropSpec] = &{
+    const fn f(name: &'static str) -> PropSpec {
+        prop(name, Kind::Switch, "")
+    }
+    [
+        f("fpu"), f("vme"), f("de"), f("pse"), f("tsc"), f("msr"), f("pae"), f("mce"), f("cx8"), f("apic"), f("sep"),
+        f("mtrr"), f("pge"), f("mca"), f("cmov"), f("pat"), f("pse36"), f("clflush"), f("mmx"), f("fxsr"), f("sse"),
+        f("sse2"), f("ss"), f("ht"), f("pni"), f("sse3"), f("pclmulqdq"), f("monitor"), f("ssse3"), f("fma"), f("cx16"),
+        f("pcid"), f("sse4.1"), f("sse4.2"), f("x2apic"), f("movbe"), f("popcnt"), f("tsc-deadline"), f("aes"),
+        f("xsave"), f("avx"), f("f16c"), f("rdrand"), f("hypervisor"), f("syscall"), f("nx"), f("mmxext"),
+        f("fxsr-opt"), f("pdpe1gb"), f("rdtscp"), f("lm"), f("lahf-lm"), f("svm"), f("vmx"), f("cr8legacy"), f("abm"),
+        f("lzcnt"), f("sse4a"), f("3dnowprefetch"), f("fsgsbase"), f("bmi1"), f("avx2"), f("smep"), f("bmi2"), f("erms"),
+        f("invpcid"), f("rdseed"), f("adx"), f("smap"), f("clflushopt"), f("clwb"), f("sha-ni"), f("umip"), f("fsrm"),
+        f("pku"), f("la57"), f("rdpid"), f("vaes"), f("vpclmulqdq"), f("xsaveopt"), f("xsavec"), f("arat"), f("invtsc"),
+    ]
+};
+
+/// Every driver there is, in the order in which help lists them.
+pub const DRIVERS: &[DriverSpec] = &[
+    driver_spec(Group::Machine, "pc", "PC with ISA devices, PCI, IO-APIC, HPET and ACPI (default)", MACHINE),
+    driver_spec(Group::Machine, "q35", "the same board as pc for now", MACHINE),
+    absent(Group::Machine, "microvm", "virtio-mmio machine", "use -machine pc"),
+    DriverSpec {
+        group: Group::Accel,
+        name: "jit",
+        aliases: &["tcg"],
+        help: "interpreter, and host code through Cranelift for what runs often (default; also named tcg)",
+        props: JIT,
+        missing: None,
+    },
+    driver_spec(Group::Accel, "interp", "interpreter only", &[THREAD]),
+    driver_spec(Group::Accel, "kvm", "the host's KVM", &[THREAD]),
+    driver_spec(Group::Cpu, "qemu64", "64-bit CPU with SSE2 and SSE3, as QEMU's of that name (default)", FEATURES),
+    driver_spec(Group::Cpu, "max", "everything the engine can do", FEATURES),
+    driver_spec(Group::Memory, "memory", "", &[need("size", Kind::Size(1 << 20), "RAM, in MiB without a suffix")]),
+    driver_spec(
+        Group::Smp,
+        "smp",
+        "",
+        &[
+            prop("cpus", Kind::Number(65535), "CPUs (1)"),
+            prop("maxcpus", Kind::Number(65535), "1"),
+            prop("sockets", Kind::Number(65535), "1"),
+            prop("dies", Kind::Number(65535), "1"),
+            prop("cores", Kind::Number(65535), "1"),
+            prop("threads", Kind::Number(65535), "1"),
+        ],
+    ),
+    driver_spec(
+        Group::Kernel,
+        "kernel",
+        "",
+        &[prop("file", Kind::Text, ""), prop("initrd", Kind::Text, ""), prop("append", Kind::Text, "")],
+    ),
+    driver_spec(
+        Group::Boot,
+        "boot",
+        "",
+        &[
+            prop("order", Kind::Text, "drive letters, accepted"),
+            prop("once", Kind::Text, "drive letters, accepted"),
+            prop("menu", Kind::Switch, "accepted"),
+            prop("strict", Kind::Switch, "accepted"),
+            prop("splash", Kind::Text, "accepted"),
+            prop("splash-time", Kind::Number(65535), "accepted"),
+            prop("reboot-timeout", Kind::Text, "accepted"),
+        ],
+    ),
+    driver_spec(Group::Chardev, "stdio", "this terminal", STDIO),
+    driver_spec(Group::Chardev, "null", "drops output, never has input", NULL),
+    driver_spec(Group::Chardev, "file", "output to a file", FILE),
+    driver_spec(Group::Chardev, "socket", "Unix or TCP socket, client or server", SOCKET),
+    absent(Group::Chardev, "pty", "pseudo-terminal", "use socket"),
+    absent(Group::Chardev, "pipe", "named pipes", "use socket"),
+    absent(Group::Chardev, "udp", "datagrams", "use socket"),
+    absent(Group::Chardev, "telnet", "telnet protocol", "use socket"),
+    absent(Group::Chardev, "vc", "console in a window", "there is no display"),
+    absent(Group::Chardev, "ringbuf", "memory buffer", "use file"),
+    absent(Group::Chardev, "serial", "host serial port", "use socket"),
+    driver_spec(
+        Group::Monitor,
+        "mon",
+        "",
+        &[
+            need("chardev", Kind::Text, "chardev it talks to"),
+            prop("mode", Kind::Word(&["readline"]), "readline (the QMP mode, control, is not built yet)"),
+        ],
+    ),
+    driver_spec(
+        Group::Device,
+        "isa-serial",
+        "16550A serial port",
+        &[need("chardev", Kind::Text, "chardev it talks to"), prop("index", Kind::Number(3), "0 = COM1 (next free)")],
+    ),
+    driver_spec(
+        Group::Device,
+        "isa-debug-exit",
+        "a write ends the program with status (value << 1) | 1",
+        &[prop("iobase", PORT, "first port (0x501)"), prop("iosize", Kind::Number(16), "ports (2)")],
+    ),
+    driver_spec(
+        Group::Device,
+        "isa-debugcon",
+        "bytes written go to a chardev",
+        &[
+            need("chardev", Kind::Text, "chardev it talks to"),
+            prop("iobase", PORT, "port (0xe9)"),
+            prop("readback", Kind::Number(0xff), "what reads give (0xe9)"),
+        ],
+    ),
+    driver_spec(
+        Group::Rtc,
+        "rtc",
+        "",
+        &[
+            prop("base", Kind::Text, "utc, localtime or a date (utc)"),
+            prop("clock", Kind::Word(&["host", "rt", "vm"]), "what it follows (host)"),
+            prop("driftfix", Kind::Word(&["none"]), "accepted"),
+        ],
+    ),
+    driver_spec(
+        Group::Log,
+        "log",
+        "",
+        &[prop("items", Kind::Text, ""), prop("file", Kind::Text, ""), prop("filter", Kind::Text, "")],
+    ),
+    driver_spec(
+        Group::Process,
+        "process",
+        "",
+        &[
+            prop("guest", Kind::Text, "name of the guest"),
+            prop("process", Kind::Text, "accepted"),
+            prop("debug-threads", Kind::Switch, "accepted"),
+            prop("pidfile", Kind::Text, ""),
+            prop("reboot", Kind::Switch, ""),
+            prop("shutdown", Kind::Switch, ""),
+            prop("paused", Kind::Switch, ""),
+            prop("defaults", Kind::Switch, ""),
+            prop("graphic", Kind::Switch, ""),
+            prop("display", Kind::Word(&["none"]), ""),
+        ],
+    ),
+];
+
+/// Drivers of a group, with those not built yet.
+pub fn drivers(group: Group) -> impl Iterator<Item = &'static DriverSpec> {
+    DRIVERS.iter().filter(move |d| d.group == group)
+}
+
+/// Finds a driver by name or alias; `origin` starts the error message.
+pub fn driver(group: Group, name: &str, origin: &str) -> Result<&'static DriverSpec, OptionError> {
+    match drivers(group).find(|d| d.name == name || d.aliases.contains(&name)) {
+        Some(DriverSpec { missing: Some(why), .. }) => {
+            Err(OptionError::NotBuilt(format!("{origin} {name}"), (*why).to_owned()))
+        }
+        Some(d) => Ok(d),
+        None => {
+            let known = drivers(group).filter(|d| d.missing.is_none()).flat_map(|d| d.aliases.iter().copied().chain([d.name]));
+            Err(OptionError::UnknownValue(origin.to_owned(), name.into(), Hint::for_word(name, known)))
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! The option table: the one list of option names that argument normalisation, clap and help are made from.
+
+use super::error::{Hint, OptionError};
+use clap::{Arg, ArgAction, Command};
+
+/// One command-line option.
+#[derive(Debug)]
+pub struct OptSpec {
+    /// Name without dashes; both `-name` and `--name` are accepted.
+    pub name: &'static str,
+    pub aliases: &'static [&'static str],
+    /// How the value is shown in help; empty if there is none.
+    pub value: &'static str,
+    pub help: &'static str,
+}
+
+const fn opt(name: &'static str, value: &'static str, help: &'static str) -> OptSpec {
+    OptSpec { name, aliases: &[], value, help }
+}
+
+/// Every option, in the order of `-help`.
+pub const OPTIONS: &[OptSpec] = &[
+    OptSpec { name: "help", aliases: &["h", "?"], value: "", help: "this text" },
+    opt("version", "", "version"),
+    OptSpec { name: "machine", aliases: &["M"], value: "TYPE[,accel=A][,PROP=V]", help: "machine: pc, q35" },
+    opt("accel", "NAME[,PROP=V]", "engine: jit (also tcg), interp, kvm; repeat for fallbacks"),
+    opt("enable-kvm", "", "the same as -accel kvm"),
+    opt("cpu", "MODEL[,+FEATURE][,-FEATURE]", "CPU model: qemu64, max"),
+    opt("m", "SIZE", "RAM in MiB, or with suffix K M G T (128M)"),
+    opt("smp", "[cpus=]N", "number of CPUs: 1"),
+    opt("boot", "[order=]DRIVES,…", "accepted"),
+    opt("name", "NAME", "name of the guest"),
+    opt("rtc", "base=utc|localtime|DATE,clock=host", "what the guest's clock starts from"),
+    opt("no-acpi", "", "no ACPI tables"),
+    opt("no-hpet", "", "no HPET"),
+    opt("kernel", "FILE", "Linux bzImage, or ELF with a PVH entry"),
+    opt("initrd", "FILE", "initial RAM disk"),
+    opt("append", "TEXT", "kernel command line"),
+    opt("serial", "BACKEND", "serial port, up to 4: stdio, mon:stdio, file:F, unix:PATH, tcp:HOST:PORT, chardev:ID, null, none"),
+    opt("chardev", "BACKEND,id=ID[,mux=on],…", "named back end: stdio, null, file, socket"),
+    opt("monitor", "BACKEND", "monitor, on the same back ends as -serial"),
+    opt("mon", "[chardev=]ID", "monitor on a chardev"),
+    opt("debugcon", "BACKEND", "debug console on port 0xe9"),
+    opt("device", "DRIVER[,PROP=V]", "isa-debug-exit, isa-debugcon, isa-serial"),
+    opt("parallel", "none", "only none and null"),
+    opt("nographic", "", "serial port and monitor share this terminal (Ctrl-A H for help)"),
+    opt("display", "none", "only none"),
+    opt("vga", "none", "only none"),
+    opt("nic", "none", "only none"),
+    opt("net", "none", "only none"),
+    opt("nodefaults", "", "no serial port or monitor unless asked for"),
+    opt("no-user-config", "", "accepted"),
+    opt("S", "", "do not start the CPUs until the monitor says so"),
+    opt("no-reboot", "", "end instead of rebooting"),
+    opt("no-shutdown", "", "stop instead of ending when the guest powers off"),
+    opt("pidfile", "FILE", "write the process id there"),
+    opt("d", "ITEM,…", "log items"),
+    opt("D", "FILE", "log to a file instead of standard error"),
+    opt("dfilter", "RANGE,…", "log only these addresses: start..end, start+length, start-length"),
+];
+
+/// Options of QEMU's that are known and not built, with the feature that is missing.
+const NOT_BUILT: &[(&str, &str)] = &[
+    ("hda", "disks"), ("hdb", "disks"), ("hdc", "disks"), ("hdd", "disks"), ("fda", "disks"), ("fdb", "disks"),
+    ("cdrom", "disks"), ("drive", "disks"), ("blockdev", "disks"), ("snapshot", "disks"), ("bios", "firmware"),
+    ("pflash", "firmware"), ("L", "firmware"), ("netdev", "network"), ("gdb", "debugger stub"), ("s", "debugger stub"),
+    ("qmp", "QMP"), ("qmp-pretty", "QMP"), ("loadvm", "snapshots"), ("incoming", "migration"), ("vnc", "display"),
+    ("spice", "display"), ("sdl", "display"), ("full-screen", "display"), ("icount", "deterministic mode"),
+    ("usb", "USB"), ("usbdevice", "USB"), ("audio", "audio"), ("audiodev", "audio"), ("daemonize", "daemon mode"),
+    ("object", "objects"), ("global", "global properties"), ("set", "properties by path"), ("readconfig", "config files"),
+    ("numa", "NUMA"), ("mem-path", "file-backed RAM"), ("mem-prealloc", "RAM preallocation"), ("virtfs", "shared folders"),
+    ("fsdev", "shared folders"), ("tpmdev", "TPM"), ("watchdog", "watchdog"), ("uuid", "SMBIOS"), ("smbios", "SMBIOS"),
+    ("acpitable", "more ACPI tables"), ("fw_cfg", "fw_cfg"), ("option-rom", "option ROMs"), ("trace", "tracing"),
+    ("sandbox", "sandboxing"), ("runas", "changing user"), ("run-with", "changing user"), ("chroot", "chroot"),
+    ("action", "event actions"), ("singlestep", "single stepping"), ("one-insn-per-tb", "single stepping"),
+    ("dtb", "device trees"), ("shim", "UEFI shim"), ("add-fd", "passing descriptors"), ("k", "keyboard layouts"),
+];
+
+/// Finds an option by the name after its dashes.
+pub fn find(name: &str) -> Option<&'static OptSpec> {
+    OPTIONS.iter().find(|o| o.name == name || o.aliases.contains(&name))
+}
+
+/// Brings arguments into the form clap takes: `--name` or `--name=VALUE`, whatever dashes and aliases were used.
+pub fn normalise(args: impl IntoIterator<Item = String>) -> Result<Vec<String>, OptionError> {
+    let mut args = args.into_iter();
+    let mut out = Vec::new();
+    while let Some(arg) = args.next() {
+        let name = arg.strip_prefix("--").or_else(|| arg.strip_prefix('-'));
+        let Some(name) = name.filter(|n| !n.is_empty()) else {
+            return Err(OptionError::NotBuilt(format!("{}: a disk image without an option", super::error::Quoted::from(&*arg)), "disks".into()));
+        };
+        let Some(spec) = find(name) else { return Err(unknown(&arg, name)) };
+        if spec.value.is_empty() {
+            out.push(format!("--{}", spec.name));
+        } else {
+            let v = args.next().ok_or(OptionError::MissingValue(spec.name, spec.value))?;
+            out.push(format!("--{}={v}", spec.name));
+        }
+    }
+    Ok(out)
+}
+
+fn unknown(arg: &str, name: &str) -> OptionError {
+    if let Some((_, feature)) = NOT_BUILT.iter().find(|(n, _)| *n == name) {
+        return OptionError::NotBuilt(format!("-{name}"), (*feature).to_owned());
+    }
+    let known = OPTIONS.iter().map(|o| o.name).filter(|n| n.len() > 1);
+    let dashes = &arg[..arg.len() - name.len()];
+    let hint = Hint::with_help(name, known, "-help");
+    OptionError::UnknownOption(arg.into(), hint.with_dashes(dashes))
+}
+
+/// The clap command of the table; help and version are ours.
+pub fn command() -> Command {
+    let mut c = Command::new("rhea").disable_help_flag(true).disable_version_flag(true);
+    for o in OPTIONS {
+        let arg = Arg::new(o.name).long(o.name);
+        c = c.arg(match o.value {
+            "" => arg.action(ArgAction::Count),
+            _ => arg.action(ArgAction::Append).require_equals(true).num_args(1).allow_hyphen_values(true),
+        });
+    }
+    c
+}

@@ -1,0 +1,267 @@
+//! Command lines, good and bad.
+
+use super::*;
+use proptest::prelude::*;
+use vm_core::log::Item;
+
+fn parse_line(line: &str) -> Result<Request, OptionError> {
+    parse(line.split(' ').filter(|w| !w.is_empty()).map(|w| w.replace('~', " ")))
+}
+
+fn config(line: &str) -> Config {
+    match parse_line(line) {
+        Ok(Request::Run(c)) => *c,
+        other => panic!("{line}: {other:?}"),
+    }
+}
+
+fn error(line: &str) -> String {
+    match parse_line(line) {
+        Err(e) => e.to_string(),
+        other => panic!("{line}: {other:?}"),
+    }
+}
+
+fn printed(line: &str) -> String {
+    match parse_line(line) {
+        Ok(Request::Print(s)) => s,
+        other => panic!("{line}: {other:?}"),
+    }
+}
+
+fn backends(c: &Config) -> Vec<(&str, &CharBackend, bool)> {
+    c.chardevs.iter().map(|d| (d.id.as_str(), &d.backend, d.mux)).collect()
+}
+
+const STDIO: CharBackend = CharBackend::Stdio { signal: true };
+
+#[test]
+fn no_arguments_is_the_first_run_with_a_terminal_and_512m() {
+    let Ok(Request::FirstRun(c)) = parse_line("") else { panic!("not a first run") };
+    assert_eq!(c.mem_bytes, 512 << 20);
+    assert_eq!(backends(&c), [("serial0", &STDIO, true)]);
+    assert_eq!(c.serials[0].as_deref(), Some("serial0"));
+    assert_eq!(c.monitors, ["serial0"]);
+    assert_eq!(c.accel, [AccelConfig::Jit(JitConfig::default())]);
+    assert_eq!(c.cpu.model, CpuModel::Qemu64);
+}
+
+#[test]
+fn one_and_two_dashes_and_short_names_are_the_same() {
+    let c = config("-M q35 -m 1G -kernel k -initrd i -append a~b -S -no-reboot");
+    assert_eq!(c, config("--machine type=q35 --m size=1024 --kernel k --initrd i --append a~b --S --no-reboot"));
+    assert_eq!((c.machine.kind, c.mem_bytes, c.append.as_str()), (MachineKind::Q35, 1 << 30, "a b"));
+    assert!(c.start_paused && c.no_reboot && !c.no_shutdown);
+}
+
+#[test]
+fn values_may_begin_with_a_dash() {
+    assert_eq!(config("-kernel k -append --verbose").append, "--verbose");
+    assert_eq!(config("-kernel -k").kernel.as_deref(), Some("-k".as_ref()));
+}
+
+#[test]
+fn machine_and_accel() {
+    let c = config("-machine pc,accel=kvm:tcg -no-hpet -no-acpi");
+    assert_eq!(c.accel, [AccelConfig::Kvm, AccelConfig::Jit(JitConfig::default())]);
+    assert!(!c.machine.hpet && !c.machine.acpi);
+    let jit = JitConfig { threshold: Some(7), region: RegionKind::Loop, bisect: Some(3..9) };
+    assert_eq!(config("-accel jit,threshold=7,region=loop,bisect=3..9,thread=single").accel, [AccelConfig::Jit(jit)]);
+    assert_eq!(config("-accel interp -machine q35 -machine hpet=off").machine.kind, MachineKind::Q35);
+    assert!(error("-machine microvm").contains("not built yet"));
+    assert_eq!(error("-machine q36"), "-machine: unknown value 'q36'; did you mean 'q35'?");
+    assert_eq!(error("-accel jti"), "-accel: unknown value 'jti'; did you mean 'jit'?");
+    assert!(error("-accel jit,treshold=7").ends_with("did you mean 'threshold'?"));
+    assert!(error("-accel jit,threshold=99999999999").contains("larger than"));
+    assert!(error("-accel jit,region=big").contains("there is auto, block, loop"));
+    assert!(error("-accel jit,bisect=9..3").contains("backwards"));
+    assert!(error("-accel interp,threshold=3").contains("unknown property"));
+}
+
+#[test]
+fn cpu_models_and_features() {
+    let c = config("-cpu max,+avx2,-sse3,smep=off").cpu;
+    assert_eq!((c.model, c.features), (CpuModel::Max, vec![("avx2", true), ("sse3", false), ("smep", false)]));
+    assert_eq!(error("-cpu Skylake"), "-cpu: unknown value 'Skylake'; there is qemu64, max");
+    assert!(error("-cpu max,+pclmul").ends_with("did you mean 'pclmulqdq'?"));
+}
+
+#[test]
+fn memory_sizes_do_not_overflow() {
+    assert_eq!(config("-S").mem_bytes, 128 << 20);
+    assert_eq!(config("-m 1T").mem_bytes, 1 << 40);
+    assert_eq!(config("-m 1048577b").mem_bytes, (1 << 20) + 4096);
+    assert_eq!(config("-m size=2G").mem_bytes, 2 << 30);
+    for bad in ["-m 0", "-m 1K", "-m 3P", "-m 16E", "-m -5", "-m lots", "-m 18446744073709551615b"] {
+        assert!(error(bad).starts_with("-m: "), "{}", error(bad));
+    }
+}
+
+#[test]
+fn more_cpus_are_refused_with_a_reason() {
+    config("-smp 1");
+    config("-smp cpus=1,sockets=1,cores=1,threads=1,maxcpus=1");
+    assert_eq!(error("-smp 2"), "-smp cpus=2 is not built yet: the machine has one CPU");
+    assert!(error("-smp 1,cores=4").contains("cores=4"));
+}
+
+#[test]
+fn serial_and_monitor_back_ends() {
+    let c = config("-nographic");
+    assert_eq!((backends(&c), c.monitors.len()), (vec![("serial0", &STDIO, true)], 1));
+    let c = config("-serial stdio -monitor none");
+    assert_eq!((backends(&c), c.monitors.len()), (vec![("serial0", &STDIO, false)], 0));
+    let c = config("-nographic -serial null");
+    assert_eq!(backends(&c), [("serial0", &CharBackend::Null, false), ("compat_monitor0", &STDIO, false)]);
+    assert_eq!(c.monitors, ["compat_monitor0"]);
+    let c = config("-display none");
+    assert!(c.serials.iter().all(Option::is_none) && c.monitors.is_empty());
+    let c = config("-nodefaults -serial none -serial file:/tmp/a,b");
+    assert_eq!(backends(&c), [("serial1", &CharBackend::File { path: "/tmp/a,b".into(), append: false }, false)]);
+    assert_eq!(c.serials, [None, Some("serial1".into()), None, None]);
+    let c = config("-serial unix:/s,server=on,wait=off -serial tcp:[::1]:4444 -monitor tcp::5555,server,nowait");
+    let socket = |address, server| CharBackend::Socket { address, server, wait: false, nodelay: false };
+    let tcp = |host: &str, port| SocketAddress::Tcp { host: host.into(), port };
+    assert_eq!(
+        backends(&c),
+        [
+            ("serial0", &socket(SocketAddress::Unix("/s".into()), true), false),
+            ("serial1", &socket(tcp("::1", 4444), false), false),
+            ("compat_monitor0", &socket(tcp("", 5555), true), false),
+        ]
+    );
+}
+
+#[test]
+fn short_forms_expand_into_the_long_ones() {
+    let long = config("-nodefaults -chardev stdio,id=serial0,mux=on -device isa-serial,chardev=serial0 -mon serial0");
+    let short = config("-serial mon:stdio");
+    assert_eq!(long, short);
+    let c = config("-chardev null,id=n -debugcon chardev:n -device isa-debug-exit -device isa-debug-exit,iobase=0xf4,iosize=4");
+    let exit = |iobase, iosize| DeviceSpec::IsaDebugExit { iobase, iosize };
+    let con = DeviceSpec::IsaDebugcon { iobase: 0xe9, readback: 0xe9, chardev: "n".into() };
+    assert_eq!(c.devices, [con, exit(0x501, 2), exit(0xf4, 4)]);
+}
+
+#[test]
+fn chardev_mistakes() {
+    assert!(error("-serial stdio -monitor stdio").contains("already used"));
+    assert!(error("-serial chardev:x").contains("unknown value 'x'"));
+    assert!(error("-chardev null,id=x -serial chardev:x -serial chardev:x").contains("mux=on"));
+    config("-chardev null,id=x,mux=on -serial chardev:x -monitor chardev:x");
+    assert!(error("-chardev null,id=x -chardev null,id=x").contains("another chardev"));
+    assert!(error("-chardev null").contains("id is missing"));
+    assert!(error("-chardev file,id=f").contains("path is missing"));
+    assert!(error("-chardev file,id=f,path=").contains("path is empty"));
+    assert!(error("-chardev socket,id=f").contains("path, or host and port"));
+    assert!(error("-chardev socket,id=f,port=70000,host=h").contains("larger than 65535"));
+    assert!(error("-chardev pty,id=f").contains("not built yet"));
+    assert!(error("-chardev null,id=9").contains("ids start with a letter"));
+    assert!(error("-serial stdoi").contains("did you mean 'stdio'"));
+    assert!(error("-serial tcp:nowhere").contains("not HOST:PORT"));
+    assert!(error("-serial stdio:x").contains("takes nothing after"));
+    assert!(error("-serial null -serial null -serial null -serial null -serial null").contains("only 4"));
+}
+
+#[test]
+fn logging() {
+    let c = config("-d int,in_asm -d unimp -D log -dfilter 0x1000..0x1fff,0x8000+0x10").log;
+    assert_eq!(c.items, Item::INT | Item::IN_ASM | Item::UNIMP);
+    assert_eq!(c.filter, [0x1000..0x2000, 0x8000..0x8010]);
+    assert_eq!(c.file.as_deref(), Some("log".as_ref()));
+    assert_eq!(error("-d in_asn"), "-d: unknown value 'in_asn'; did you mean 'in_asm'?");
+    assert!(error("-dfilter 5").contains("not a range"));
+    assert!(printed("-d help").contains("guest_errors"));
+}
+
+#[test]
+fn clock_name_and_what_is_accepted() {
+    assert_eq!(config("-rtc base=utc,clock=host").rtc, RtcConfig::default());
+    assert_eq!(config("-rtc base=2006-06-17T16:01:21").rtc.base, RtcBase::Date(1_150_560_081));
+    assert_eq!(config("-rtc base=localtime,clock=vm").rtc, RtcConfig { base: RtcBase::Localtime, clock: RtcClock::Vm });
+    assert!(error("-rtc base=tomorrow").contains("not a date"));
+    assert_eq!(config("-name a,debug-threads=on -pidfile p").name.as_deref(), Some("a"));
+    config("-boot order=dc,menu=on -boot d -vga none -nic none -net none -parallel none -no-user-config -display none");
+    assert!(error("-vga std").contains("only 'none'"));
+    assert!(error("-display gtk").contains("only 'none'"));
+}
+
+#[test]
+fn unknown_options_are_one_line_with_a_hint() {
+    assert_eq!(error("-kernal x"), "'-kernal': unknown option; did you mean '-kernel'?");
+    assert_eq!(error("--serail x"), "'--serail': unknown option; did you mean '--serial'?");
+    assert_eq!(error("-xyzzy"), "'-xyzzy': unknown option; try '-help'");
+    assert!(error("-hda disk").contains("not built yet: disks"));
+    assert!(error("disk.img").contains("disks"));
+    assert!(error("-").contains("disks"));
+    assert_eq!(error("-m"), "-m: needs a value (SIZE)");
+    assert_eq!(error("-initrd i"), "-initrd is only of use with -kernel");
+    assert!(!error("-machine a\nb\x1b[31m").contains(['\n', '\x1b']));
+}
+
+#[test]
+fn help_is_there_for_every_list() {
+    assert!(printed("-help").contains("-dfilter") && printed("-h") == printed("--help"));
+    assert!(printed("--version").starts_with("rhea "));
+    for (line, word) in [
+        ("-machine help", "q35"),
+        ("-M ?", "q35"),
+        ("-accel help", "interp"),
+        ("-accel jit,help", "threshold"),
+        ("-cpu help", "qemu64"),
+        ("-device help", "isa-debug-exit"),
+        ("-device isa-debugcon,help", "readback"),
+        ("-chardev help", "socket"),
+        ("-chardev socket,help", "nodelay"),
+        ("-serial help", "mon:stdio"),
+        ("-monitor ?", "mon:stdio"),
+        ("-d ?", "in_asm"),
+        ("-m help", "size"),
+        ("-smp help", "cpus"),
+        ("-rtc help", "base"),
+        ("-boot help", "order"),
+        ("-display help", "none"),
+        ("-vga help", "none"),
+    ] {
+        assert!(printed(line).contains(word), "{line}: {}", printed(line));
+    }
+}
+
+fn argument() -> impl Strategy<Value = String> {
+    let names: Vec<&str> = table::OPTIONS.iter().map(|o| o.name).collect();
+    let words = vec![
+        "pc", "jit", "stdio", "null", "unix:", "tcp:", "file:", "mon:", "chardev:", "socket", "id=", "a", "mux=on", "host=", "port=",
+        "server", "nowait", "path=", "isa-serial", "isa-debugcon", "chardev=", "0x", "1", "99999999999999999999", "..", "+", "-", ",",
+        ",,", "=", ":", "max", "G", "base=", "help2", "é", "\n", "index=", "bisect=", "threshold=", "order=",
+    ];
+    prop_oneof![
+        prop::sample::select(names).prop_map(|n| format!("-{n}")),
+        prop::collection::vec(prop::sample::select(words), 0..8).prop_map(|v| v.concat()),
+        any::<String>(),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn random_arguments_never_panic_and_errors_are_one_line(args in prop::collection::vec(argument(), 0..10)) {
+        if let Err(e) = parse(args) {
+            let text = e.to_string();
+            prop_assert!(!text.is_empty() && !text.contains('\n'), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn every_option_survives_any_value(n in 0..table::OPTIONS.len(), value in argument()) {
+        let _ = parse([format!("-{}", table::OPTIONS[n].name), value]);
+    }
+
+    #[test]
+    fn chardevs_named_by_a_config_exist(args in prop::collection::vec(argument(), 0..10)) {
+        if let Ok(Request::Run(c)) = parse(args) {
+            for id in c.serials.iter().flatten().chain(&c.monitors) {
+                prop_assert!(c.chardev(id).is_some());
+            }
+            prop_assert!(c.mem_bytes > 0 && !c.accel.is_empty());
+        }
+    }
+}
