@@ -1,10 +1,10 @@
 //! A block of IR: one entry, straight-line ops with side exits, one terminator. Values are numbered by the op that makes
 //! them.
 
-use crate::ops::{Op, Res};
+use crate::layout::{HelperDesc, HelperId, SlotId};
+use crate::ops::{Effects, Op, Res};
 use crate::types::{Cond, Rmw, Ty};
 use crate::vec::VecOp;
-use crate::layout::{HelperId, SlotId};
 
 /// An SSA value: the index of its op in `Block::insts`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -42,6 +42,18 @@ impl Inst {
             Res::None => None,
             Res::Ty => Some(self.ty),
             Res::Fixed(t) => Some(t),
+        }
+    }
+
+    /// Effects of this op, with those of the helper that a `Call` names. A call without side effects lacks `KEEP`.
+    pub fn effects(&self, helpers: &[HelperDesc]) -> Effects {
+        if self.op != Op::Call {
+            return self.op.effects();
+        }
+        match helpers.get(usize::from(self.aux)) {
+            Some(h) if h.effects.has(Effects::SIDE) => h.effects.or(Effects::KEEP),
+            Some(h) => h.effects,
+            None => Effects::SIDE.or(Effects::KEEP).or(Effects::READS_STATE).or(Effects::READS_MEM),
         }
     }
 

@@ -2,11 +2,15 @@
 //! state is slots of a `StateLayout`, slow instructions are helpers of a table; both are supplied by the front end.
 
 pub mod block;
+pub mod display;
+pub mod eval;
 pub mod frontend;
 pub mod layout;
 pub mod ops;
+pub mod pass;
 pub mod types;
 pub mod vec;
+pub mod verify;
 
 pub use block::{Block, Inst, Val};
 pub use frontend::{BlockKey, CodeFetch, Frontend, TranslateError};
@@ -14,3 +18,5 @@ pub use layout::{HelperDesc, HelperId, SlotDesc, SlotId, StateLayout};
 pub use ops::{Effects, Op};
 pub use types::{Cond, Rmw, Ty};
 pub use vec::VecOp;
+pub use pass::{Passes, optimize};
+pub use verify::{VerifyError, verify};

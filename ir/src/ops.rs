@@ -16,6 +16,8 @@ impl Effects {
     pub const TERMINATOR: Effects = Effects(32);
     /// Must not be removed although its result is unused.
     pub const KEEP: Effects = Effects(64);
+    /// What makes a helper call more than a function of operands, state and memory.
+    pub const SIDE: Effects = Effects(2 | 8 | 16 | 64);
 
     pub const fn or(self, o: Effects) -> Effects {
         Effects(self.0 | o.0)
