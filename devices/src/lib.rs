@@ -3,3 +3,5 @@
 pub mod chr;
 pub mod input;
 pub mod irq;
+pub mod power;
+pub mod timer;

@@ -1,0 +1,229 @@
+//! Tests of the PIT: each mode's OUT, counts at exact times, latches, and the way Linux calibrates through port 61h.
+
+use super::*;
+use crate::timer::testkit::{Probe, at};
+use vm_core::testing::contract;
+
+fn pit() -> (Clock, Arc<Probe>, Arc<Mutex<Pit>>) {
+    let clock = Clock::new();
+    let (probe, irq) = Probe::wire();
+    let pit = Pit::new_shared(irq, clock.clone());
+    (clock, probe, pit)
+}
+
+fn out(p: &Arc<Mutex<Pit>>, port: u16, v: u8) {
+    let (region, off) = if port == 0x61 { (1, 0) } else { (0, port - 0x40) };
+    PortIo::write(&mut *p.lock(), region, off, 1, v.into());
+}
+
+fn inb(p: &Arc<Mutex<Pit>>, port: u16) -> u8 {
+    let (region, off) = if port == 0x61 { (1, 0) } else { (0, port - 0x40) };
+    PortIo::read(&mut *p.lock(), region, off, 1) as u8
+}
+
+fn count(p: &Arc<Mutex<Pit>>, ch: u16) -> u16 {
+    out(p, 0x43, (ch as u8) << 6);
+    u16::from_le_bytes([inb(p, 0x40 + ch), inb(p, 0x40 + ch)])
+}
+
+#[test]
+fn saved_state_contract() {
+    contract(|| Pit::new(IrqLine::unconnected(), Clock::new()), 2, 5);
+}
+
+#[test]
+fn mode_2_interrupts_at_the_programmed_rate() {
+    let (clock, probe, pit) = pit();
+    out(&pit, 0x43, 0x34);
+    out(&pit, 0x40, 0x9c);
+    out(&pit, 0x40, 0x2e); // 11932: 100 Hz
+    probe.edges();
+    let mut edges = 0;
+    for ms in 0..1005 {
+        at(&clock, ms * 1_000_000);
+        edges += probe.edges();
+    }
+    assert_eq!(edges, 100);
+}
+
+#[test]
+fn mode_0_fires_once_and_keeps_counting() {
+    let (clock, probe, pit) = pit();
+    out(&pit, 0x43, 0x30);
+    assert!(!probe.level());
+    out(&pit, 0x40, 100);
+    out(&pit, 0x40, 0);
+    at(&clock, ns_of(100));
+    assert!(!probe.level(), "OUT rises N + 1 pulses after the write");
+    at(&clock, ns_of(101));
+    assert!(probe.level());
+    at(&clock, ns_of(101 + 5));
+    assert_eq!(count(&pit, 0), 0xfffb);
+    at(&clock, ns_of(500_000));
+    assert_eq!(probe.edges(), 1);
+}
+
+#[test]
+fn mode_3_halves_and_odd_counts() {
+    let (clock, probe, pit) = pit();
+    out(&pit, 0x43, 0x16); // LSB only
+    out(&pit, 0x40, 5);
+    let mut seen = Vec::new();
+    for t in 1..11 {
+        clock.set(ns_of(t));
+        let mut p = pit.lock();
+        seen.push(p.state.counters[0].out(t));
+    }
+    assert_eq!(seen, [true, true, true, false, false, true, true, true, false, false]);
+    clock.set(ns_of(3));
+    out(&pit, 0x43, 0x00);
+    assert_eq!(inb(&pit, 0x40), 0, "4, 2, 0 in the high half of an odd count");
+    probe.edges();
+    at(&clock, ns_of(6));
+    assert_eq!(probe.edges(), 1);
+}
+
+#[test]
+fn modes_1_and_5_wait_for_the_gate() {
+    let (clock, _, pit) = pit();
+    for (cw, before, during) in [(0x92, true, false), (0x9a, true, true)] {
+        clock.set(0);
+        out(&pit, 0x61, 0);
+        out(&pit, 0x43, cw);
+        out(&pit, 0x42, 10);
+        clock.set(ns_of(100));
+        assert_eq!(inb(&pit, 0x61) & 0x20 != 0, before);
+        out(&pit, 0x61, 1);
+        clock.set(ns_of(105));
+        assert_eq!(inb(&pit, 0x61) & 0x20 != 0, during);
+        clock.set(ns_of(111));
+        assert_eq!(inb(&pit, 0x61) & 0x20 != 0, !during);
+        clock.set(ns_of(112));
+        assert_eq!(inb(&pit, 0x61) & 0x20, 0x20);
+    }
+}
+
+#[test]
+fn mode_4_strobes_for_one_pulse() {
+    let (clock, probe, pit) = pit();
+    out(&pit, 0x43, 0x38);
+    out(&pit, 0x40, 50);
+    out(&pit, 0x40, 0);
+    probe.edges();
+    at(&clock, ns_of(51));
+    assert!(!pit.lock().state.counters[0].out(51));
+    at(&clock, ns_of(52));
+    assert_eq!(probe.edges(), 1, "the interrupt comes with the strobe's end");
+    at(&clock, ns_of(70_000));
+    assert_eq!(probe.edges(), 0);
+}
+
+#[test]
+fn mode_2_takes_a_new_count_at_the_cycles_end() {
+    let (clock, _, pit) = pit();
+    out(&pit, 0x43, 0x14);
+    out(&pit, 0x40, 100);
+    clock.set(ns_of(51));
+    out(&pit, 0x40, 20);
+    assert_eq!(count(&pit, 0) & 0xff, 50);
+    clock.set(ns_of(101 + 3));
+    out(&pit, 0x43, 0);
+    assert_eq!(inb(&pit, 0x40), 17);
+}
+
+#[test]
+fn bcd_counts_in_decimal() {
+    let (clock, _, pit) = pit();
+    out(&pit, 0x43, 0x31);
+    out(&pit, 0x40, 0x00);
+    out(&pit, 0x40, 0x10);
+    clock.set(ns_of(2));
+    assert_eq!(count(&pit, 0), 0x0999);
+    clock.set(ns_of(1 + 1001));
+    assert_eq!(count(&pit, 0), 0x9999);
+}
+
+#[test]
+fn latch_holds_until_read_and_status_comes_first() {
+    let (clock, _, pit) = pit();
+    out(&pit, 0x43, 0x34);
+    out(&pit, 0x40, 0);
+    out(&pit, 0x40, 0);
+    clock.set(ns_of(1001));
+    out(&pit, 0x43, 0xc2); // read-back of count and status, counter 0
+    clock.set(ns_of(5001));
+    assert_eq!(inb(&pit, 0x40), 0xb4, "OUT high, count loaded, both bytes, mode 2");
+    assert_eq!(u16::from_le_bytes([inb(&pit, 0x40), inb(&pit, 0x40)]), (0x10000 - 1000) as u16);
+    assert_eq!(count(&pit, 0), (0x10000 - 5000) as u16);
+    out(&pit, 0x43, 0x36);
+    out(&pit, 0x43, 0xe2);
+    assert_eq!(inb(&pit, 0x40) & 0x40, 0x40, "null count after a control word");
+}
+
+#[test]
+fn linux_calibration_sees_ten_milliseconds() {
+    let (clock, _, pit) = pit();
+    clock.set(123_456_789);
+    out(&pit, 0x61, (inb(&pit, 0x61) & !2) | 1);
+    out(&pit, 0x43, 0xb0);
+    let latch = (PIT_HZ / 100) as u16;
+    out(&pit, 0x42, latch as u8);
+    out(&pit, 0x42, (latch >> 8) as u8);
+    let start = clock.now();
+    let mut now = start;
+    while inb(&pit, 0x61) & 0x20 == 0 {
+        now += 100;
+        clock.set(now);
+    }
+    let took = now - start;
+    assert!((9_999_000..10_003_000).contains(&took), "{took}");
+}
+
+#[test]
+fn gate_of_channel_2_pauses_mode_0() {
+    let (clock, _, pit) = pit();
+    out(&pit, 0x61, 1);
+    out(&pit, 0x43, 0xb0);
+    out(&pit, 0x42, 0xff);
+    out(&pit, 0x42, 0xff);
+    clock.set(ns_of(101));
+    out(&pit, 0x61, 0);
+    clock.set(ns_of(9000));
+    assert_eq!(count(&pit, 2), 0xffff - 100);
+    out(&pit, 0x61, 1);
+    clock.set(ns_of(9011));
+    assert_eq!(count(&pit, 2), 0xffff - 110);
+}
+
+#[test]
+fn refresh_toggles_and_a_cut_line_stays_still() {
+    let (clock, probe, pit) = pit();
+    let a = inb(&pit, 0x61) & 0x10;
+    clock.set(ns_of(18));
+    assert_ne!(inb(&pit, 0x61) & 0x10, a);
+    let cut = Arc::new(AtomicBool::new(true));
+    pit.lock().cut_by(cut.clone());
+    out(&pit, 0x43, 0x34);
+    out(&pit, 0x40, 0);
+    out(&pit, 0x40, 4);
+    at(&clock, 10_000_000);
+    assert_eq!(probe.edges(), 0);
+    cut.store(false, Ordering::SeqCst);
+    at(&clock, 20_000_000);
+    assert_eq!(probe.edges(), 1);
+}
+
+#[test]
+fn a_restored_machine_keeps_its_interrupt() {
+    let (clock, _, pit) = pit();
+    out(&pit, 0x43, 0x34);
+    out(&pit, 0x40, 0);
+    out(&pit, 0x40, 0x10);
+    clock.set(1_000_000);
+    let saved = pit.lock().save();
+    let (clock2, probe2, pit2) = self::pit();
+    clock2.set(1_000_000);
+    pit2.lock().load(&saved).unwrap();
+    at(&clock2, ns_of(0x1001));
+    assert_eq!(probe2.edges(), 1);
+}
