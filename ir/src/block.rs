@@ -4,7 +4,7 @@
 use crate::layout::{HelperDesc, HelperId, SlotId};
 use crate::ops::{Effects, Op, Res};
 use crate::types::{Cond, Rmw, Ty};
-use crate::vec::VecOp;
+use crate::vec::{VecOp, VecShift};
 
 /// An SSA value: the index of its op in `Block::insts`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -72,6 +72,16 @@ impl Inst {
 
     pub fn vec_op(&self) -> VecOp {
         VecOp::from_index(self.aux).expect("aux of Vec is a VecOp: the verifier checks it")
+    }
+
+    pub fn vec_shift(&self) -> VecShift {
+        VecShift::from_index(self.aux).expect("aux of VShift is a VecShift: the verifier checks it")
+    }
+
+    /// Source byte (0..=31) of each byte of a VShuffle.
+    pub fn shuffle_mask(&self) -> [u8; 16] {
+        let bits = u128::from(self.aux) << 64 | u128::from(self.imm as u64);
+        std::array::from_fn(|i| (bits >> (5 * i)) as u8 & 31)
     }
 
     pub fn slot(&self) -> SlotId {
@@ -224,6 +234,18 @@ impl Block {
 
     pub fn vec(&mut self, op: VecOp, a: Val, b: Val) -> Val {
         self.push(Inst { a, b, aux: op as u16, ..Inst::new(Op::Vec, Ty::V128) })
+    }
+
+    /// Shifts lanes by a constant less than their width.
+    pub fn vshift(&mut self, kind: VecShift, a: Val, n: u32) -> Val {
+        debug_assert!(n < kind.width());
+        self.push(Inst { a, aux: kind as u16, imm: n.into(), ..Inst::new(Op::VShift, Ty::V128) })
+    }
+
+    /// Byte i of the result is byte `mask[i]` of b:a (0..=31).
+    pub fn vshuffle(&mut self, a: Val, b: Val, mask: [u8; 16]) -> Val {
+        let bits = mask.iter().rev().fold(0u128, |r, m| r << 5 | u128::from(m & 31));
+        self.push(Inst { a, b, aux: (bits >> 64) as u16, imm: bits as u64 as i64, ..Inst::new(Op::VShuffle, Ty::V128) })
     }
 
     pub fn vlane(&mut self, v: Val, lane: u16) -> Val {

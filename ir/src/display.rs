@@ -7,7 +7,7 @@ use crate::block::{Block, Inst, Val};
 use crate::layout::{HelperDesc, StateLayout};
 use crate::ops::Op;
 use crate::types::{Cond, Rmw};
-use crate::vec::VecOp;
+use crate::vec::{VecOp, VecShift};
 
 /// A block with the tables that name its slots and helpers.
 pub struct Display<'a> {
@@ -101,6 +101,14 @@ impl Display<'_> {
             Op::Vec => {
                 let o = Name(VecOp::from_index(i.aux).map(VecOp::name), "vecop", i.aux);
                 write!(f, " {o} {}, {}", V(i.a), V(i.b))
+            }
+            Op::VShift => {
+                let o = Name(VecShift::from_index(i.aux).map(VecShift::name), "vecshift", i.aux);
+                write!(f, " {o} {}, {}", V(i.a), i.imm)
+            }
+            Op::VShuffle => {
+                let mask = u128::from(i.aux) << 64 | u128::from(i.imm as u64);
+                write!(f, " {}, {}, {mask:#x}", V(i.a), V(i.b))
             }
             Op::Load => write!(f, " ctx{} {}", i.aux, Mem(i)),
             Op::Store => write!(f, " ctx{} {}, {}", i.aux, Mem(i), V(i.b)),

@@ -17,6 +17,6 @@ pub use frontend::{BlockKey, CodeFetch, Frontend, TranslateError};
 pub use layout::{HelperDesc, HelperId, SlotDesc, SlotId, StateLayout};
 pub use ops::{Effects, Op};
 pub use types::{Cond, Rmw, Ty};
-pub use vec::VecOp;
+pub use vec::{VecOp, VecShift};
 pub use pass::{Passes, optimize};
 pub use verify::{VerifyError, verify};

@@ -136,6 +136,10 @@ ops! {
     VLane = "vlane", 1, Res::Fixed(Ty::I64), PURE;
     /// a (V128) with I64 lane `aux` replaced by b.
     VSetLane = "vsetlane", 2, Res::Fixed(Ty::V128), PURE;
+    /// Lanes of a shifted by `imm` as `aux`(VecShift) says; `imm` is less than the lane width.
+    VShift = "vshift", 1, Res::Ty, PURE;
+    /// Byte i is byte m of b:a, m = bits 5i+4..5i of the 80-bit number `aux`:`imm` (`Inst::shuffle_mask`).
+    VShuffle = "vshuffle", 2, Res::Ty, PURE;
 
     /// Calls helper `aux` with operands a, b, c (I64; `imm` of them are used, in order); gives I64.
     Call = "call", 3, Res::Fixed(Ty::I64), Effects::KEEP;

@@ -5,6 +5,7 @@ use crate::types::named;
 
 named! {
     /// Lane-wise ops; the number is the lane width in bits. `unpk_lo8` interleaves the low halves, a first.
+    /// `avg` rounds up; `pack_u16` narrows signed 16-bit lanes to unsigned bytes, with saturation, a's lanes first.
     VecOp {
         And = "and", Or = "or", Xor = "xor", AndNot = "andnot",
         Add8 = "add8", Add16 = "add16", Add32 = "add32", Add64 = "add64",
@@ -14,7 +15,63 @@ named! {
         MinU8 = "min_u8", MaxU8 = "max_u8", MinS16 = "min_s16", MaxS16 = "max_s16",
         Mul16 = "mul16", UnpkLo8 = "unpk_lo8", UnpkLo16 = "unpk_lo16", UnpkLo32 = "unpk_lo32", UnpkLo64 = "unpk_lo64",
         UnpkHi8 = "unpk_hi8", UnpkHi16 = "unpk_hi16", UnpkHi32 = "unpk_hi32", UnpkHi64 = "unpk_hi64",
+        AvgU8 = "avg_u8", AvgU16 = "avg_u16",
+        AddSatS8 = "addsat_s8", AddSatS16 = "addsat_s16", AddSatU8 = "addsat_u8", AddSatU16 = "addsat_u16",
+        SubSatS8 = "subsat_s8", SubSatS16 = "subsat_s16", SubSatU8 = "subsat_u8", SubSatU16 = "subsat_u16",
+        PackS16 = "pack_s16", PackS32 = "pack_s32", PackU16 = "pack_u16",
     }
+}
+
+named! {
+    /// Lane-wise shifts by a constant less than the lane width, which the number tells.
+    VecShift {
+        Shl16 = "shl16", Shl32 = "shl32", Shl64 = "shl64", Shr16 = "shr16", Shr32 = "shr32", Shr64 = "shr64",
+        Sar16 = "sar16", Sar32 = "sar32",
+    }
+}
+
+impl VecShift {
+    /// Lane width in bits.
+    pub const fn width(self) -> u32 {
+        match self {
+            VecShift::Shl16 | VecShift::Shr16 | VecShift::Sar16 => 16,
+            VecShift::Shl32 | VecShift::Shr32 | VecShift::Sar32 => 32,
+            VecShift::Shl64 | VecShift::Shr64 => 64,
+        }
+    }
+
+    /// The reference meaning; `n` is taken modulo the width.
+    pub fn eval(self, a: u128, n: u32) -> u128 {
+        let n = n % self.width();
+        match self {
+            VecShift::Shl16 => lanes::<16>(a, 0, |x, _| x << n),
+            VecShift::Shl32 => lanes::<32>(a, 0, |x, _| x << n),
+            VecShift::Shl64 => lanes::<64>(a, 0, |x, _| x << n),
+            VecShift::Shr16 => lanes::<16>(a, 0, |x, _| x >> n),
+            VecShift::Shr32 => lanes::<32>(a, 0, |x, _| x >> n),
+            VecShift::Shr64 => lanes::<64>(a, 0, |x, _| x >> n),
+            VecShift::Sar16 => lanes::<16>(a, 0, |x, _| (x as i16 >> n) as u64),
+            VecShift::Sar32 => lanes::<32>(a, 0, |x, _| (x as i32 >> n) as u64),
+        }
+    }
+}
+
+/// Byte i of the result is byte `mask[i]` of b:a: 0..=15 from a, 16..=31 from b.
+pub fn shuffle(a: u128, b: u128, mask: [u8; 16]) -> u128 {
+    let (a, b) = (a.to_le_bytes(), b.to_le_bytes());
+    u128::from_le_bytes(mask.map(|m| if m & 16 == 0 { a[usize::from(m & 15)] } else { b[usize::from(m & 15)] }))
+}
+
+/// Narrows signed lanes of `W` bits, those of a first, saturating to `min..=max`.
+fn pack<const W: u32>(a: u128, b: u128, min: i64, max: i64) -> u128 {
+    let half = |v: u128| {
+        (0..128 / W).fold(0u128, |r, i| {
+            let x = (v >> (i * W)) as u64 as i64;
+            let x = x << (64 - W) >> (64 - W);
+            r | u128::from(x.clamp(min, max) as u64 & (u64::MAX >> (64 - W / 2))) << (i * W / 2)
+        })
+    };
+    half(a) | half(b) << 64
 }
 
 fn lanes<const W: u32>(a: u128, b: u128, f: impl Fn(u64, u64) -> u64) -> u128 {
@@ -65,6 +122,19 @@ impl VecOp {
             MinS16 => lanes::<16>(a, b, |x, y| (x as i16).min(y as i16) as u64),
             MaxS16 => lanes::<16>(a, b, |x, y| (x as i16).max(y as i16) as u64),
             Mul16 => lanes::<16>(a, b, u64::wrapping_mul),
+            AvgU8 => lanes::<8>(a, b, |x, y| (x + y + 1) >> 1),
+            AvgU16 => lanes::<16>(a, b, |x, y| (x + y + 1) >> 1),
+            AddSatS8 => lanes::<8>(a, b, |x, y| (x as i8).saturating_add(y as i8) as u64),
+            AddSatS16 => lanes::<16>(a, b, |x, y| (x as i16).saturating_add(y as i16) as u64),
+            AddSatU8 => lanes::<8>(a, b, |x, y| (x as u8).saturating_add(y as u8).into()),
+            AddSatU16 => lanes::<16>(a, b, |x, y| (x as u16).saturating_add(y as u16).into()),
+            SubSatS8 => lanes::<8>(a, b, |x, y| (x as i8).saturating_sub(y as i8) as u64),
+            SubSatS16 => lanes::<16>(a, b, |x, y| (x as i16).saturating_sub(y as i16) as u64),
+            SubSatU8 => lanes::<8>(a, b, |x, y| (x as u8).saturating_sub(y as u8).into()),
+            SubSatU16 => lanes::<16>(a, b, |x, y| (x as u16).saturating_sub(y as u16).into()),
+            PackS16 => pack::<16>(a, b, -0x80, 0x7f),
+            PackS32 => pack::<32>(a, b, -0x8000, 0x7fff),
+            PackU16 => pack::<16>(a, b, 0, 0xff),
             UnpkLo8 => unpack::<8>(a, b),
             UnpkLo16 => unpack::<16>(a, b),
             UnpkLo32 => unpack::<32>(a, b),

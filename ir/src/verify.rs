@@ -5,7 +5,7 @@ use crate::block::{Block, Inst, Val};
 use crate::layout::{HelperDesc, StateLayout};
 use crate::ops::{Effects, Op};
 use crate::types::{Cond, Rmw, Ty};
-use crate::vec::VecOp;
+use crate::vec::{VecOp, VecShift};
 
 /// A block that breaks a rule of the IR: a bug of the front end or of a pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -156,12 +156,12 @@ fn types(block: &Block, i: &Inst) -> Result<(), Reason> {
             want(1, i.b, i.ty)?;
             want(2, i.c, i.ty)
         }
-        Op::Vec => {
+        Op::Vec | Op::VShuffle => {
             form(!int)?;
             want(0, i.a, Ty::V128)?;
             want(1, i.b, Ty::V128)
         }
-        Op::VLane => form(!int).and_then(|()| want(0, i.a, Ty::V128)),
+        Op::VLane | Op::VShift => form(!int).and_then(|()| want(0, i.a, Ty::V128)),
         Op::VSetLane => {
             form(!int)?;
             want(0, i.a, Ty::V128)?;
@@ -189,9 +189,10 @@ fn resize(from: Ty, to: Ty, wider: bool) -> Result<(), Reason> {
 fn fields(i: &Inst, layout: &StateLayout, helpers: &[HelperDesc]) -> Result<(), Reason> {
     let aux_ok = match i.op {
         Op::Insn => (1..=64).contains(&i.aux),
-        Op::Get | Op::Set | Op::Call => true,
+        Op::Get | Op::Set | Op::Call | Op::VShuffle => true,
         Op::Cmp => Cond::from_index(i.aux).is_some(),
         Op::Vec => VecOp::from_index(i.aux).is_some(),
+        Op::VShift => VecShift::from_index(i.aux).is_some(),
         Op::Load | Op::Store | Op::AtomicCas => i.aux <= 3,
         Op::ProbeW => i.aux >> 2 != 0,
         Op::AtomicRmw => Rmw::from_index(i.aux >> 2).is_some(),
@@ -202,7 +203,8 @@ fn fields(i: &Inst, layout: &StateLayout, helpers: &[HelperDesc]) -> Result<(), 
     };
     let imm_ok = match i.op {
         Op::Insn => (0..4096).contains(&i.imm),
-        Op::Const | Op::PcRel | Op::Get | Op::Set | Op::Call | Op::Jump | Op::Br => true,
+        Op::Const | Op::PcRel | Op::Get | Op::Set | Op::Call | Op::Jump | Op::Br | Op::VShuffle => true,
+        Op::VShift => VecShift::from_index(i.aux).is_none_or(|s| (0..i64::from(s.width())).contains(&i.imm)),
         Op::Load | Op::Store | Op::ProbeW | Op::AtomicRmw | Op::AtomicCas => true,
         Op::RaiseIf => (-1..=i64::from(u32::MAX)).contains(&i.imm),
         _ => i.imm == 0,
