@@ -1,1 +1,2 @@
-
+//! x86 front end.
+pub mod hostfp;
