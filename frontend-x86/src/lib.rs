@@ -1,2 +1,9 @@
-//! x86 front end.
+//! x86 front end: decodes guest instructions (iced-x86) and translates them to our IR; slow instructions are helpers.
+
+pub mod helpers;
 pub mod hostfp;
+pub mod layout;
+pub mod translate;
+
+pub use helpers::{Env, Helper};
+pub use translate::X86;

@@ -1,0 +1,3 @@
+//! Helpers of sse instructions.
+
+rows! { topic sse; }

@@ -1,0 +1,3 @@
+//! Helpers of x87 instructions.
+
+rows! { topic x87; }

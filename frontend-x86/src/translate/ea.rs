@@ -1,0 +1,102 @@
+//! Effective and linear addresses (SDM 1 "Memory Operands", SDM 3A "Segment Limit Checks").
+
+use super::Tr;
+use crate::helpers::segment::SEG_ADDR;
+use crate::layout;
+use arch_x86::fault::vector;
+use arch_x86::{Mode, SegReg};
+use iced_x86::Register;
+use ir::{Cond, Op, Ty, Val};
+
+impl Tr<'_> {
+    /// Type in which the memory operand's offset is computed: the address size.
+    pub fn addr_ty(&self) -> Ty {
+        let of = |r: Register| Self::gpr_of(r).map(|(_, _, ty)| ty);
+        match self.insn.memory_base() {
+            Register::RIP => return Ty::I64,
+            Register::EIP => return Ty::I32,
+            _ => {}
+        }
+        of(self.insn.memory_base())
+            .or_else(|| of(self.insn.memory_index()))
+            .unwrap_or_else(|| Ty::int(self.insn.memory_displ_size().max(2)))
+    }
+
+    /// Offset of the memory operand in its segment, in 64 bits, and a constant still to be added (0 unless the address
+    /// size is 64).
+    pub fn offset(&mut self) -> (Val, i64) {
+        let (base, index) = (self.insn.memory_base(), self.insn.memory_index());
+        let disp = self.insn.memory_displacement64();
+        let ty = self.addr_ty();
+        if matches!(base, Register::RIP | Register::EIP) {
+            // The decoder's address counts from the page's start, as `pcrel` does.
+            let v = self.b.pcrel(disp as i64);
+            let v = if base == Register::EIP { self.b.bin_imm(Op::And, v, 0xffff_ffff) } else { v };
+            return (v, 0);
+        }
+        let mut v = if base == Register::None { None } else { Some(self.reg(base)) };
+        if index != Register::None {
+            let mut i = self.reg(index);
+            let scale = self.insn.memory_index_scale();
+            if scale > 1 {
+                i = self.b.bin_imm(Op::Shl, i, scale.trailing_zeros().into());
+            }
+            v = Some(match v {
+                Some(b) => self.b.bin(Op::Add, b, i),
+                None => i,
+            });
+        }
+        match v {
+            None => (self.i64(disp & ty.mask()), 0),
+            Some(v) if ty == Ty::I64 => (v, i64::from(disp as i32)),
+            Some(v) => {
+                let v = if disp & ty.mask() != 0 { self.b.bin_imm(Op::Add, v, disp) } else { v };
+                (self.b.zext(Ty::I64, v), 0)
+            }
+        }
+    }
+
+    /// Linear address of the memory operand, as a value and a displacement. `bytes` will be accessed there.
+    pub fn mem(&mut self, bytes: u32, write: bool) -> (Val, i64) {
+        let (off, disp) = self.offset();
+        let seg = Self::seg_of(self.insn.memory_segment()).unwrap_or(SegReg::Ds);
+        self.linear(seg, off, disp, bytes, write)
+    }
+
+    /// As `mem`, with nothing left to add.
+    pub fn mem_addr(&mut self, bytes: u32, write: bool) -> Val {
+        let (a, disp) = self.mem(bytes, write);
+        if disp == 0 { a } else { self.b.bin_imm(Op::Add, a, disp as u64) }
+    }
+
+    /// Linear address of `bytes` at an offset (already of the address size, plus `disp`) in a segment.
+    pub fn linear(&mut self, seg: SegReg, off: Val, disp: i64, bytes: u32, write: bool) -> (Val, i64) {
+        let fs_gs = matches!(seg, SegReg::Fs | SegReg::Gs);
+        let (a, disp) = if self.is_64() {
+            if fs_gs {
+                let base = self.b.get(Ty::I64, layout::seg_base(seg), 0);
+                (self.b.bin(Op::Add, base, off), disp)
+            } else {
+                (off, disp)
+            }
+        } else if self.mode.has(Mode::FLAT) && !fs_gs && !(seg == SegReg::Cs && write) {
+            (off, disp)
+        } else {
+            let how = u64::from(bytes) | u64::from(write) << 8;
+            let (s, how) = (self.i64(seg as u64), self.i64(how));
+            (self.call(SEG_ADDR, &[s, off, how]), disp)
+        };
+        if self.mode.has(Mode::ALIGN) && matches!(bytes, 2 | 4 | 8) {
+            self.check_alignment(a, disp, bytes);
+        }
+        (a, disp)
+    }
+
+    /// #AC(0) unless the address is a multiple of `bytes` (SDM 3A "Alignment Check Exception").
+    fn check_alignment(&mut self, a: Val, disp: i64, bytes: u32) {
+        let a = self.b.bin_imm(Op::Add, a, disp as u64);
+        let low = self.b.bin_imm(Op::And, a, u64::from(bytes) - 1);
+        let bad = self.b.cmp_imm(Cond::Ne, low, 0);
+        self.b.raise_if(bad, vector::AC, Some(0));
+    }
+}

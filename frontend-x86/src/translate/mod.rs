@@ -1,0 +1,162 @@
+//! Guest code to IR: the block loop. Each topic file translates the mnemonics it lists.
+
+mod alu;
+mod atomic;
+mod ctx;
+mod ea;
+mod flags;
+mod mmx;
+mod sse;
+mod x87;
+
+pub use ctx::{Flow, Place, Tr};
+
+use crate::helpers;
+use crate::layout;
+use arch_x86::fault::vector;
+use arch_x86::{CodeSize, Mode};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Formatter, GasFormatter, Instruction};
+use ir::{Block, CodeFetch, Frontend, HelperDesc, StateLayout, TranslateError};
+
+const PAGE: usize = 4096;
+/// Longest instruction (SDM 2 "Instruction Format").
+const MAX_LEN: usize = 15;
+
+/// Topics in the order of how often their instructions occur.
+const TOPICS: &[fn(&mut Tr<'_>) -> bool] = &[alu::translate, sse::translate, x87::translate, mmx::translate];
+
+/// The x86 front end for a CPU with given features.
+pub struct X86 {
+    layout: StateLayout,
+    helpers: Vec<HelperDesc>,
+    features: [u32; 16],
+}
+
+impl X86 {
+    /// `features`: CPUID feature words, as in `CpuState::features`.
+    pub fn new(features: [u32; 16]) -> Self {
+        Self { layout: layout::layout(), helpers: helpers::descs(), features }
+    }
+}
+
+fn bitness(mode: Mode) -> u32 {
+    match mode.code_size() {
+        CodeSize::Bits16 => 16,
+        CodeSize::Bits32 => 32,
+        CodeSize::Bits64 => 64,
+    }
+}
+
+/// 0F 18..0F 1F and 0F 0D are no-ops whatever later extensions made of them.
+const OPTIONS: u32 = DecoderOptions::FORCE_RESERVED_NOP;
+
+impl Frontend for X86 {
+    fn layout(&self) -> &StateLayout {
+        &self.layout
+    }
+
+    fn helpers(&self) -> &[HelperDesc] {
+        &self.helpers
+    }
+
+    fn translate<C: CodeFetch>(
+        &self,
+        mode: u64,
+        start: u32,
+        max_insns: u32,
+        code: &mut C,
+        out: &mut Block,
+    ) -> Result<(), TranslateError<C::Fault>> {
+        out.clear();
+        out.start = start % PAGE as u32;
+        let mode = Mode(mode);
+        let limit = if mode.has(Mode::STEP) { 1 } else { max_insns.max(1) };
+        let first = out.start as usize;
+        let mut tr = Tr {
+            b: out,
+            mode,
+            features: &self.features,
+            insn: Instruction::default(),
+            off: first as i64,
+            next: first as i64,
+            flow: Flow::Next,
+            retry: None,
+            lazy: flags::Lazy::UNKNOWN,
+        };
+        let fits = block(&mut tr, &code.page()[first..], limit);
+        if !fits {
+            let mut buf = [0u8; 2 * MAX_LEN];
+            let head = PAGE - first;
+            buf[..head].copy_from_slice(&code.page()[first..]);
+            let next = code.next_page().map_err(TranslateError::Fetch)?;
+            buf[head..head + MAX_LEN].copy_from_slice(&next[..MAX_LEN]);
+            tr.b.straddles = true;
+            block(&mut tr, &buf[..head + MAX_LEN], 1);
+        }
+        let next = tr.next;
+        out.next = next;
+        Ok(())
+    }
+
+    fn disassemble(&self, mode: u64, pc: u64, bytes: &[u8]) -> (String, usize) {
+        let mut d = Decoder::with_ip(bitness(Mode(mode)), bytes, pc, OPTIONS);
+        let insn = d.decode();
+        if insn.is_invalid() {
+            return ("(bad)".to_string(), 1);
+        }
+        let mut text = String::new();
+        GasFormatter::new().format(&insn, &mut text);
+        (text, insn.len())
+    }
+}
+
+/// Translates up to `limit` instructions of `bytes`, which lie at `tr.off`. `false`: not even the first was whole.
+fn block(tr: &mut Tr<'_>, bytes: &[u8], limit: u32) -> bool {
+    let start = tr.off;
+    let mut decoder = Decoder::with_ip(bitness(tr.mode), bytes, start as u64, OPTIONS);
+    for n in 0..limit {
+        let at = (tr.next - start) as usize;
+        if at >= bytes.len() || at >= PAGE {
+            break;
+        }
+        decoder.decode_out(&mut tr.insn);
+        let len = decoder.position().saturating_sub(at).clamp(1, MAX_LEN);
+        if decoder.last_error() == DecoderError::NoMoreBytes {
+            if n == 0 {
+                return false;
+            }
+            break;
+        }
+        tr.off = tr.next;
+        tr.next += len as i64;
+        tr.b.insn(tr.off as u32, len as u32);
+        instruction(tr, len, &bytes[at..]);
+        if let Some(again) = tr.retry.take()
+            && tr.flow == Flow::Next
+        {
+            tr.b.br(again, tr.off);
+            tr.flow = Flow::Ended;
+        }
+        if tr.flow == Flow::Ended {
+            return true;
+        }
+    }
+    let next = tr.next;
+    if tr.mode.has(Mode::STEP) { tr.exit_next() } else { tr.jump(next) }
+    true
+}
+
+fn instruction(tr: &mut Tr<'_>, len: usize, bytes: &[u8]) {
+    if tr.insn.is_invalid() {
+        // Prefixes up to the limit are a general-protection fault (SDM 3A "Interrupt 13").
+        return if len == MAX_LEN { tr.gp0() } else { tr.raise(vector::UD, None) };
+    }
+    if TOPICS.iter().any(|t| t(tr)) {
+        return;
+    }
+    let mut first = [0u8; 8];
+    let n = len.min(8).min(bytes.len());
+    first[..n].copy_from_slice(&bytes[..n]);
+    tr.call_imm(helpers::system::UNIMP, &[tr.insn.mnemonic() as u64, u64::from_le_bytes(first)]);
+    tr.exit_next();
+}
