@@ -20,7 +20,7 @@ pub fn options() -> String {
     for o in OPTIONS {
         let names = o.aliases.iter().fold(format!("-{}", o.name), |s, a| format!("{s}, -{a}"));
         let head = if o.value.is_empty() { names } else { format!("{names} {}", o.value) };
-        let gap = if head.len() > 30 { format!("\n{:32}", "") } else { " ".repeat(32 - head.len()) };
+        let gap = if head.chars().count() > 30 { format!("\n{:32}", "") } else { " ".repeat(32 - head.chars().count()) };
         let _ = writeln!(s, "{head}{gap}{}", o.help);
     }
     s
