@@ -248,6 +248,11 @@ impl Block {
         self.push(Inst { a, b, aux: (bits >> 64) as u16, imm: bits as u64 as i64, ..Inst::new(Op::VShuffle, Ty::V128) })
     }
 
+    /// Top bits of the lanes of `width` bits.
+    pub fn vmask(&mut self, v: Val, width: u16) -> Val {
+        self.push(Inst { a: v, aux: width, ..Inst::new(Op::VMask, Ty::V128) })
+    }
+
     pub fn vlane(&mut self, v: Val, lane: u16) -> Val {
         self.push(Inst { a: v, aux: lane, ..Inst::new(Op::VLane, Ty::V128) })
     }

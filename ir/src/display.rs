@@ -118,7 +118,7 @@ impl Display<'_> {
                 write!(f, " {o} ctx{} {}, {}", i.aux & 3, Mem(i), V(i.b))
             }
             Op::AtomicCas => write!(f, " ctx{} {}, {}, {}", i.aux, Mem(i), V(i.b), V(i.c)),
-            Op::VLane => write!(f, " {}, {}", V(i.a), i.aux),
+            Op::VLane | Op::VMask => write!(f, " {}, {}", V(i.a), i.aux),
             Op::VSetLane => write!(f, " {}, {}, {}", V(i.a), i.aux, V(i.b)),
             Op::Call => self.call(f, i),
             Op::RaiseIf => {

@@ -140,6 +140,8 @@ ops! {
     VShift = "vshift", 1, Res::Ty, PURE;
     /// Byte i is byte m of b:a, m = bits 5i+4..5i of the 80-bit number `aux`:`imm` (`Inst::shuffle_mask`).
     VShuffle = "vshuffle", 2, Res::Ty, PURE;
+    /// The top bit of each lane of `aux` (8, 16, 32, 64) bits, lane 0 in bit 0.
+    VMask = "vmask", 1, Res::Fixed(Ty::I64), PURE;
 
     /// Calls helper `aux` with operands a, b, c (I64; `imm` of them are used, in order); gives I64.
     Call = "call", 3, Res::Fixed(Ty::I64), Effects::KEEP;

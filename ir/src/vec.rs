@@ -62,6 +62,12 @@ pub fn shuffle(a: u128, b: u128, mask: [u8; 16]) -> u128 {
     u128::from_le_bytes(mask.map(|m| if m & 16 == 0 { a[usize::from(m & 15)] } else { b[usize::from(m & 15)] }))
 }
 
+/// The top bits of the lanes of `width` (8, 16, 32, 64) bits.
+pub fn high_bits(a: u128, width: u16) -> u64 {
+    let w = u32::from(width.clamp(8, 64));
+    (0..128 / w).fold(0, |r, i| r | ((a >> (i * w + w - 1)) as u64 & 1) << i)
+}
+
 /// Narrows signed lanes of `W` bits, those of a first, saturating to `min..=max`.
 fn pack<const W: u32>(a: u128, b: u128, min: i64, max: i64) -> u128 {
     let half = |v: u128| {

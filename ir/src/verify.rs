@@ -161,7 +161,7 @@ fn types(block: &Block, i: &Inst) -> Result<(), Reason> {
             want(0, i.a, Ty::V128)?;
             want(1, i.b, Ty::V128)
         }
-        Op::VLane | Op::VShift => form(!int).and_then(|()| want(0, i.a, Ty::V128)),
+        Op::VLane | Op::VShift | Op::VMask => form(!int).and_then(|()| want(0, i.a, Ty::V128)),
         Op::VSetLane => {
             form(!int)?;
             want(0, i.a, Ty::V128)?;
@@ -192,6 +192,7 @@ fn fields(i: &Inst, layout: &StateLayout, helpers: &[HelperDesc]) -> Result<(), 
         Op::Get | Op::Set | Op::Call | Op::VShuffle => true,
         Op::Cmp => Cond::from_index(i.aux).is_some(),
         Op::Vec => VecOp::from_index(i.aux).is_some(),
+        Op::VMask => matches!(i.aux, 8 | 16 | 32 | 64),
         Op::VShift => VecShift::from_index(i.aux).is_some(),
         Op::Load | Op::Store | Op::AtomicCas => i.aux <= 3,
         Op::ProbeW => i.aux >> 2 != 0,
