@@ -233,6 +233,8 @@ pub struct CpuState {
     /// Index into the CPU model table.
     pub model: u32,
     pub apic_id: u32,
+    /// Logical processors of the machine, all in one package: CPUID's topology leaves.
+    pub cpus: u32,
 }
 
 impl CpuState {

@@ -26,6 +26,10 @@ pub trait CpuIo: Sync {
     fn signals(&self) -> &VcpuSignals;
     /// Accepts the interrupt that `Events::INTR` announces and returns its vector; `None` if it has gone (spurious).
     fn ack_intr(&self) -> Option<u8>;
+    /// Page number that the start-up IPI of `Events::SIPI` named (SDM 3A "Issuing Interrupt Commands").
+    fn sipi_vector(&self) -> u8 {
+        0
+    }
     /// Virtual time-stamp counter before the guest's offset, in `tsc_hz` ticks since power-on.
     fn tsc(&self) -> u64;
 }

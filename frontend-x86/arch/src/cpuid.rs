@@ -1,0 +1,231 @@
+//! CPUID leaves (SDM 2A "CPUID"; AMD APM volume 3 appendix E for the 8000_xxxx leaves).
+
+use crate::models::{self, Model};
+use crate::paging::PHYS_BITS;
+use crate::state::{CpuState, cr4};
+
+/// Index of a feature word in `CpuState::features`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Word {
+    L1Edx = 0,
+    L1Ecx = 1,
+    /// Leaf 8000_0001h.
+    ExtEdx = 2,
+    ExtEcx = 3,
+    L7Ebx = 4,
+    L7Ecx = 5,
+    L7Edx = 6,
+    /// Leaf 0Dh, subleaf 1.
+    XsaveEax = 7,
+    L6Eax = 8,
+    /// Leaf 8000_0007h.
+    ApmEdx = 9,
+    /// Leaf 8000_0008h.
+    Ext8Ebx = 10,
+}
+
+/// Number of words in use.
+pub const WORDS: usize = 11;
+
+/// Single features that the emulation itself asks about: word and bit.
+pub mod feature {
+    use super::Word;
+    pub const VME: (Word, u32) = (Word::L1Edx, 1);
+    pub const DE: (Word, u32) = (Word::L1Edx, 2);
+    pub const PSE: (Word, u32) = (Word::L1Edx, 3);
+    pub const PAE: (Word, u32) = (Word::L1Edx, 6);
+    pub const MCE: (Word, u32) = (Word::L1Edx, 7);
+    pub const PGE: (Word, u32) = (Word::L1Edx, 13);
+    pub const HTT: (Word, u32) = (Word::L1Edx, 28);
+    pub const FXSR: (Word, u32) = (Word::L1Edx, 24);
+    pub const SSE: (Word, u32) = (Word::L1Edx, 25);
+    pub const PCID: (Word, u32) = (Word::L1Ecx, 17);
+    pub const XSAVE: (Word, u32) = (Word::L1Ecx, 26);
+    pub const OSXSAVE: (Word, u32) = (Word::L1Ecx, 27);
+    pub const AVX: (Word, u32) = (Word::L1Ecx, 28);
+    pub const SYSCALL: (Word, u32) = (Word::ExtEdx, 11);
+    pub const NX: (Word, u32) = (Word::ExtEdx, 20);
+    pub const FFXSR: (Word, u32) = (Word::ExtEdx, 25);
+    pub const PDPE1GB: (Word, u32) = (Word::ExtEdx, 26);
+    pub const RDTSCP: (Word, u32) = (Word::ExtEdx, 27);
+    pub const LM: (Word, u32) = (Word::ExtEdx, 29);
+    pub const CMP_LEGACY: (Word, u32) = (Word::ExtEcx, 1);
+    pub const SVM: (Word, u32) = (Word::ExtEcx, 2);
+    pub const FSGSBASE: (Word, u32) = (Word::L7Ebx, 0);
+    pub const SMEP: (Word, u32) = (Word::L7Ebx, 7);
+    pub const SMAP: (Word, u32) = (Word::L7Ebx, 20);
+    pub const UMIP: (Word, u32) = (Word::L7Ecx, 2);
+    pub const PKU: (Word, u32) = (Word::L7Ecx, 3);
+    pub const LA57: (Word, u32) = (Word::L7Ecx, 16);
+    pub const RDPID: (Word, u32) = (Word::L7Ecx, 22);
+}
+
+/// A CPU as `-cpu` describes it, after masking by what is implemented.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CpuConfigured {
+    /// Index into `models::MODELS`.
+    pub model: u32,
+    pub features: [u32; 16],
+    /// Logical processors of the machine, all in one package.
+    pub cpus: u32,
+    /// Names of asked-for features that are not implemented and were dropped.
+    pub dropped: Vec<String>,
+}
+
+impl CpuState {
+    pub fn has(&self, (word, bit): (Word, u32)) -> bool {
+        self.features[word as usize] >> bit & 1 == 1
+    }
+}
+
+pub(crate) fn has_1g_pages(cpu: &CpuState) -> bool {
+    cpu.has(feature::PDPE1GB)
+}
+
+fn model(cpu: &CpuState) -> &'static Model {
+    models::MODELS.get(cpu.model as usize).unwrap_or(&models::MODELS[0])
+}
+
+/// CPUID.1:EAX, family, model and stepping: also EDX after reset.
+pub fn signature(cpu: &CpuState) -> u32 {
+    let m = model(cpu);
+    let (base, ext) = if m.family > 15 { (15, m.family - 15) } else { (m.family, 0) };
+    ext << 20 | (m.model >> 4) << 16 | base << 8 | (m.model & 15) << 4 | m.stepping
+}
+
+/// Bits of the APIC ID that number the logical processors of a package.
+fn core_bits(cpu: &CpuState) -> u32 {
+    32 - (cpu.cpus.max(1) - 1).leading_zeros()
+}
+
+/// EAX, EBX, ECX, EDX of a leaf. Leaves above the model's highest basic one read as that one does on Intel; here, as on
+/// AMD and in QEMU's AMD models, as zeros.
+pub fn cpuid(cpu: &CpuState, leaf: u32, subleaf: u32) -> [u32; 4] {
+    let m = model(cpu);
+    let f = &cpu.features;
+    // Hypervisor leaves, as those of QEMU's TCG, so that guests recognise the kind of machine.
+    if leaf == 0x4000_0000 && f[Word::L1Ecx as usize] >> 31 == 1 {
+        let v = |b: &[u8; 4]| u32::from_le_bytes(*b);
+        return [0x4000_0001, v(b"TCGT"), v(b"CGTC"), v(b"GTCG")];
+    }
+    let inside = match leaf >> 28 {
+        0 => leaf <= m.level,
+        8 => leaf <= m.xlevel,
+        _ => false,
+    };
+    if !inside {
+        return [0; 4];
+    }
+    match leaf {
+        0 => vendor(m, m.level),
+        1 => leaf_1(cpu),
+        4 => cache_leaf(cpu, m, subleaf),
+        // MONITOR/MWAIT: line sizes 0, extensions enumerated as QEMU does.
+        5 => [0, 0, 3, 0],
+        6 => [f[Word::L6Eax as usize], 0, 0, 0],
+        7 if subleaf == 0 => [0, f[Word::L7Ebx as usize], f[Word::L7Ecx as usize], f[Word::L7Edx as usize]],
+        0xb => topology(cpu, subleaf),
+        0xd => xsave_leaf(cpu, subleaf),
+        0x8000_0000 => vendor(m, m.xlevel),
+        0x8000_0001 => extended_1(cpu),
+        0x8000_0002..=0x8000_0004 => brand(m, leaf - 0x8000_0002),
+        0x8000_0005..=0x8000_0006 => legacy_caches(leaf),
+        0x8000_0007 => [0, 0, 0, f[Word::ApmEdx as usize]],
+        0x8000_0008 => sizes(cpu),
+        _ => [0; 4],
+    }
+}
+
+fn vendor(m: &Model, level: u32) -> [u32; 4] {
+    let v = |i: usize| u32::from_le_bytes([m.vendor[i], m.vendor[i + 1], m.vendor[i + 2], m.vendor[i + 3]]);
+    [level, v(0), v(8), v(4)]
+}
+
+fn leaf_1(cpu: &CpuState) -> [u32; 4] {
+    let logical = if cpu.cpus > 1 { cpu.cpus.min(255) << 16 } else { 0 };
+    let mut edx = cpu.features[Word::L1Edx as usize];
+    if cpu.cpus > 1 {
+        edx |= 1 << feature::HTT.1;
+    }
+    let mut ecx = cpu.features[Word::L1Ecx as usize];
+    if cpu.cr4 & cr4::OSXSAVE != 0 {
+        ecx |= 1 << feature::OSXSAVE.1;
+    }
+    // EBX: initial APIC ID, CLFLUSH line of 8 quadwords.
+    [signature(cpu), cpu.apic_id << 24 | logical | 8 << 8, ecx, edx]
+}
+
+fn extended_1(cpu: &CpuState) -> [u32; 4] {
+    let mut ecx = cpu.features[Word::ExtEcx as usize];
+    if cpu.cpus > 1 && model(cpu).amd() {
+        ecx |= 1 << feature::CMP_LEGACY.1;
+    }
+    [signature(cpu), 0, ecx, cpu.features[Word::ExtEdx as usize]]
+}
+
+fn brand(m: &Model, part: u32) -> [u32; 4] {
+    let at = |i: u32| {
+        let b = |k: u32| m.brand.as_bytes().get((part * 16 + i * 4 + k) as usize).copied().unwrap_or(0);
+        u32::from_le_bytes([b(0), b(1), b(2), b(3)])
+    };
+    [at(0), at(1), at(2), at(3)]
+}
+
+/// Deterministic cache parameters; AMD processors without TOPOEXT have none here.
+fn cache_leaf(cpu: &CpuState, m: &Model, subleaf: u32) -> [u32; 4] {
+    if m.amd() {
+        return [0; 4];
+    }
+    let cores = (cpu.cpus.max(1) - 1).min(63) << 26;
+    // Type (1 data, 2 code, 3 unified), level, ways, sets; lines of 64 bytes.
+    let (kind, level, ways, sets, share) = match subleaf {
+        0 => (1, 1, 8, 64, 0),
+        1 => (2, 1, 8, 64, 0),
+        2 => (3, 2, 16, 4096, 0),
+        _ => return [0; 4],
+    };
+    [cores | share << 14 | 1 << 8 | level << 5 | kind, (ways - 1) << 22 | 63, sets - 1, 1]
+}
+
+/// Extended topology: one thread a core, all cores in one package.
+fn topology(cpu: &CpuState, subleaf: u32) -> [u32; 4] {
+    let level = subleaf & 0xff;
+    match subleaf {
+        0 => [0, 1, level | 1 << 8, cpu.apic_id],
+        1 => [core_bits(cpu), cpu.cpus.max(1), level | 2 << 8, cpu.apic_id],
+        _ => [0, 0, level, cpu.apic_id],
+    }
+}
+
+/// XSAVE areas: x87 and SSE in the legacy region and header, AVX behind them (SDM 1 §13.4).
+fn xsave_leaf(cpu: &CpuState, subleaf: u32) -> [u32; 4] {
+    if !cpu.has(feature::XSAVE) {
+        return [0; 4];
+    }
+    let avx = cpu.has(feature::AVX);
+    match subleaf {
+        0 => {
+            let size = |avx: bool| if avx { 832 } else { 576 };
+            [if avx { 7 } else { 3 }, size(cpu.xcr0 & 4 != 0), size(avx), 0]
+        }
+        1 => [cpu.features[Word::XsaveEax as usize], 0, 0, 0],
+        2 if avx => [256, 576, 0, 0],
+        _ => [0; 4],
+    }
+}
+
+/// Caches and TLBs in AMD's form: 64 KiB two-way L1, 512 KiB 16-way L2, 16 MiB L3, 64-byte lines.
+fn legacy_caches(leaf: u32) -> [u32; 4] {
+    if leaf == 0x8000_0005 {
+        [0x01ff_01ff, 0x01ff_01ff, 0x4002_0140, 0x4002_0140]
+    } else {
+        [0, 0x4200_4200, 0x0200_8140, 0x0080_8140]
+    }
+}
+
+fn sizes(cpu: &CpuState) -> [u32; 4] {
+    let linear = if cpu.has(feature::LA57) { 57 } else { 48 };
+    let cores = if cpu.cpus > 1 { core_bits(cpu) << 12 | (cpu.cpus - 1).min(255) } else { 0 };
+    [linear << 8 | PHYS_BITS, cpu.features[Word::Ext8Ebx as usize], cores, 0]
+}
