@@ -1,6 +1,26 @@
 //! Interrupt controllers: the 8259A pair, the I/O APIC, the local APICs and the bus between them.
 
+pub mod apic_bus;
+pub mod ioapic;
+pub mod lapic;
+mod lapic_access;
+mod lapic_core;
+mod lapic_regs;
+mod lapic_timer;
+pub mod message;
 pub mod pic;
 mod pic_chip;
+
+#[cfg(test)]
+mod ioapic_tests;
+#[cfg(test)]
+mod lapic_tests;
+#[cfg(test)]
+mod lapic_timer_tests;
 #[cfg(test)]
 mod pic_tests;
+
+pub use apic_bus::{ApicBus, EoiSink};
+pub use ioapic::{IoApic, IoApicInputs};
+pub use lapic::{ExtInt, Lapic, LapicConfig};
+pub use pic::{Pic, PicInputs};

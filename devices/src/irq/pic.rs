@@ -45,6 +45,8 @@ impl Pic {
     /// The CPU's interrupt acknowledge: accepts the request of highest priority and returns its vector. With nothing
     /// left to accept it is the vector of the master's or the slave's IR7, and no in-service bit is set.
     pub fn ack(&mut self) -> u8 {
+        // 8259A: INT falls at INTA, so that an edge-triggered input behind it sees a further request as an edge.
+        self.out.set(false);
         let [master, slave] = &mut self.chips;
         let vector = match master.pending() {
             Some(CASCADE) if !master.single() => {
