@@ -3,5 +3,6 @@
 pub mod chr;
 pub mod input;
 pub mod irq;
+pub mod pci;
 pub mod power;
 pub mod timer;

@@ -2,6 +2,7 @@
 
 pub mod pit;
 mod pit_counter;
+pub mod pm;
 
 #[cfg(test)]
 mod testkit;
