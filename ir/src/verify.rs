@@ -272,6 +272,7 @@ fn covers(probe: &Inst, i: &Inst) -> bool {
     if !matches!(i.op, Op::Store | Op::AtomicRmw | Op::AtomicCas) || i.a != probe.a || (i.aux ^ probe.aux) & 3 != 0 {
         return false;
     }
-    let (p, s) = (i128::from(probe.imm), i128::from(i.imm));
-    s >= p && s + i128::from(i.ty.bytes()) <= p + i128::from(probe.aux >> 2)
+    // Addresses wrap, and so do their displacements.
+    let into = i.imm.wrapping_sub(probe.imm) as u64;
+    into.checked_add(i.ty.bytes().into()).is_some_and(|end| end <= u64::from(probe.aux >> 2))
 }
