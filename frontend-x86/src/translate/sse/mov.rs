@@ -1,0 +1,173 @@
+//! SSE data movement (SDM 1 "SSE Data Movement Instructions", "SSE2 ...", "SSE3 ..."), MXCSR.
+
+use super::super::Tr;
+use crate::helpers::sse::{LDMXCSR, MASKMOVDQU, MXCSR_WRITABLE};
+use crate::layout::MXCSR;
+use arch_x86::SegReg;
+use arch_x86::fault::vector;
+use iced_x86::{Code, Mnemonic};
+use ir::{Cond, Op, Ty};
+
+pub(super) fn translate(tr: &mut Tr<'_>) -> bool {
+    use Mnemonic as M;
+    let run: fn(&mut Tr<'_>) = match tr.insn.mnemonic() {
+        M::Movaps | M::Movapd | M::Movdqa | M::Movntps | M::Movntpd | M::Movntdq => |tr| full(tr, true),
+        M::Movups | M::Movupd | M::Movdqu | M::Lddqu => |tr| full(tr, false),
+        M::Movss => |tr| scalar(tr, Ty::I32),
+        M::Movsd if is_sse_movsd(tr.insn.code()) => |tr| scalar(tr, Ty::I64),
+        M::Movlps | M::Movlpd => |tr| half(tr, 0),
+        M::Movhps | M::Movhpd => |tr| half(tr, 8),
+        M::Movlhps => |tr| lane(tr, 8, 0),
+        M::Movhlps => |tr| lane(tr, 0, 8),
+        M::Movd | M::Movq => movd,
+        M::Movmskps => |tr| mask(tr, 32),
+        M::Movmskpd => |tr| mask(tr, 64),
+        M::Pmovmskb => |tr| mask(tr, 8),
+        M::Maskmovdqu => maskmovdqu,
+        M::Movnti => return movnti(tr),
+        M::Ldmxcsr => ldmxcsr,
+        M::Stmxcsr => stmxcsr,
+        _ => return false,
+    };
+    if tr.sse_enabled() {
+        run(tr);
+    }
+    true
+}
+
+fn is_sse_movsd(c: Code) -> bool {
+    matches!(c, Code::Movsd_xmm_xmmm64 | Code::Movsd_xmmm64_xmm)
+}
+
+fn full(tr: &mut Tr<'_>, aligned: bool) {
+    let v = if tr.is_mem(1) { tr.vload(Ty::V128, aligned) } else { tr.xget(1) };
+    if tr.is_mem(0) { tr.vstore(v, aligned) } else { tr.xset(0, v) }
+}
+
+/// MOVSS, MOVSD: a load clears the rest, a register move keeps it.
+fn scalar(tr: &mut Tr<'_>, ty: Ty) {
+    if tr.is_mem(1) {
+        let v = tr.vload(ty, false);
+        let v = tr.b.zext(Ty::I64, v);
+        return low_only(tr, v);
+    }
+    let src = tr.xslot(1);
+    let v = tr.b.get(ty, src, 0);
+    if tr.is_mem(0) {
+        tr.vstore(v, false);
+    } else {
+        let dst = tr.xslot(0);
+        tr.b.set(ty, dst, 0, v);
+    }
+}
+
+/// Operand 0 = the I64 `v`, zero-extended.
+fn low_only(tr: &mut Tr<'_>, v: ir::Val) {
+    let z = tr.vzero();
+    let r = tr.b.vset_lane(z, 0, v);
+    tr.xset(0, r);
+}
+
+/// MOVLPS, MOVHPS and their PD forms: 64 bits between memory and byte `at` of a register.
+fn half(tr: &mut Tr<'_>, at: u32) {
+    if tr.is_mem(0) {
+        let src = tr.xslot(1);
+        let v = tr.b.get(Ty::I64, src, at);
+        tr.vstore(v, false);
+    } else {
+        let v = tr.vload(Ty::I64, false);
+        let dst = tr.xslot(0);
+        tr.b.set(Ty::I64, dst, at, v);
+    }
+}
+
+fn lane(tr: &mut Tr<'_>, to: u32, from: u32) {
+    let (dst, src) = (tr.xslot(0), tr.xslot(1));
+    let v = tr.b.get(Ty::I64, src, from);
+    tr.b.set(Ty::I64, dst, to, v);
+}
+
+/// MOVD and MOVQ between XMM registers, general registers and memory; a destination register is cleared above.
+fn movd(tr: &mut Tr<'_>) {
+    let xmm = |i: u32| tr.is_reg(i) && tr.insn.op_register(i).is_xmm();
+    let (to_xmm, from_xmm) = (xmm(0), xmm(1));
+    // The operand that is not an XMM register tells the width; MOVQ between two has 64 bits.
+    let ty = match (to_xmm, from_xmm) {
+        (true, true) => Ty::I64,
+        (true, false) => tr.op_ty(1),
+        _ => tr.op_ty(0),
+    };
+    let v = if from_xmm {
+        let src = tr.xslot(1);
+        tr.b.get(ty, src, 0)
+    } else {
+        tr.src(1, ty)
+    };
+    if to_xmm {
+        let v = tr.b.zext(Ty::I64, v);
+        low_only(tr, v);
+    } else {
+        tr.dst(0, v);
+    }
+}
+
+/// Sign bits of the lanes to a general register.
+fn mask(tr: &mut Tr<'_>, width: u16) {
+    let v = tr.xget(1);
+    let m = tr.b.vmask(v, width);
+    let m = tr.b.zext(Ty::I32, m);
+    let r = tr.insn.op_register(0).full_register32();
+    tr.set_reg(r, m);
+}
+
+fn maskmovdqu(tr: &mut Tr<'_>) {
+    let a = tr.masked_address();
+    let regs = u64::from(super::number(tr.insn.op_register(1))) | u64::from(super::number(tr.insn.op_register(2))) << 8;
+    let regs = tr.i64(regs);
+    tr.call(MASKMOVDQU, &[a, regs]);
+}
+
+impl Tr<'_> {
+    /// Linear address DS:rDI of MASKMOVQ and MASKMOVDQU.
+    pub(in super::super) fn masked_address(&mut self) -> ir::Val {
+        use iced_x86::OpKind;
+        let ty = match self.insn.op0_kind() {
+            OpKind::MemorySegDI => Ty::I16,
+            OpKind::MemorySegEDI => Ty::I32,
+            _ => Ty::I64,
+        };
+        let off = self.get(ty, crate::layout::RDI);
+        let off = self.b.zext(Ty::I64, off);
+        let seg = Self::seg_of(self.insn.memory_segment()).unwrap_or(SegReg::Ds);
+        let bytes = if self.insn.op_register(1).is_mm() { 8 } else { 16 };
+        let (a, disp) = self.linear(seg, off, 0, bytes, true);
+        self.b.bin_imm(Op::Add, a, disp as u64)
+    }
+}
+
+/// MOVNTI stores a general register: no state is needed.
+fn movnti(tr: &mut Tr<'_>) -> bool {
+    if !tr.has_features() {
+        tr.ud();
+        return true;
+    }
+    let ty = tr.op_ty(1);
+    let v = tr.src(1, ty);
+    tr.dst(0, v);
+    true
+}
+
+fn ldmxcsr(tr: &mut Tr<'_>) {
+    let v = tr.vload(Ty::I32, false);
+    let reserved = tr.b.bin_imm(Op::And, v, u64::from(!MXCSR_WRITABLE));
+    let bad = tr.b.cmp_imm(Cond::Ne, reserved, 0);
+    tr.b.raise_if(bad, vector::GP, Some(0));
+    let v = tr.b.zext(Ty::I64, v);
+    tr.call(LDMXCSR, &[v]);
+    tr.exit_next();
+}
+
+fn stmxcsr(tr: &mut Tr<'_>) {
+    let v = tr.b.get(Ty::I32, MXCSR, 0);
+    tr.vstore(v, false);
+}
