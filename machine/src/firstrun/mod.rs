@@ -1,15 +1,85 @@
-//! The guest of a run without arguments.
+//! The guest of a run without arguments: Debian's cloud kernel with busybox, or, without Debian's package tools, a small
+//! guest of our own.
+
+mod cache;
+mod debian;
+mod initramfs;
+mod payload;
+#[cfg(test)]
+mod tests;
 
 use crate::options::Config;
+use std::io;
+use std::path::{Path, PathBuf};
 
-/// Why there is no guest to run.
+/// Why there is no guest to run; one line each.
 #[derive(Debug, thiserror::Error)]
 pub enum FirstRunError {
-    #[error("a run without arguments is not built yet: give -kernel FILE")]
-    NotBuilt,
+    #[error("{}: {source}", path.display())]
+    File { path: PathBuf, source: io::Error },
+    #[error("{0} is not there (a Debian or Ubuntu host has it)")]
+    NoTool(&'static str),
+    #[error("{0} failed: {1}")]
+    Tool(String, String),
+    #[error("no Debian package with a kernel was found; does 'apt-get update' work?")]
+    NoKernelPackage,
+    #[error("{package}: {what} is not in it")]
+    Package { package: String, what: &'static str },
+    #[error("the small guest could not be assembled: {0}")]
+    Assemble(#[from] iced_x86::IcedError),
 }
 
-/// Adds kernel, initial RAM disk and kernel command line to `config`.
-pub fn prepare(_config: Config) -> Result<Config, FirstRunError> {
-    Err(FirstRunError::NotBuilt)
+impl FirstRunError {
+    fn file(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::File { path, source }
+    }
+}
+
+/// Kernel command line of the Debian guest.
+const APPEND: &str = "console=ttyS0";
+
+/// Adds kernel, initial RAM disk and kernel command line to `config`, making them first if the cache does not have them.
+///
+/// Progress goes to standard error.
+pub fn prepare(config: Config) -> Result<Config, FirstRunError> {
+    prepare_in(&cache::directory()?, config, Path::new("apt-get"))
+}
+
+fn prepare_in(dir: &Path, mut config: Config, apt_get: &Path) -> Result<Config, FirstRunError> {
+    match debian(dir, apt_get) {
+        Ok((kernel, initrd)) => {
+            config.kernel = Some(kernel);
+            config.initrd = Some(initrd);
+            config.append = APPEND.to_owned();
+        }
+        Err(why) => {
+            eprintln!("rhea: cannot get Debian's kernel: {why}");
+            eprintln!("rhea: starting the small built-in guest instead; -kernel FILE starts one of yours");
+            let elf = dir.join("guest.elf");
+            cache::write(&elf, &payload::elf()?)?;
+            config.kernel = Some(elf);
+            config.initrd = None;
+            config.append = String::new();
+        }
+    }
+    Ok(config)
+}
+
+/// Paths of Debian's kernel and of an initial RAM disk around its busybox.
+fn debian(dir: &Path, apt_get: &Path) -> Result<(PathBuf, PathBuf), FirstRunError> {
+    let files = match cache::verified(dir) {
+        Some(files) => files,
+        None => {
+            let files = debian::fetch(dir, apt_get)?;
+            cache::store(dir, &files)?;
+            files
+        }
+    };
+    let initrd = dir.join("initramfs.cpio");
+    let image = initramfs::build(&files.busybox).map_err(FirstRunError::file(&initrd))?;
+    if std::fs::read(&initrd).ok().as_ref() != Some(&image) {
+        cache::write(&initrd, &image)?;
+    }
+    Ok((dir.join(cache::KERNEL), initrd))
 }
