@@ -1,0 +1,110 @@
+//! Bounded output to a peer that may read slowly or never.
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
+use std::collections::VecDeque;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Bytes kept for a peer that does not read.
+pub const BUFFER: usize = 64 << 10;
+/// Longest wait of a writer for a peer that has stopped reading.
+pub const STALL_LIMIT: Duration = Duration::from_millis(100);
+/// A terminal or pipe that polls writable takes this much without blocking.
+const SAFE_CHUNK: usize = 256;
+
+/// Where bytes go.
+pub struct Output {
+    fd: Arc<OwnedFd>,
+    /// The descriptor may block: write only when it polls ready, in small pieces.
+    may_block: bool,
+    pending: VecDeque<u8>,
+    stalled: bool,
+    broken: bool,
+    /// Bytes lost.
+    pub dropped: u64,
+}
+
+impl Output {
+    /// `fd` is non-blocking.
+    pub fn nonblocking(fd: Arc<OwnedFd>) -> Self {
+        Self { fd, may_block: false, pending: VecDeque::new(), stalled: false, broken: false, dropped: 0 }
+    }
+
+    /// `fd` is shared with other programs, whose view must not become non-blocking: a terminal or pipe is opened anew.
+    pub fn shared(fd: OwnedFd) -> Self {
+        let kind = rustix::fs::fstat(&fd).map_or(FileType::Unknown, |s| FileType::from_raw_mode(s.st_mode));
+        if matches!(kind, FileType::CharacterDevice | FileType::Fifo) {
+            let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+            let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+            if let Ok(own) = rustix::fs::open(path, flags, Mode::empty()) {
+                return Self::nonblocking(Arc::new(own));
+            }
+        }
+        Self { may_block: kind != FileType::RegularFile, ..Self::nonblocking(Arc::new(fd)) }
+    }
+
+    /// The descriptor to wait for, while bytes are pending.
+    pub fn waits_for(&self) -> Option<Arc<OwnedFd>> {
+        (!self.pending.is_empty() && !self.broken).then(|| self.fd.clone())
+    }
+
+    /// The peer has gone or the descriptor has failed: all further output is lost.
+    pub fn is_broken(&self) -> bool {
+        self.broken
+    }
+
+    pub fn write(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() && !self.broken {
+            let n = bytes.len().min(BUFFER - self.pending.len());
+            self.pending.extend(&bytes[..n]);
+            bytes = &bytes[n..];
+            self.flush();
+            if self.pending.len() == BUFFER && (self.stalled || !self.wait(STALL_LIMIT)) {
+                self.stalled = true;
+                break;
+            }
+        }
+        self.dropped += bytes.len() as u64;
+    }
+
+    /// Waits until the peer takes bytes.
+    fn wait(&self, limit: Duration) -> bool {
+        let limit = Timespec::try_from(limit).ok();
+        poll(&mut [PollFd::new(&*self.fd, PollFlags::OUT)], limit.as_ref()).is_ok_and(|n| n > 0)
+    }
+
+    /// Writes what the peer takes now.
+    pub fn flush(&mut self) {
+        while !self.pending.is_empty() && !self.broken {
+            if self.may_block && !self.wait(Duration::ZERO) {
+                return;
+            }
+            let (head, _) = self.pending.as_slices();
+            let head = if self.may_block { &head[..head.len().min(SAFE_CHUNK)] } else { head };
+            match rustix::io::write(&*self.fd, head) {
+                Ok(n) => {
+                    self.pending.drain(..n);
+                    self.stalled = false;
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return,
+                Err(_) => {
+                    self.broken = true;
+                    self.dropped += self.pending.len() as u64;
+                    self.pending.clear();
+                }
+            }
+        }
+    }
+
+    /// Gives the peer up to `limit` to take what is pending, before the program ends.
+    pub fn drain(&mut self, limit: Duration) {
+        self.flush();
+        if !self.pending.is_empty() && self.wait(limit) {
+            self.flush();
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! The monitor's commands: one table, and the functions behind it.
+
+use super::MonitorTarget;
+use super::dump::{self, Space};
+
+type Run = fn(&str, &dyn MonitorTarget) -> String;
+
+struct Command {
+    name: &'static str,
+    alias: &'static str,
+    args: &'static str,
+    help: &'static str,
+    run: Run,
+}
+
+macro_rules! command {
+    ($name:literal $(| $alias:literal)?, $args:literal, $help:literal, $run:expr) => {
+        Command { name: $name, alias: concat!($($alias)?), args: $args, help: $help, run: $run }
+    };
+}
+
+/// All commands. Arguments come as the text after the name.
+static COMMANDS: &[Command] = &[
+    command!("cont" | "c", "", "resume the machine", |_, t| act(t.cont())),
+    command!("help" | "?", "[command]", "show the commands, or one", help),
+    command!("info", "[subcommand]", "show state of the machine", info),
+    command!("quit" | "q", "", "end the emulator", |_, t| act(t.quit())),
+    command!("stop" | "s", "", "stop the machine", |_, t| act(t.stop())),
+    command!("system_powerdown", "", "press the power button", |_, t| act(t.powerdown())),
+    command!("system_reset", "", "reset the machine", |_, t| act(t.reset())),
+    command!("x", "/fmt addr", "show memory at a virtual address", |a, t| dump::run(a, Space::Virtual, t)),
+    command!("xp", "/fmt addr", "show memory at a physical address", |a, t| dump::run(a, Space::Physical, t)),
+];
+
+static INFOS: &[Command] = &[
+    command!("chardev", "", "character back ends", |_, t| t.info_chardev()),
+    command!("jit", "", "translation counters", |_, t| t.info_jit()),
+    command!("registers", "", "CPU registers", |_, t| t.info_registers()),
+    command!("status", "", "whether the machine runs", |_, t| format!("VM status: {}\n", t.status())),
+    command!("tlb", "", "virtual to physical mappings", |_, t| t.info_tlb()),
+    command!("version", "", "version of this program", |_, _| format!("rhea {}\n", env!("CARGO_PKG_VERSION"))),
+];
+
+fn act((): ()) -> String {
+    String::new()
+}
+
+/// Runs one line; the result is what to print.
+pub fn run(line: &str, target: &dyn MonitorTarget) -> String {
+    let line = line.trim();
+    if line.is_empty() {
+        return String::new();
+    }
+    // "x/4wx addr": a format may follow the name without a space.
+    let end = line.find(|c: char| c.is_whitespace() || c == '/').unwrap_or(line.len());
+    let (name, args) = line.split_at(end);
+    match find(COMMANDS, name) {
+        Some(c) if c.args.is_empty() && !args.trim().is_empty() => format!("{name}: extraneous characters at the end of line\n"),
+        Some(c) => (c.run)(args.trim(), target),
+        None => format!("unknown command: '{}'\n", shown(name)),
+    }
+}
+
+fn find<'a>(table: &'a [Command], name: &str) -> Option<&'a Command> {
+    table.iter().find(|c| c.name == name || (!c.alias.is_empty() && c.alias == name))
+}
+
+/// Text of the user, safe and short enough for a message.
+pub fn shown(s: &str) -> String {
+    s.chars().map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' }).take(64).collect()
+}
+
+fn list(table: &[Command], prefix: &str) -> String {
+    let line = |c: &Command| {
+        let alias = if c.alias.is_empty() { String::new() } else { format!("|{}", c.alias) };
+        format!("{prefix}{}{alias} {} -- {}\n", c.name, c.args, c.help)
+    };
+    table.iter().map(line).collect()
+}
+
+fn help(args: &str, _: &dyn MonitorTarget) -> String {
+    match args {
+        "" => list(COMMANDS, ""),
+        "info" => list(INFOS, "info "),
+        name => match find(COMMANDS, name) {
+            Some(c) => list(std::slice::from_ref(c), ""),
+            None => format!("unknown command: '{}'\n", shown(name)),
+        },
+    }
+}
+
+fn info(args: &str, target: &dyn MonitorTarget) -> String {
+    match (args, find(INFOS, args)) {
+        ("", _) => list(INFOS, "info "),
+        (_, Some(c)) => (c.run)("", target),
+        _ => format!("unknown command: 'info {}'\n", shown(args)),
+    }
+}
