@@ -83,6 +83,10 @@ impl Mux {
     fn receive(&self, bytes: &[u8]) {
         for &b in bytes {
             let action = self.state.lock().byte(b);
+            if !matches!(action, Action::Nothing) {
+                // What was typed before an escape arrives before it.
+                self.pump();
+            }
             match action {
                 Action::Nothing => {}
                 Action::Break => self.tell(Event::Break),
