@@ -126,6 +126,7 @@ impl Run<'_> {
             Op::Vec => i.vec_op().eval(self.wide(i.a), self.wide(i.b)),
             Op::VShift => i.vec_shift().eval(self.wide(i.a), i.imm as u32),
             Op::VShuffle => vec::shuffle(self.wide(i.a), self.wide(i.b), i.shuffle_mask()),
+            Op::VMask => vec::high_bits(self.wide(i.a), i.aux).into(),
             Op::VLane => self.wide(i.a) >> (64 * i.aux) & u128::from(u64::MAX),
             Op::VSetLane => {
                 let sh = 64 * i.aux;

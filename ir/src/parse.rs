@@ -215,7 +215,7 @@ impl<'a> Parser<'a, '_> {
         match (op, op.result()) {
             (Op::Set | Op::Store | Op::Cmp, _) => suffix.ok_or_else(|| format!("`{}` needs the type of its operand: `{}.i32`", op.name(), op.name())),
             _ if suffix.is_some() => Err(format!("`{}` takes no type", op.name())),
-            (Op::VLane | Op::VSetLane, _) => Ok(Ty::V128),
+            (Op::VLane | Op::VSetLane | Op::VMask, _) => Ok(Ty::V128),
             (Op::RaiseIf | Op::Br, _) => Ok(Ty::I8),
             (_, Res::Fixed(t)) => Ok(t),
             (_, Res::None) => Ok(Ty::I64),
@@ -262,7 +262,7 @@ impl<'a> Parser<'a, '_> {
                 i.imm = mask as u64 as i64;
             }
             Op::Load | Op::Store | Op::ProbeW | Op::AtomicRmw | Op::AtomicCas => self.access(i)?,
-            Op::VLane => {
+            Op::VLane | Op::VMask => {
                 i.a = self.val()?;
                 self.expect(",")?;
                 i.aux = self.small()?;

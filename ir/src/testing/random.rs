@@ -261,8 +261,12 @@ impl Gen<'_> {
 
     fn any_vector(&mut self) -> Val {
         let (x, lane) = (self.vector(), self.c.below(2) as u16);
-        match self.c.below(6) {
+        match self.c.below(7) {
             0 => self.b.vlane(x, lane),
+            4 => {
+                let width = 8 << self.c.below(4);
+                self.b.vmask(x, width)
+            }
             2 => {
                 let (kind, n) = (self.c.of(VecShift::ALL), self.c.below(64) as u32);
                 self.b.vshift(kind, x, n % kind.width())
