@@ -4,7 +4,7 @@ use super::lapic::Lapic;
 use super::message::{Delivery, Dest, Message, decode_msi};
 use parking_lot::RwLock;
 use std::sync::Arc;
-use vm_core::{MsiSink, dlog};
+use vm_core::{IrqSink, MsiSink, dlog};
 
 /// Hears the end of level-triggered interrupts. Called with no local APIC's lock held.
 pub trait EoiSink: Send + Sync {
@@ -76,5 +76,13 @@ impl MsiSink for ApicBus {
         if let Some(m) = decode_msi(addr, data) {
             self.send(&m);
         }
+    }
+}
+
+/// The two wires that go to every local APIC: line 0 is the 8259's INTR, on LINT0; line 1 is NMI, on LINT1. (Wiring
+/// them here lets a board make the PIC before the local APICs, which need it for their acknowledge.)
+impl IrqSink for ApicBus {
+    fn set_irq(&self, line: u32, level: bool) {
+        self.lapics.read().iter().for_each(|l| l.set_lint(line as usize, level));
     }
 }

@@ -107,12 +107,15 @@ impl Lapic {
                 dlog!(GUEST_ERRORS, "lapic {}: write of {value:#x} at {offset:#x}", self.index);
                 return;
             }
-            let effect = c.write_reg((offset >> 4) as u16, value, self.timer.now(), self.index).unwrap_or_else(|| {
+            let (r, now) = ((offset >> 4) as u16, self.timer.now());
+            let effect = c.write_reg(r, value, now, self.index).unwrap_or_else(|| {
                 dlog!(GUEST_ERRORS, "lapic {}: write of {value:#x} to register {offset:#x}", self.index);
-                c.error(esr::REGISTER);
+                if c.read_reg(r, now).is_none() {
+                    c.error(esr::REGISTER);
+                }
                 Effect::default()
             });
-            self.arm_after(&c, (offset >> 4) as u16);
+            self.arm_after(&c, r);
             self.update(&c);
             effect
         };

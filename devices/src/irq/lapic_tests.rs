@@ -5,7 +5,7 @@ use super::ioapic::{IoApic, IoApicInputs};
 use super::lapic::{ExtInt, Lapic, LapicConfig};
 use super::pic::{Pic, REGION_ELCR, REGION_MASTER};
 use parking_lot::Mutex;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use vm_core::testing::{Rng, contract};
 use vm_core::{Clock, Device, Events, IrqLine, IrqSink, LoadError, Mmio, MsiSink, PortIo, Section, VcpuSignals};
 
@@ -234,17 +234,10 @@ fn software_and_hardware_disable() {
 
 /// PIC INT -> LINT0, with the acknowledge going back.
 fn with_pic() -> (Arc<Mutex<Pic>>, Arc<Lapic>, Arc<ApicBus>) {
-    struct Lint0(Arc<OnceLock<Arc<Lapic>>>);
-    impl IrqSink for Lint0 {
-        fn set_irq(&self, _: u32, level: bool) {
-            self.0.get().unwrap().set_lint(0, level);
-        }
-    }
-    let (bus, cell) = (ApicBus::new(), Arc::new(OnceLock::new()));
-    let pic = Arc::new(Mutex::new(Pic::new(IrqLine::new(Arc::new(Lint0(cell.clone())), 0))));
+    let bus = ApicBus::new();
+    let pic = Arc::new(Mutex::new(Pic::new(IrqLine::new(bus.clone(), 0))));
     let p = pic.clone();
     let l = Lapic::new(config(0, false), Arc::default(), &Clock::new(), &bus, Arc::new(move || Some(p.lock().ack())));
-    assert!(cell.set(l.clone()).is_ok());
     for (port, v) in [(0, 0x11), (1, 0x20), (1, 4), (1, 1)] {
         pic.lock().write(REGION_MASTER, port, 1, v);
     }
@@ -281,6 +274,15 @@ fn a_pic_level_that_goes_is_spurious_or_gone() {
     pic.lock().set_input(5, false);
     assert!(!intr(&l));
     assert_eq!(l.ack(), None);
+}
+
+#[test]
+fn the_nmi_wire_reaches_all() {
+    let (bus, c) = cpus(2);
+    c.iter().for_each(|l| l.set_virtual_wire());
+    bus.set_irq(1, true);
+    assert!(c.iter().all(|l| l.signals().pending() == Events::NMI));
+    bus.set_irq(2, true);
 }
 
 #[test]
@@ -356,6 +358,12 @@ fn errors() {
     assert_eq!(l.ack(), Some(0x70));
     l.mmio_write(EOI, 0);
     fixed(&bus, 0x0f);
+    l.mmio_write(0x30, 0);
+    l.mmio_write(ESR, 0);
+    assert_eq!(l.mmio_read(ESR), 0x60, "a write to a read-only register is dropped, no error");
+    l.mmio_write(ESR, 0);
+    l.mmio_write(ICR, 0x4_4005);
+    fixed(&bus, 0x0f);
     l.mmio_read(0x3f0);
     assert_eq!(l.mmio_read(ESR), 0, "software sees errors after writing ESR");
     l.mmio_write(ESR, 0);
@@ -372,7 +380,9 @@ fn errors() {
 fn takers(all: &[Arc<Lapic>], vector: u8) -> Vec<usize> {
     let took = |l: &Arc<Lapic>| {
         let v = l.ack();
-        v.map(|_| l.mmio_write(EOI, 0));
+        if v.is_some() {
+            l.mmio_write(EOI, 0);
+        }
         v == Some(vector)
     };
     (0..all.len()).filter(|i| took(&all[*i])).collect()
