@@ -1,6 +1,6 @@
 //! Tests of the local APIC and the APIC bus.
 
-use super::apic_bus::ApicBus;
+use super::apic_bus::{ApicBus, EoiSink};
 use super::ioapic::{IoApic, IoApicInputs};
 use super::lapic::{ExtInt, Lapic, LapicConfig};
 use super::pic::{Pic, REGION_ELCR, REGION_MASTER};
@@ -202,8 +202,9 @@ fn task_priority() {
     assert!(!intr(&l), "taken back before it was accepted");
     assert_eq!(l.ack(), None);
     assert_eq!(l.mmio_read(PPR), 0x57);
-    l.set_tpr(0);
+    l.mmio_write(TPR, 0x27);
     assert_eq!(l.ack(), Some(0x5f));
+    assert_eq!(l.mmio_read(PPR), 0x50, "the sub-class is TPR's only while TPR leads");
 }
 
 #[test]
@@ -348,6 +349,25 @@ fn level_interrupts_through_the_ioapic_come_again() {
     assert_eq!(l.ack(), None);
     io.lock().write(0, 0x40, 4, 0x59);
     assert_eq!(l.ack(), Some(0x59));
+}
+
+#[test]
+fn only_level_interrupts_broadcast_their_eoi() {
+    struct Heard(Mutex<Vec<u8>>);
+    impl EoiSink for Heard {
+        fn eoi(&self, vector: u8) {
+            self.0.lock().push(vector);
+        }
+    }
+    let (bus, l) = one();
+    let heard = Arc::new(Heard(Mutex::default()));
+    bus.add_eoi_sink(heard.clone());
+    for data in [0xc050, 0x50, 0x51, 0xc052] {
+        bus.send_msi(0xfee0_0000, data);
+        assert_eq!(l.ack(), Some(data as u8));
+        l.mmio_write(EOI, 0);
+    }
+    assert_eq!(*heard.0.lock(), [0x50, 0x52]);
 }
 
 #[test]
@@ -528,6 +548,29 @@ fn x2apic_mode() {
     assert!(l.msr_write(0x1b, 0xfee0_0800));
     let plain = Lapic::new(config(0, false), Arc::default(), &Clock::new(), &ApicBus::new(), no_pic());
     assert!(!plain.msr_write(0x1b, 0xfee0_0d00), "not offered");
+}
+
+#[test]
+fn x2apic_clusters() {
+    let (bus, clock) = (ApicBus::new(), Clock::new());
+    let make = |id| {
+        let l = Lapic::new(config(id, true), Arc::default(), &clock, &bus, no_pic());
+        assert!(l.msr_write(0x1b, l.msr_read(0x1b).unwrap() | 0x400) && l.msr_write(0x80f, 0x1ff));
+        l
+    };
+    let c = [make(0x05), make(0x125), make(0x126)];
+    assert_eq!(c[1].msr_read(0x80d), Some(0x12_0020));
+    let took = |v| c.each_ref().map(|l| l.ack() == Some(v));
+    assert!(c[0].msr_write(0x830, 0x12_0020 << 32 | 0x4850));
+    assert_eq!(took(0x50), [false, true, false]);
+    assert!(c[0].msr_write(0x830, 0x12_0060 << 32 | 0x4860));
+    assert_eq!(took(0x60), [false, true, true]);
+    assert!(c[0].msr_write(0x830, 0x126 << 32 | 0x4070));
+    assert_eq!(took(0x70), [false, false, true]);
+    assert!(c[0].msr_write(0x830, 0xffff_ffff << 32 | 0x4080));
+    assert_eq!(took(0x80), [true; 3]);
+    bus.send_msi(0xfee2_0004, 0x90);
+    assert_eq!(took(0x90), [true, false, false], "an 8-bit logical destination is in cluster 0");
 }
 
 #[test]
