@@ -1,5 +1,6 @@
 //! Character devices, and the two traits through which they meet a host character back end.
 
+pub mod debugcon;
 pub mod uart16550;
 
 /// Output side of a host back end. Called with the device's lock held: it must not call back into the device.

@@ -43,7 +43,7 @@ pub struct AcpiConfig {
     pub i8042: bool,
     /// A VGA-compatible display exists (otherwise the guest is told not to probe for one).
     pub vga: bool,
-    /// ECAM window of 256 buses, 256 MiB-aligned; `None`: no MCFG.
+    /// ECAM window of 256 buses, 256 MiB-aligned and below 4 GiB; `None`: no MCFG.
     pub ecam: Option<Pa>,
     /// Memory below 4 GiB for PCI devices.
     pub pci_mmio32: RangeInclusive<u32>,
@@ -100,6 +100,7 @@ impl Placer {
 /// Builds all tables from `base` (64-byte aligned, below 4 GiB with room above it) upwards.
 pub fn build(cfg: &AcpiConfig, base: Pa) -> AcpiTables {
     assert!(base.0.is_multiple_of(64) && base.0 < 0xffff_0000, "tables at {base:?}");
+    assert!(cfg.ecam.is_none_or(|e| e.0 < 1 << 32 && e.0.is_multiple_of(1 << 28)), "ECAM at {:?}", cfg.ecam);
     let mut p = Placer { next: base.0, blobs: Vec::new() };
     // The RSDP names tables that are placed after it: its room is taken first.
     p.place(64, vec![0; RSDP_LEN]);

@@ -137,7 +137,7 @@ fn operating_system_capabilities() -> Raw {
     let unknown = Or::new(&cdw1, &cdw1, &4u8);
     let refuse = Else::new(vec![&unknown]);
     let answer = Return::new(&caps);
-    Raw(bytes_of(&Method::new("_OSC".into(), 4, false, vec![&first, &accept, &refuse, &answer])))
+    Raw(bytes_of(&Method::new("_OSC".into(), 4, true, vec![&first, &accept, &refuse, &answer])))
 }
 
 /// First port and interrupt of COM1..COM4.

@@ -3,6 +3,8 @@
 pub mod pit;
 mod pit_counter;
 pub mod pm;
+pub mod rtc;
+mod rtc_time;
 
 #[cfg(test)]
 mod testkit;
