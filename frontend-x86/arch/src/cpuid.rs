@@ -83,6 +83,10 @@ pub(crate) fn has_1g_pages(cpu: &CpuState) -> bool {
     cpu.has(feature::PDPE1GB)
 }
 
+pub(crate) fn is_amd(cpu: &CpuState) -> bool {
+    model(cpu).amd()
+}
+
 fn model(cpu: &CpuState) -> &'static Model {
     models::MODELS.get(cpu.model as usize).unwrap_or(&models::MODELS[0])
 }

@@ -3,7 +3,7 @@
 use crate::stack::system_ctx;
 use crate::state::{CpuState, Segment};
 use vm_core::guest::GuestEnv;
-use vm_core::{Access, Fault, Va};
+use vm_core::{Fault, Va};
 
 /// Types of system descriptors (SDM 3A table 3-2).
 pub mod system {
@@ -150,10 +150,4 @@ pub(crate) fn set_type_bits<E: GuestEnv<Cpu = CpuState>>(env: &mut E, d: &mut De
     d.raw |= bits;
     let ctx = system_ctx(env.cpu_ref());
     env.store(Va(d.va.wrapping_add(5)), 1, d.raw >> 40 & 0xff, ctx)
-}
-
-/// Checks that the type byte could be written, so that a later `set_type_bits` cannot fail half-way.
-pub(crate) fn probe_type<E: GuestEnv<Cpu = CpuState>>(env: &mut E, d: &Desc) -> Result<(), Fault> {
-    let ctx = system_ctx(env.cpu_ref());
-    env.probe(Va(d.va.wrapping_add(5)), 1, Access::Write, ctx)
 }

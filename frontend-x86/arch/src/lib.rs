@@ -1,19 +1,24 @@
 //! x86 architectural state and what is defined on it alone: registers, lazy flags, page walk, segment loads, exception and
 //! interrupt delivery, MSRs, CPUID, reset. The JIT, the interpreter, KVM, gdb and saved state share it.
 
+pub mod control;
 pub mod cpuid;
 pub mod deliver;
 pub mod desc;
 mod dump;
+pub mod far;
 pub mod fault;
 pub mod flags;
 mod guest_cpu;
 pub mod mode;
 pub mod models;
+pub mod msr;
 pub mod paging;
 pub mod reset;
+pub mod segment;
 pub mod stack;
 pub mod state;
+pub mod syscall;
 pub mod tss;
 
 pub use mode::{CodeSize, Mode};
