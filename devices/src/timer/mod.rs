@@ -1,5 +1,6 @@
 //! Timers and clocks of the board.
 
+pub mod hpet;
 pub mod pit;
 mod pit_counter;
 pub mod pm;
