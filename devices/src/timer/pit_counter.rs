@@ -32,12 +32,23 @@ pub(super) struct Counter {
     running: bool,
     /// Count that the element was loaded with, 1..=65536.
     n: u32,
-    /// Pulse at which the element held `n`.
-    start: u64,
-    /// Pulses counted when the gate stopped the counter (modes 0 and 4).
+    /// Pulse at which the element held `n`; before power-on (negative) if the count was resumed or taken over halfway.
+    start: i64,
+    /// Pulses counted when the gate stopped the counter.
     held: Option<u64>,
-    /// Modes 2 and 3: the pulse at which a new count takes over.
-    next: Option<(u64, u32)>,
+    /// Modes 2 and 3: a count that is to take over.
+    next: Option<Takeover>,
+}
+
+/// A count written while modes 2 and 3 run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Takeover {
+    /// Pulse at which it comes into effect.
+    at: i64,
+    /// The count, 1..=65536.
+    n: u32,
+    /// Mode 3: it begins with the low half.
+    low_half: bool,
 }
 
 impl Counter {
@@ -68,8 +79,8 @@ impl Counter {
             && (RW_LSB..=RW_BOTH).contains(&self.rw)
             && count(self.n)
             && count(self.reload)
-            && self.next.is_none_or(|(_, n)| count(n))
-            && self.start.max(self.held.unwrap_or(0)) < 1 << 62
+            && self.next.is_none_or(|t| count(t.n) && t.at.unsigned_abs() < 1 << 62)
+            && self.start.unsigned_abs().max(self.held.unwrap_or(0)) < 1 << 62
     }
 
     /// Control word: stops the counter until a count is written; OUT goes to the mode's initial state.
@@ -82,23 +93,24 @@ impl Counter {
 
     /// Brings a count that was to take over at a cycle's end into effect.
     fn sync(&mut self, now: u64) {
-        if let Some((at, n)) = self.next
-            && now >= at
+        if let Some(t) = self.next
+            && now as i64 >= t.at
         {
             self.next = None;
-            (self.n, self.start) = (n, at);
+            self.n = t.n;
+            self.start = t.at - if t.low_half { i64::from(t.n.div_ceil(2)) } else { 0 };
         }
     }
 
     fn elapsed(&self, now: u64) -> u64 {
-        self.held.unwrap_or(now.saturating_sub(self.start))
+        self.held.unwrap_or((now as i64 - self.start).max(0) as u64)
     }
 
     /// Loads the counting element on the next pulse.
     fn load(&mut self, now: u64) {
         self.running = true;
         self.n = self.reload;
-        self.start = now + 1;
+        self.start = now as i64 + 1;
         self.next = None;
         self.held = (matches!(self.mode, 0 | 4) && !self.gate).then_some(0);
     }
@@ -133,23 +145,22 @@ impl Counter {
         let first = !std::mem::replace(&mut self.written, true);
         match self.mode {
             1 | 5 => {}
-            2 | 3 if !first && self.running => self.next = Some((self.cycle_end(now), self.reload)),
             2 | 3 if !self.gate => {
-                self.running = true;
-                self.n = self.reload;
+                // The gate's rising edge will load it.
+                (self.running, self.n, self.held) = (true, self.reload, Some(0));
             }
+            2 | 3 if !first && self.running => self.next = Some(self.takeover(now)),
             _ => self.load(now),
         }
     }
 
-    /// Modes 2 and 3: the pulse at which the present cycle (mode 3: half cycle) ends.
-    fn cycle_end(&self, now: u64) -> u64 {
-        let n = u64::from(self.n);
-        let at = self.elapsed(now);
-        let cycle = at - at % n;
-        let half = n.div_ceil(2);
-        let end = if self.mode == 3 && at % n < half { cycle + half } else { cycle + n };
-        self.start.saturating_add(end)
+    /// Modes 2 and 3: the written count takes over when the present cycle (mode 3: half cycle) ends.
+    fn takeover(&self, now: u64) -> Takeover {
+        let (n, e) = (u64::from(self.n), self.elapsed(now));
+        let (cycle, half) = (e - e % n, n.div_ceil(2));
+        let low_half = self.mode == 3 && n > 1 && e % n < half;
+        let end = cycle + if low_half { half } else { n };
+        Takeover { at: self.start + end as i64, n: self.reload, low_half }
     }
 
     pub fn set_gate(&mut self, gate: bool, now: u64) {
@@ -157,15 +168,13 @@ impl Counter {
         let rising = gate && !self.gate;
         let falling = !gate && self.gate;
         match self.mode {
-            0 | 4 if falling && self.running => self.held = Some(self.elapsed(now)),
+            0 | 2 | 3 | 4 if falling && self.running => self.held = Some(self.elapsed(now)),
             0 | 4 if rising && self.running => {
                 if let Some(e) = self.held.take() {
-                    // `start` may lie before power-on in effect; the count is kept by shifting it as far as it goes.
-                    self.start = (now + 1).saturating_sub(e);
+                    self.start = now as i64 + 1 - e as i64;
                 }
             }
-            1 | 5 if rising && self.written => self.load(now),
-            2 | 3 if rising && self.written => self.load(now),
+            1 | 2 | 3 | 5 if rising && self.written => self.load(now),
             _ => {}
         }
         self.gate = gate;
@@ -176,7 +185,7 @@ impl Counter {
         self.sync(now);
         let (e, n) = (self.elapsed(now), u64::from(self.n));
         // The pulse that loads the element has not come: nothing has been counted.
-        let loaded = self.running && (now >= self.start || self.held.is_some());
+        let loaded = self.running && (now as i64 >= self.start || self.held.is_some());
         match self.mode {
             0 => self.running && e >= n,
             1 => !(loaded && e < n),
@@ -192,23 +201,23 @@ impl Counter {
         if !self.running || self.held.is_some() {
             return None;
         }
-        let n = u64::from(self.n);
+        let n = i64::from(self.n);
+        let now = now as i64;
         let rise = match self.mode {
-            0 | 1 => self.start.saturating_add(n),
-            4 | 5 => self.start.saturating_add(n + 1),
+            0 | 1 => self.start + n,
+            4 | 5 => self.start + n + 1,
             _ if !self.gate || n == 1 => return None,
             _ => {
-                let past = now.saturating_sub(self.start);
-                let end = if now < self.start { n } else { past - past % n + n };
-                let end = self.start.saturating_add(end);
-                // A new count of mode 3 may take over at the middle of the cycle: OUT rises at the end of its own half.
+                let past = (now - self.start).max(0);
+                let end = self.start + past - past % n + n;
+                // Mode 3: after a takeover at the middle OUT rises at the end of the new count's low half.
                 match self.next {
-                    Some((at, new)) if at < end => at.saturating_add(u64::from(new / 2)),
+                    Some(t) if t.low_half => t.at + i64::from(t.n / 2),
                     _ => end,
                 }
             }
         };
-        (rise > now).then_some(rise)
+        (rise > now).then_some(rise as u64)
     }
 
     /// The counting element as the guest reads it.
@@ -240,7 +249,7 @@ impl Counter {
         if self.latched_status.is_none() {
             let out = self.out(now);
             // Null count: what was written last is not yet in the counting element.
-            let null = !self.running || now < self.start && self.held.is_none() || self.next.is_some();
+            let null = !self.running || (now as i64) < self.start && self.held.is_none() || self.next.is_some();
             let s = u8::from(out) << 7 | u8::from(null) << 6 | self.rw << 4 | self.mode << 1 | u8::from(self.bcd);
             self.latched_status = Some(s);
         }

@@ -227,3 +227,77 @@ fn a_restored_machine_keeps_its_interrupt() {
     at(&clock2, ns_of(0x1001));
     assert_eq!(probe2.edges(), 1);
 }
+
+#[test]
+fn mode_3_takes_a_new_count_at_the_middle() {
+    let (clock, probe, pit) = pit();
+    out(&pit, 0x43, 0x16);
+    out(&pit, 0x40, 20);
+    clock.set(ns_of(3));
+    out(&pit, 0x40, 6);
+    let mut seen = Vec::new();
+    for t in [10, 11, 13, 14, 16, 17] {
+        clock.set(ns_of(t));
+        seen.push(pit.lock().state.counters[0].out(t));
+    }
+    assert_eq!(seen, [true, false, false, true, true, false], "high for 10 pulses, then low for 3");
+    let (clock, probe2, pit2) = self::pit();
+    out(&pit2, 0x43, 0x16);
+    out(&pit2, 0x40, 20);
+    clock.set(ns_of(3));
+    out(&pit2, 0x40, 6);
+    probe2.edges();
+    at(&clock, ns_of(13));
+    assert_eq!(probe2.edges(), 0);
+    at(&clock, ns_of(14));
+    assert_eq!(probe2.edges(), 1, "the interrupt comes where OUT rises");
+    drop(probe);
+}
+
+#[test]
+fn gate_of_channel_2_stops_mode_2_and_reloads() {
+    let (clock, _, pit) = pit();
+    out(&pit, 0x61, 1);
+    out(&pit, 0x43, 0xb4);
+    out(&pit, 0x42, 100);
+    out(&pit, 0x42, 0);
+    clock.set(ns_of(31));
+    out(&pit, 0x61, 0);
+    clock.set(ns_of(1000));
+    assert_eq!(count(&pit, 2), 70);
+    out(&pit, 0x61, 1);
+    clock.set(ns_of(1011));
+    assert_eq!(count(&pit, 2), 90);
+}
+
+/// OUT as sampled pulse by pulse must rise exactly where `next_rise` says, whatever was programmed.
+#[test]
+fn next_rise_agrees_with_out() {
+    let mut r = vm_core::testing::Rng(7);
+    for _ in 0..3000 {
+        let mut c = Counter::new(true);
+        c.control(0x10 | (r.below(6) as u8) << 1);
+        let mut t = 5 + r.below(50);
+        c.write(2 + r.below(40) as u8, t);
+        for _ in 0..3 {
+            t += r.below(60);
+            match r.below(3) {
+                0 => c.write(2 + r.below(40) as u8, t),
+                1 => c.set_gate(r.below(2) == 0, t),
+                _ => {}
+            }
+        }
+        let mut level = c.out(t);
+        let said = c.next_rise(t);
+        let mut rise = None;
+        for u in t + 1..t + 200 {
+            let now = c.clone().out(u);
+            if now && !level {
+                rise = Some(u);
+                break;
+            }
+            level = now;
+        }
+        assert_eq!(said, rise, "{c:?} at {t}");
+    }
+}

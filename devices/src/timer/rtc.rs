@@ -191,7 +191,8 @@ impl Rtc {
     /// Sets the flags of what happened since the last call, then the line and the timer.
     fn update(&mut self) {
         let now = self.divider();
-        let from = std::mem::replace(&mut self.state.seen, now);
+        let from = self.state.seen;
+        self.state.seen = from.max(now);
         if !self.state.divider_reset() && now > from {
             if let Some(shift) = self.state.period_shift()
                 && pulses(now) >> shift > pulses(from) >> shift
