@@ -24,11 +24,12 @@ impl From<&CharBackend> for Kind {
     fn from(b: &CharBackend) -> Self {
         match b {
             CharBackend::Null => Self::Null,
+            CharBackend::Pty => Self::Pty,
             CharBackend::Stdio { signal } => Self::Stdio { signal: *signal },
             CharBackend::File { path, append } => Self::File { path: path.clone(), append: *append },
             // Sockets never delay small writes, with `nodelay` or without.
             CharBackend::Socket { address, server: true, wait, .. } => Self::Server { address: address.clone(), wait: *wait },
-            CharBackend::Socket { address, .. } => Self::Client { address: address.clone(), reconnect: None },
+            CharBackend::Socket { address, reconnect, .. } => Self::Client { address: address.clone(), reconnect: *reconnect },
         }
     }
 }

@@ -5,6 +5,7 @@ use super::error::{Hint, OptionError, Quoted};
 use super::tree::{Group, Object, Tree, Value};
 use super::value;
 use std::path::PathBuf;
+use std::time::Duration;
 use vm_core::addr::PAGE_SIZE;
 use vm_core::log::{ITEMS, Item};
 
@@ -151,26 +152,40 @@ fn chardevs(tree: &Tree) -> Result<Vec<Chardev>, OptionError> {
     Ok(list)
 }
 
-fn backend(o: &Object) -> Result<CharBackend, OptionError> {
-    let on = |name| o.switch(name) == Some(true);
-    let path = |name| match o.text(name) {
+fn text_path(o: &Object, name: &str) -> Result<PathBuf, OptionError> {
+    match o.text(name) {
         Some("") | None => Err(bad(o, "", "the path is empty")),
         Some(p) => Ok(PathBuf::from(p)),
+    }
+}
+
+fn socket(o: &Object) -> Result<CharBackend, OptionError> {
+    let on = |name| o.switch(name) == Some(true);
+    let address = match o.number("port").map(u16::try_from) {
+        Some(Ok(port)) => SocketAddress::Tcp { host: o.text("host").unwrap_or_default().into(), port },
+        _ => SocketAddress::Unix(text_path(o, "path")?),
     };
+    let seconds = o.number("reconnect").map(Duration::from_secs);
+    let reconnect = o.number("reconnect-ms").map(Duration::from_millis).or(seconds).filter(|d| !d.is_zero());
+    let server = on("server");
+    let only = |what, who| Err(OptionError::Conflict(format!("{}: {what} is for {who}", o.origin)));
+    if on("wait") && !server {
+        return only("wait=on", "servers (server=on)");
+    }
+    if reconnect.is_some() && server {
+        return only("reconnect", "clients (server=off)");
+    }
+    let wait = server && o.switch("wait") != Some(false);
+    Ok(CharBackend::Socket { address, server, wait, nodelay: on("nodelay"), reconnect })
+}
+
+fn backend(o: &Object) -> Result<CharBackend, OptionError> {
+    let on = |name| o.switch(name) == Some(true);
     Ok(match o.driver {
         "stdio" => CharBackend::Stdio { signal: o.switch("signal") != Some(false) },
-        "file" => CharBackend::File { path: path("path")?, append: on("append") },
-        "socket" => {
-            let address = match o.number("port").map(u16::try_from) {
-                Some(Ok(port)) => SocketAddress::Tcp { host: o.text("host").unwrap_or_default().into(), port },
-                _ => SocketAddress::Unix(path("path")?),
-            };
-            if on("wait") && !on("server") {
-                return Err(OptionError::Conflict(format!("{}: wait=on is for servers (server=on)", o.origin)));
-            }
-            let wait = on("server") && o.switch("wait") != Some(false);
-            CharBackend::Socket { address, server: on("server"), wait, nodelay: on("nodelay") }
-        }
+        "pty" => CharBackend::Pty,
+        "file" => CharBackend::File { path: text_path(o, "path")?, append: on("append") },
+        "socket" => socket(o)?,
         _ => CharBackend::Null,
     })
 }

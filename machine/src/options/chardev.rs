@@ -37,7 +37,7 @@ fn short(tree: &mut Tree, spec: &str, id: &str, mux: bool, origin: &str) -> Resu
     let mut kvs = match driver {
         "none" if rest.is_empty() => return Ok(None),
         "chardev" => return Ok(Some(rest.to_owned())),
-        "null" | "stdio" if rest.is_empty() && spec == driver => Vec::new(),
+        "null" | "stdio" | "pty" if rest.is_empty() && spec == driver => Vec::new(),
         "file" => vec![KeyVal::new("path", rest)],
         "unix" => keyvals(rest, Some("path")),
         "tcp" => tcp(rest, origin)?,

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::path::PathBuf;
+use std::time::Duration;
 use vm_core::log::Item;
 
 /// A whole machine as asked for on the command line.
@@ -105,8 +106,11 @@ pub enum CharBackend {
     /// The terminal; with `signal`, Ctrl-C ends the program (never when muxed).
     Stdio { signal: bool },
     Null,
+    /// A new pseudo-terminal; its path is told on standard error.
+    Pty,
     File { path: PathBuf, append: bool },
-    Socket { address: SocketAddress, server: bool, wait: bool, nodelay: bool },
+    /// `reconnect`: as a client, try a lost or missing server again after this time.
+    Socket { address: SocketAddress, server: bool, wait: bool, nodelay: bool, reconnect: Option<Duration> },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -57,7 +57,7 @@ pub fn for_value(option: &str, value: &str) -> Option<String> {
 fn list(option: &str, group: Group) -> String {
     let mut s = String::new();
     if let "serial" | "monitor" | "debugcon" = option {
-        let _ = writeln!(s, "stdio, mon:stdio, file:PATH, unix:PATH[,server=on][,wait=off], tcp:HOST:PORT[,server=on],");
+        let _ = writeln!(s, "stdio, mon:stdio, pty, file:PATH, unix:PATH[,server=on][,wait=off], tcp:HOST:PORT[,server=on],");
         let _ = writeln!(s, "chardev:ID, null, none; with -chardev:");
     }
     for d in schema::drivers(group) {

@@ -95,7 +95,9 @@ const SOCKET: &[PropSpec] = &[
     prop("port", Kind::Number(65535), "TCP port"),
     prop("server", Kind::Switch, "listen instead of connecting (off)"),
     prop("wait", Kind::Switch, "as server, wait for the first client before starting (on)"),
-    prop("nodelay", Kind::Switch, "no Nagle delay (off)"),
+    prop("nodelay", Kind::Switch, "no Nagle delay (always so)"),
+    prop("reconnect", Kind::Number(86400), "as client, seconds until a lost server is tried again (0: never)"),
+    prop("reconnect-ms", Kind::Number(86_400_000), "the same in milliseconds"),
 ];
 
 
@@ -173,8 +175,8 @@ pub const DRIVERS: &[DriverSpec] = &[
     driver_spec(Group::Chardev, "stdio", "this terminal", STDIO),
     driver_spec(Group::Chardev, "null", "drops output, never has input", NULL),
     driver_spec(Group::Chardev, "file", "output to a file", FILE),
+    driver_spec(Group::Chardev, "pty", "new pseudo-terminal", NULL),
     driver_spec(Group::Chardev, "socket", "Unix or TCP socket, client or server", SOCKET),
-    absent(Group::Chardev, "pty", "pseudo-terminal", "use socket"),
     absent(Group::Chardev, "pipe", "named pipes", "use socket"),
     absent(Group::Chardev, "udp", "datagrams", "use socket"),
     absent(Group::Chardev, "telnet", "telnet protocol", "use socket"),

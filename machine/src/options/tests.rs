@@ -116,11 +116,15 @@ fn serial_and_monitor_back_ends() {
     assert_eq!(c.monitors, ["compat_monitor0"]);
     let c = config("-display none");
     assert!(c.serials.iter().all(Option::is_none) && c.monitors.is_empty());
+    let c = config("-serial pty -monitor unix:/m,reconnect=2");
+    let reconnect = Some(std::time::Duration::from_secs(2));
+    let client = CharBackend::Socket { address: SocketAddress::Unix("/m".into()), server: false, wait: false, nodelay: false, reconnect };
+    assert_eq!(backends(&c), [("serial0", &CharBackend::Pty, false), ("compat_monitor0", &client, false)]);
     let c = config("-nodefaults -serial none -serial file:/tmp/a,b");
     assert_eq!(backends(&c), [("serial1", &CharBackend::File { path: "/tmp/a,b".into(), append: false }, false)]);
     assert_eq!(c.serials, [None, Some("serial1".into()), None, None]);
     let c = config("-serial unix:/s,server=on,wait=off -serial tcp:[::1]:4444 -monitor tcp::5555,server,nowait");
-    let socket = |address, server| CharBackend::Socket { address, server, wait: false, nodelay: false };
+    let socket = |address, server| CharBackend::Socket { address, server, wait: false, nodelay: false, reconnect: None };
     let tcp = |host: &str, port| SocketAddress::Tcp { host: host.into(), port };
     assert_eq!(
         backends(&c),
@@ -155,7 +159,9 @@ fn chardev_mistakes() {
     assert!(error("-chardev file,id=f,path=").contains("path is empty"));
     assert!(error("-chardev socket,id=f").contains("path, or host and port"));
     assert!(error("-chardev socket,id=f,port=70000,host=h").contains("larger than 65535"));
-    assert!(error("-chardev pty,id=f").contains("not built yet"));
+    assert!(error("-chardev vc,id=f").contains("not built yet"));
+    assert!(error("-serial unix:/s,server=on,reconnect=1").contains("clients"));
+    assert!(error("-serial unix:/s,wait=on").contains("servers"));
     assert!(error("-chardev null,id=9").contains("ids start with a letter"));
     assert!(error("-serial stdoi").contains("did you mean 'stdio'"));
     assert!(error("-serial tcp:nowhere").contains("not HOST:PORT"));
