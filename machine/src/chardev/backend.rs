@@ -246,7 +246,11 @@ impl Chardev {
         match listener.accept() {
             Ok(fd) => link.attach(fd),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
-            Err(e) => return eprintln!("rhea: {}: {}: {e}", self.label, self.what),
+            Err(e) => {
+                eprintln!("rhea: {}: {}: {e}", self.label, self.what);
+                // The client still waits, and would be tried again at once.
+                return std::thread::sleep(Duration::from_millis(100));
+            }
         }
         drop(link);
         self.tell(Event::Opened);
@@ -295,8 +299,11 @@ impl CharSink for Chardev {
             link.dropped += bytes.len() as u64;
             return;
         };
+        // The loop is told of changes only: it looks after a peer that is behind until it has caught up.
+        let needs_loop = |o: &Output| (o.waits_for().is_some(), o.is_broken());
+        let before = needs_loop(out);
         out.write(bytes);
-        if out.waits_for().is_some() || out.is_broken() {
+        if needs_loop(out) != before {
             self.waker.wake();
         }
     }

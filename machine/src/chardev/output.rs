@@ -6,7 +6,7 @@ use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Bytes kept for a peer that does not read.
 pub const BUFFER: usize = 64 << 10;
@@ -57,17 +57,31 @@ impl Output {
     }
 
     pub fn write(&mut self, mut bytes: &[u8]) {
-        while !bytes.is_empty() && !self.broken {
+        while !self.broken {
             let n = bytes.len().min(BUFFER - self.pending.len());
             self.pending.extend(&bytes[..n]);
             bytes = &bytes[n..];
             self.flush();
-            if self.pending.len() == BUFFER && (self.stalled || !self.wait(STALL_LIMIT)) {
-                self.stalled = true;
+            if bytes.is_empty() || (self.pending.len() == BUFFER && !self.wait_for_room()) {
                 break;
             }
         }
         self.dropped += bytes.len() as u64;
+    }
+
+    /// Waits until the full buffer has shrunk, `STALL_LIMIT` at most, and not at all for a peer that has stalled.
+    fn wait_for_room(&mut self) -> bool {
+        let end = Instant::now() + STALL_LIMIT;
+        while self.pending.len() == BUFFER && !self.stalled && !self.broken {
+            let left = end.saturating_duration_since(Instant::now());
+            self.stalled = left.is_zero() || !self.wait(left);
+            self.flush();
+            if self.pending.len() == BUFFER {
+                // Terminals may poll writable and then take nothing.
+                std::thread::sleep(Duration::from_millis(1).min(left));
+            }
+        }
+        self.pending.len() < BUFFER
     }
 
     /// Waits until the peer takes bytes.

@@ -95,9 +95,9 @@ fn read(space: Space, addr: u64, buf: &mut [u8], target: &dyn MonitorTarget) -> 
     }
 }
 
-/// Units per line: 16 bytes, 8 for octal and character units, as these are wide on the screen.
+/// Units per line: 16 bytes, 8 if they are shown one by one.
 fn per_line(f: Format) -> u64 {
-    let bytes = if matches!(f.kind, 'o' | 'c') || f.size == 1 { 8 } else { 16 };
+    let bytes = if f.size == 1 { 8 } else { 16 };
     (bytes / f.size).max(1) as u64
 }
 
@@ -132,9 +132,10 @@ fn unit(f: Format, v: u64) -> String {
         _ => 20,
     };
     match f.kind {
-        'd' => format!("{signed:>width$}", width = decimal + 1),
+        'd' => format!("{signed:>decimal$}"),
         'u' => format!("{v:>decimal$}"),
-        'o' => format!("{v:#0width$o}", width = bits.div_ceil(3) as usize + 2).replacen("0o", "0", 1),
+        'o' if v == 0 => format!("{v:>width$}", width = bits.div_ceil(3) as usize),
+        'o' => format!("{:>width$}", format!("0{v:o}"), width = bits.div_ceil(3) as usize),
         'c' => quoted(v as u8),
         _ => format!("{v:#0width$x}", width = 2 * f.size + 2),
     }

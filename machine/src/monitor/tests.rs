@@ -98,7 +98,7 @@ fn memory_formats() {
     assert_eq!(run("xp /4wx 0x10"), "0000000000000010: 0x13121110 0x17161514 0x1b1a1918 0x1f1e1d1c\n");
     assert_eq!(run("xp/2gx 16"), "0000000000000010: 0x1716151413121110 0x1f1e1d1c1b1a1918\n");
     assert_eq!(run("xp /9xb 0"), "0000000000000000: 0x00 0x01 0x02 0x03 0x04 0x05 0x06 0x07\n0000000000000008: 0x08\n");
-    assert_eq!(run("xp /1db 0xff"), "00000000000000ff:   -1\n");
+    assert_eq!(run("xp /1db 0xff"), "00000000000000ff:  -1\n");
     assert_eq!(run("xp /1ub 0xff"), "00000000000000ff: 255\n");
     assert_eq!(run("xp /1ob 0xff"), "00000000000000ff: 0377\n");
     assert_eq!(run("xp /3c 0x41"), "0000000000000041: 'A' 'B' 'C'\n");
