@@ -200,8 +200,9 @@ impl Mouse {
     /// First status byte: 6 remote, 5 enabled, 4 scaling 2:1, 2 left, 1 middle, 0 right.
     fn status(&self) -> u8 {
         let bit = |on: bool, n: u8| u8::from(on) << n;
-        let button = |b| self.buttons & b != 0;
-        bit(self.remote, 6) | bit(self.enabled, 5) | bit(self.scale_2_1, 4) | bit(button(LEFT), 2) | bit(button(MIDDLE), 1) | bit(button(RIGHT), 0)
+        let button = |b, n| bit(self.buttons & b != 0, n);
+        let modes = bit(self.remote, 6) | bit(self.enabled, 5) | bit(self.scale_2_1, 4);
+        modes | button(LEFT, 2) | button(MIDDLE, 1) | button(RIGHT, 0)
     }
 
     /// Whether a loaded state keeps the bounds that running code keeps.

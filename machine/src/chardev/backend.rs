@@ -1,20 +1,18 @@
-//! One host back end: opening, input under flow control, peers that come and go.
+//! One host back end at work: input under flow control, output, peers that come and go.
 
 use super::output::Output;
+use super::open::{self, Listener};
 use super::spec::Kind;
-use super::{Event, Front, term};
+use super::{Event, Front};
 use crate::options::SocketAddress as Address;
 use crate::event_loop::{Source, Waker, Want};
 use devices::chr::CharSink;
 use parking_lot::Mutex;
 use rustix::event::PollFlags;
 use rustix::io::Errno;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write};
-use std::net::{TcpListener, TcpStream, ToSocketAddrs};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -29,8 +27,6 @@ pub struct OpenError {
 
 /// Longest read at once.
 const READ_CHUNK: usize = 4096;
-/// Time for one attempt of a client to connect.
-const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// Time given to a peer for the last bytes when the back end is closed.
 const DRAIN_LIMIT: Duration = Duration::from_millis(200);
 
@@ -38,41 +34,15 @@ const INPUT: u32 = 0;
 const OUTPUT: u32 = 1;
 const LISTENER: u32 = 2;
 
-enum Listener {
-    Unix(UnixListener),
-    Tcp(TcpListener),
-}
-
-impl Listener {
-    fn fd(&self) -> io::Result<OwnedFd> {
-        match self {
-            Self::Unix(l) => l.as_fd().try_clone_to_owned(),
-            Self::Tcp(l) => l.as_fd().try_clone_to_owned(),
-        }
-    }
-
-    /// The next client, non-blocking.
-    fn accept(&self) -> io::Result<OwnedFd> {
-        match self {
-            Self::Unix(l) => {
-                let s = l.accept()?.0;
-                s.set_nonblocking(true)?;
-                Ok(s.into())
-            }
-            Self::Tcp(l) => tcp_ready(l.accept()?.0),
-        }
-    }
-}
-
 /// Where peers come from.
-enum Origin {
+pub(super) enum Origin {
     /// The descriptors given at the start are all there will be.
     Fixed,
     Server { listener: Listener, fd: Arc<OwnedFd> },
     Client { address: Address, reconnect: Option<Duration>, next_try: Option<Instant> },
 }
 
-struct Link {
+pub(super) struct Link {
     origin: Origin,
     input: Option<Arc<OwnedFd>>,
     output: Option<Output>,
@@ -83,17 +53,26 @@ struct Link {
 }
 
 impl Link {
+    pub(super) fn new(origin: Origin, input: Option<Arc<OwnedFd>>, output: Option<Output>) -> Self {
+        Self { origin, input, output, dropped: 0, _far_side: None }
+    }
+
+    /// Keeps `fd` open for as long as the link lives.
+    pub(super) fn keeping(self, fd: OwnedFd) -> Self {
+        Self { _far_side: Some(fd), ..self }
+    }
+
     fn connected(&self) -> bool {
         self.input.is_some() || self.output.is_some()
     }
 
-    fn attach(&mut self, fd: OwnedFd) {
+    pub(super) fn attach(&mut self, fd: OwnedFd) {
         let fd = Arc::new(fd);
         self.output = Some(Output::nonblocking(fd.clone()));
         self.input = Some(fd);
     }
 
-    fn detach(&mut self) {
+    pub(super) fn detach(&mut self) {
         self.input = None;
         if let Some(o) = self.output.take() {
             self.dropped += o.dropped;
@@ -122,16 +101,16 @@ impl Chardev {
     /// Opens `kind` and puts it under the event loop. `label` names it in messages and in `info chardev`.
     /// A server with `wait` returns when its first client has come.
     pub fn open(kind: &Kind, label: &str, waker: &Waker) -> Result<Arc<Self>, OpenError> {
-        let what = describe(kind);
+        let what = open::describe(kind);
         let fail = |source| OpenError { label: label.into(), what: what.clone(), source };
-        let (link, what) = open_kind(kind, label, &what).map_err(fail)?;
+        let (link, what) = open::link(kind, label, &what).map_err(fail)?;
         Ok(Self::with_link(link, label, &what, waker))
     }
 
     /// A back end over descriptors that are open already and non-blocking (tests, inherited pipes).
     pub fn from_fds(input: Option<OwnedFd>, output: Option<OwnedFd>, label: &str, waker: &Waker) -> Arc<Self> {
         let output = output.map(|fd| Output::nonblocking(Arc::new(fd)));
-        let link = Link { origin: Origin::Fixed, input: input.map(Arc::new), output, dropped: 0, _far_side: None };
+        let link = Link::new(Origin::Fixed, input.map(Arc::new), output);
         Self::with_link(link, label, "descriptors", waker)
     }
 
@@ -267,7 +246,7 @@ impl Chardev {
         };
         let this = self.this.clone();
         let run = move || {
-            let peer = connect(&address);
+            let peer = open::connect(&address);
             let Some(dev) = this.upgrade() else { return };
             let mut link = dev.link.lock();
             match peer {
@@ -358,136 +337,4 @@ impl Source for Chardev {
             _ => None,
         }
     }
-}
-
-fn describe(kind: &Kind) -> String {
-    match kind {
-        Kind::Null => "null".into(),
-        Kind::Stdio { .. } => "stdio".into(),
-        Kind::Pty => "pty".into(),
-        Kind::File { path, .. } => format!("file {}", path.display()),
-        Kind::Server { address, .. } => describe_address(address, "server"),
-        Kind::Client { address, .. } => describe_address(address, "client"),
-    }
-}
-
-fn describe_address(address: &Address, role: &str) -> String {
-    match address {
-        Address::Unix(p) => format!("unix socket {} ({role})", p.display()),
-        Address::Tcp { host, port } => format!("tcp {host}:{port} ({role})"),
-    }
-}
-
-/// The link and its description (which for a pty names the path to open).
-fn open_kind(kind: &Kind, label: &str, what: &str) -> io::Result<(Link, String)> {
-    let fixed = |input, output| Link { origin: Origin::Fixed, input, output, dropped: 0, _far_side: None };
-    let link = match kind {
-        Kind::Null => fixed(None, None),
-        Kind::Stdio { signal } => {
-            term::enter_raw(*signal)?;
-            let input = io::stdin().as_fd().try_clone_to_owned()?;
-            fixed(Some(Arc::new(input)), Some(Output::shared(io::stdout().as_fd().try_clone_to_owned()?)))
-        }
-        Kind::File { path, append } => {
-            let file = OpenOptions::new().create(true).write(true).append(*append).truncate(!append).open(path)?;
-            fixed(None, Some(Output::shared(file.into())))
-        }
-        Kind::Server { address, wait } => listen(address, *wait, label, what)?,
-        Kind::Client { address, reconnect } => client(address, *reconnect)?,
-        Kind::Pty => {
-            let (fd, slave, path) = open_pty()?;
-            eprintln!("rhea: {label} is on {path}");
-            let fd = Arc::new(fd);
-            let link = fixed(Some(fd.clone()), Some(Output::nonblocking(fd)));
-            return Ok((Link { _far_side: Some(slave), ..link }, format!("pty {path}")));
-        }
-    };
-    Ok((link, what.into()))
-}
-
-fn listen(address: &Address, wait: bool, label: &str, what: &str) -> io::Result<Link> {
-    let listener = match address {
-        Address::Unix(path) => {
-            // A socket left by an earlier run; anything else at that path is not ours to remove.
-            if std::fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket()) {
-                std::fs::remove_file(path)?;
-            }
-            Listener::Unix(UnixListener::bind(path)?)
-        }
-        Address::Tcp { host, port } if host.is_empty() => {
-            Listener::Tcp(TcpListener::bind(("::", *port)).or_else(|_| TcpListener::bind(("0.0.0.0", *port)))?)
-        }
-        Address::Tcp { host, port } => Listener::Tcp(TcpListener::bind((host.as_str(), *port))?),
-    };
-    let first = if wait {
-        eprintln!("rhea: {label} waits for a connection on {what}");
-        Some(listener.accept()?)
-    } else {
-        None
-    };
-    match &listener {
-        Listener::Unix(l) => l.set_nonblocking(true)?,
-        Listener::Tcp(l) => l.set_nonblocking(true)?,
-    }
-    let fd = Arc::new(listener.fd()?);
-    let mut link = Link { origin: Origin::Server { listener, fd }, input: None, output: None, dropped: 0, _far_side: None };
-    if let Some(fd) = first {
-        link.attach(fd);
-    }
-    Ok(link)
-}
-
-/// A client whose first attempt fails is an error, unless it is to try again.
-fn client(address: &Address, reconnect: Option<Duration>) -> io::Result<Link> {
-    let origin = Origin::Client { address: address.clone(), reconnect, next_try: None };
-    let mut link = Link { origin, input: None, output: None, dropped: 0, _far_side: None };
-    match connect(address) {
-        Ok(fd) => link.attach(fd),
-        Err(_) if reconnect.is_some() => link.detach(),
-        Err(e) => return Err(e),
-    }
-    Ok(link)
-}
-
-fn connect(address: &Address) -> io::Result<OwnedFd> {
-    match address {
-        Address::Unix(path) => {
-            let s = UnixStream::connect(path)?;
-            s.set_nonblocking(true)?;
-            Ok(s.into())
-        }
-        Address::Tcp { host, port } => {
-            let host = if host.is_empty() { "localhost" } else { host };
-            let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
-            for a in (host, *port).to_socket_addrs()? {
-                match TcpStream::connect_timeout(&a, CONNECT_LIMIT) {
-                    Ok(s) => return tcp_ready(s),
-                    Err(e) => last = e,
-                }
-            }
-            Err(last)
-        }
-    }
-}
-
-fn tcp_ready(s: TcpStream) -> io::Result<OwnedFd> {
-    s.set_nodelay(true)?;
-    s.set_nonblocking(true)?;
-    Ok(s.into())
-}
-
-/// A pseudo-terminal in raw mode, and the path of the side to open. We hold that side open too: without it the
-/// master reports a hang-up for as long as nobody has it open.
-fn open_pty() -> io::Result<(OwnedFd, OwnedFd, String)> {
-    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
-    grantpt(&master)?;
-    unlockpt(&master)?;
-    let path = ptsname(&master, Vec::new())?.to_string_lossy().into_owned();
-    let slave = OpenOptions::new().read(true).write(true).open(&path)?;
-    let mut modes = rustix::termios::tcgetattr(&slave)?;
-    modes.make_raw();
-    rustix::termios::tcsetattr(&slave, rustix::termios::OptionalActions::Now, &modes)?;
-    rustix::io::ioctl_fionbio(&master, true)?;
-    Ok((master, slave.into(), path))
 }

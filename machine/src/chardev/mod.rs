@@ -6,6 +6,7 @@
 
 mod backend;
 pub mod mux;
+mod open;
 mod output;
 mod spec;
 pub mod term;

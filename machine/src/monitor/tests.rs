@@ -165,15 +165,16 @@ fn opening_greets_with_a_prompt() {
 fn long_lines_are_cut() {
     let (text, _) = typed(&[vec![b'a'; 100_000], b"\r".to_vec()].concat());
     assert!(text.contains("unknown command: 'aaaa"));
-    assert_eq!(text.bytes().filter(|&b| b == b'a').count(), editor::MAX_LINE + 64 + "unknown command".matches('a').count() + "(rhea)".matches('a').count());
+    let others = "unknown command: (rhea)".matches('a').count();
+    assert_eq!(text.matches('a').count(), editor::MAX_LINE + 64 + others, "1024 echoed, 64 in the message");
 }
 
 /// Random bytes, and random sequences of the words commands are made of.
 #[test]
 fn hostile_input_is_survived() {
     let words: [&[u8]; 22] = [
-        b"x ", b"xp ", b"/", b"4096", b"9999999999999999999", b"g", b"i", b"c", b"o", b"d", b"0xffffffffffffffff", b"$rip", b"+", b"-",
-        b" ", b"info ", b"help ", b"\r", b"\x1b[A", b"\x15", b"\xff\0", b"0x",
+        b"x ", b"xp ", b"/", b"4096", b"9999999999999999999", b"g", b"i", b"c", b"o", b"d", //
+        b"0xffffffffffffffff", b"$rip", b"+", b"-", b" ", b"info ", b"help ", b"\r", b"\x1b[A", b"\x15", b"\xff\0", b"0x",
     ];
     let mut r = Rng(7);
     let fake = Arc::new(Fake::default());
