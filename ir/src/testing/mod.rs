@@ -11,7 +11,7 @@ use crate::layout::{HelperDesc, HelperId, SlotDesc, SlotId, StateLayout};
 use crate::ops::Effects;
 use crate::types::{Rmw, Ty};
 
-pub use random::{Choices, random_block};
+pub use random::{Choices, random_block, random_chain};
 
 const fn slot(name: &'static str, offset: u32, size: u32) -> SlotDesc {
     SlotDesc { name, offset, size }

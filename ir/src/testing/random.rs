@@ -54,6 +54,28 @@ pub fn random_block(list: &[u32]) -> Block {
     g.b
 }
 
+/// A block of one instruction that computes a chain of ops with many constants, each from the one before, and shows every
+/// link in the state: for what folds.
+pub fn random_chain(list: &[u32]) -> Block {
+    let mut g = Gen { c: Choices::new(list), b: Block { next: 4, ..Block::default() } };
+    g.b.insn(0, 4);
+    let mut v = g.int(Ty::I64);
+    let mut links = vec![v];
+    while !g.c.is_over() && links.len() < 12 {
+        v = g.link(v);
+        links.push(v);
+    }
+    // Alternately the last links only, so that inner ones may go, and all of them.
+    let shown = if g.c.below(2) == 0 { links.len() } else { 1 };
+    for (k, v) in links.into_iter().rev().take(shown).enumerate() {
+        let ty = g.b.ty(v);
+        g.b.set(ty, SlotId(2 + (k % 4) as u16), 0, v);
+    }
+    let cond = if g.b.ty(v) == Ty::I8 { v } else { g.b.zext(Ty::I8, v) };
+    g.b.br(cond, 0x40);
+    g.b
+}
+
 struct Gen<'a> {
     c: Choices<'a>,
     b: Block,
@@ -217,6 +239,58 @@ impl Gen<'_> {
                 self.b.call(HelperId(0), &[x, y]);
             }
         }
+    }
+
+    /// An op on `v`.
+    fn link(&mut self, v: Val) -> Val {
+        let ty = self.b.ty(v);
+        let k = self.c.of(&CONSTS);
+        match self.c.below(12) {
+            0..=3 => {
+                let op = self.c.of(&BINARY);
+                self.b.bin_imm(op, v, k)
+            }
+            4 => {
+                let (op, k) = (self.c.of(&BINARY), self.b.iconst(ty, k));
+                self.b.bin(op, k, v)
+            }
+            5 | 6 => {
+                let to = self.c.of(&INTS);
+                if self.c.below(2) == 0 { self.b.zext(to, v) } else { self.b.sext(to, v) }
+            }
+            7 => {
+                let cond = self.c.of(Cond::ALL);
+                self.b.cmp_imm(cond, v, k)
+            }
+            8 => {
+                let (cond, k) = (self.c.of(Cond::ALL), self.b.iconst(ty, k));
+                self.b.cmp(cond, k, v)
+            }
+            9 => {
+                let (cond, k) = (self.c.of(&[Cond::Eq, Cond::Ne]), self.c.below(2) as u64);
+                self.b.cmp_imm(cond, v, k)
+            }
+            10 => {
+                let op = self.c.of(&UNARY);
+                let op = if op == Op::Bswap && ty == Ty::I8 { Op::Neg } else { op };
+                self.b.unary(op, v)
+            }
+            _ => self.choice(v),
+        }
+    }
+
+    /// A select by `v`, or of `v` with itself or another value.
+    fn choice(&mut self, v: Val) -> Val {
+        if self.b.ty(v) != Ty::I8 {
+            let (op, w) = (self.c.of(&BINARY), self.int(self.b.ty(v)));
+            return self.b.bin(op, v, w);
+        }
+        let ty = self.c.of(&INTS);
+        let (x, y) = match self.c.below(2) {
+            0 => (self.b.iconst(ty, 1), self.b.iconst(ty, 0)),
+            _ => (self.int(ty), self.int(ty)),
+        };
+        self.b.select(v, x, y)
     }
 
     fn divide(&mut self) {
