@@ -131,7 +131,7 @@ impl Display<'_> {
                 write!(f, " {}, {}", V(i.a), Name(hint, "hint", i.aux))
             }
             _ => {
-                for (k, v) in i.operands().enumerate() {
+                for (k, v) in [i.a, i.b, i.c].into_iter().take(i.op.args() as usize).enumerate() {
                     write!(f, "{}{}", if k == 0 { " " } else { ", " }, V(v))?;
                 }
                 Ok(())

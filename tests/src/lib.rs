@@ -1,1 +1,3 @@
+//! Test harness: the filetest engine.
 
+pub mod filetest;

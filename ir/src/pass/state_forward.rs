@@ -118,10 +118,11 @@ pub fn run(p: &mut Passes, block: &mut Block, t: Tables) {
 
 fn get(known: &mut Known, out: &mut Block, i: Inst) -> Val {
     let off = i.imm as u32;
-    let v = visible(known, off, i.ty)
-        .and_then(|p| extract(out, &p, off, i.ty))
-        .or_else(|| merge(known, out, off, i.ty))
-        .unwrap_or_else(|| out.push(i));
+    // A piece of a known part is not remembered: it would only lie over the whole.
+    if let Some(v) = visible(known, off, i.ty).and_then(|p| extract(out, &p, off, i.ty)) {
+        return v;
+    }
+    let v = merge(known, out, off, i.ty).unwrap_or_else(|| out.push(i));
     known.push(Part { off, ty: i.ty, v });
     v
 }

@@ -1,0 +1,10 @@
+//! Runs every file under `filetests/`.
+
+use rhea_tests::filetest::{Mode, run_all};
+
+#[test]
+fn filetests() {
+    let report = run_all(Mode::Check);
+    assert!(report.cases > 0, "no filetests found");
+    assert!(report.failures.is_empty(), "{} of {} cases failed\n\n{}", report.failures.len(), report.cases, report.failures.join("\n\n"));
+}
