@@ -6,6 +6,8 @@ mod int;
 mod mov;
 mod shuffle;
 
+pub(super) use int::{int_op, shift, vec_op};
+
 use super::Tr;
 use crate::layout;
 use arch_x86::Mode;
@@ -116,7 +118,7 @@ impl Tr<'_> {
     }
 
     /// Low and high lane of source operand `i`, of which `bytes` are used; what is not used is 0 or anything.
-    fn vsrc_lanes(&mut self, i: u32, bytes: u32) -> (Val, Val) {
+    pub(super) fn vsrc_lanes(&mut self, i: u32, bytes: u32) -> (Val, Val) {
         if self.is_mem(i) {
             if bytes == 16 {
                 let v = self.vload(Ty::V128, true);

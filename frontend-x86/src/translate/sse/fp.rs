@@ -24,15 +24,8 @@ pub(super) fn translate(tr: &mut Tr<'_>) -> bool {
 fn call(tr: &mut Tr<'_>, op: SseOp, bytes: u32, dst: u64) -> Val {
     let (lo, hi) = tr.vsrc_lanes(1, bytes);
     let code = tr.i64(op as u64 | dst);
-    tr.call_fp(&[code, lo, hi])
-}
-
-impl Tr<'_> {
-    /// Calls `FP` in the form that the mode needs.
-    pub(in super::super) fn call_fp(&mut self, args: &[Val; 3]) -> Val {
-        let h = if self.mode.has(Mode::XM) { FP_XM } else { FP };
-        self.call(h, args)
-    }
+    let h = if tr.mode.has(Mode::XM) { FP_XM } else { FP };
+    tr.call(h, &[code, lo, hi])
 }
 
 /// ZF PF CF from the comparison, OF SF AF cleared (SDM 2 "COMISD").
