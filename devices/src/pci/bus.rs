@@ -187,22 +187,23 @@ impl Device for PciEcam {
 }
 
 impl Mmio for PciEcam {
-    fn read(&mut self, region: u32, offset: u64, size: u8) -> u64 {
-        if size == 8 {
-            let low = self.read(region, offset, 4);
-            return low | self.read(region, offset.wrapping_add(4), 4) << 32;
-        }
-        let v = self.bus.read((offset >> 20) as u8, (offset >> 12) as u8, (offset & 0xfff) as u16, size);
-        v.into()
+    fn read(&mut self, _: u32, offset: u64, size: u8) -> u64 {
+        let part = |at: u64, size| {
+            u64::from(self.bus.read((at >> 20) as u8, (at >> 12) as u8, (at & 0xfff) as u16, size))
+        };
+        if size == 8 { part(offset, 4) | part(offset.wrapping_add(4), 4) << 32 } else { part(offset, size) }
     }
 
-    fn write(&mut self, region: u32, offset: u64, size: u8, value: u64) {
+    fn write(&mut self, _: u32, offset: u64, size: u8, value: u64) {
+        let part = |at: u64, size, v: u64| {
+            self.bus.write((at >> 20) as u8, (at >> 12) as u8, (at & 0xfff) as u16, size, v as u32);
+        };
         if size == 8 {
-            self.write(region, offset, 4, value & 0xffff_ffff);
-            self.write(region, offset.wrapping_add(4), 4, value >> 32);
-            return;
+            part(offset, 4, value);
+            part(offset.wrapping_add(4), 4, value >> 32);
+        } else {
+            part(offset, size, value);
         }
-        self.bus.write((offset >> 20) as u8, (offset >> 12) as u8, (offset & 0xfff) as u16, size, value as u32);
     }
 }
 

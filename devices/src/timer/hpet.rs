@@ -143,7 +143,8 @@ impl HpetState {
 
 impl Hpet {
     /// A block whose timer is not bound: comparators match when polled. `gsi` are the IO-APIC's inputs from 0 (shared
-    /// wires where PCI uses them), `legacy` the wires of ISA 0 and ISA 8.
+    /// wires where PCI uses them). `legacy` go to the very inputs that the PIT (ISA 0) and the RTC (ISA 8) drive, not
+    /// through a wired OR: those two are cut off by `legacy_flag` while it is set.
     pub fn new(gsi: Vec<IrqLine>, legacy: [IrqLine; 2], clock: Clock) -> Self {
         Self { gsi, legacy, replacing: Arc::default(), timer: clock.timer("hpet"), state: HpetState::new() }
     }
@@ -262,8 +263,13 @@ impl Hpet {
         self.drive_levels(false);
         let counter = self.state.counter(now);
         let was = self.state.running();
+        let replaces = new & !self.state.config & GEN_LEG_RT != 0;
         self.state.config = new & (GEN_ENABLE | GEN_LEG_RT);
         self.replacing.store(new & GEN_LEG_RT != 0, Ordering::SeqCst);
+        if replaces {
+            // The PIT may have left its wire high: the first edge would be lost.
+            self.legacy.iter().for_each(|l| l.set(false));
+        }
         self.state.set_counter(counter, now);
         if was != self.state.running() {
             self.state.schedule_all(now);

@@ -95,7 +95,10 @@ fn level_stays_until_acknowledged() {
 fn periodic_under_legacy_replacement() {
     let b = Board::new();
     let flag = b.hpet.lock().legacy_flag();
+    vm_core::IrqSink::set_irq(&*b.legacy[0], 0, true);
     b.write(REG_GEN_CONF, 3);
+    assert!(!b.legacy[0].level(), "what the PIT left high is taken down");
+    b.legacy[0].edges();
     assert!(flag.load(Ordering::SeqCst));
     b.clock.set(1_000_000);
     let count = b.read(REG_MAIN_CNT);

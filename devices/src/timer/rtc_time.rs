@@ -12,7 +12,7 @@ pub(super) struct Format {
 
 impl Format {
     pub fn encode(self, v: u8) -> u8 {
-        if self.binary { v } else { v / 10 % 10 << 4 | v % 10 }
+        if self.binary { v } else { ((v / 10 % 10) << 4) | (v % 10) }
     }
 
     pub fn decode(self, v: u8) -> u8 {
@@ -24,7 +24,7 @@ impl Format {
         if self.hours_24 {
             return self.encode(h);
         }
-        let twelve = if h % 12 == 0 { 12 } else { h % 12 };
+        let twelve = (h + 11) % 12 + 1;
         self.encode(twelve) | if h >= 12 { 0x80 } else { 0 }
     }
 
