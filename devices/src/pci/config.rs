@@ -73,6 +73,7 @@ impl ConfigSpace {
     /// Makes base address register `index` (0..=5) ask for `size` bytes, a power of two of at least 16.
     pub fn add_bar(&mut self, index: usize, kind: BarKind, size: u64) {
         assert!(size.is_power_of_two() && size >= 16, "BAR size {size:#x}");
+        assert!(index < if kind == BarKind::Memory64 { 5 } else { 6 }, "BAR {index}");
         let at = BAR0 + 4 * index as u16;
         let mask = !(size - 1);
         let (flags, bytes) = match kind {
