@@ -1,37 +1,73 @@
 //! Segment checks of data accesses, and far transfers (SDM 3A chapter 5 "Protection").
 
-use super::{CHECKS, Env, Res};
-use arch_x86::{SegReg, Segment, fault};
+use super::{ANY, CHECKS, Env, Res};
+use arch_x86::deliver::{self, Source};
+pub use arch_x86::segment::seg_addr as linear;
+use arch_x86::{SegReg, far, fault};
 
 rows! {
     topic segment;
     /// (segment, offset, bytes | write << 8): linear address, or the fault of the limit and type checks.
     SEG_ADDR = seg_addr(3) CHECKS;
+    /// (segment, selector)
+    LOAD_SEG = load_seg(2) ANY;
+    /// (selector, offset, operand bytes)
+    FAR_JUMP = far_jump(3) ANY;
+    /// (selector | operand bytes << 16, offset, return address)
+    FAR_CALL = far_call(3) ANY;
+    /// (operand bytes, bytes released)
+    FAR_RET = far_ret(2) ANY;
+    IRET = iret(1) ANY;
+    /// (vector, return address); vector bits 15:8: 0 INT n, 1 INT3, 2 INT1.
+    INT = int(2) ANY;
+    /// (OF, return address)
+    INTO = into(2) ANY;
 }
 
 fn seg_addr<E: Env>(env: &mut E, seg: u64, off: u64, how: u64) -> Res {
-    let cpu = env.cpu_ref();
     let reg = SegReg::from_index(seg).unwrap_or(SegReg::Ds);
-    let s = cpu.seg(reg);
-    let (size, write) = (how & 0xff, how >> 8 & 1 == 1);
-    let bad = || if reg == SegReg::Ss { fault::ss(0) } else { fault::gp(0) };
-    if cpu.protected() && !cpu.v86() {
-        let writable = s.attr & (Segment::CODE | Segment::RW) == Segment::RW;
-        let readable = s.attr & Segment::CODE == 0 || s.attr & Segment::RW != 0;
-        if !s.usable() || write && !writable || !write && !readable {
-            return Err(bad());
-        }
+    linear(env.cpu_ref(), reg, off, how & 0xff, how >> 8 & 1 == 1)
+}
+
+/// (segment, selector); SS holds events for one instruction (SDM 2 "MOV").
+fn load_seg<E: Env>(env: &mut E, seg: u64, selector: u64, _: u64) -> Res {
+    let reg = SegReg::from_index(seg).unwrap_or(SegReg::Cs);
+    arch_x86::segment::load_seg(env, reg, selector as u16)?;
+    if reg == SegReg::Ss {
+        super::system::shadow_ss(env);
     }
-    let last = off.wrapping_add(size.max(1) - 1);
-    let expand_down = s.attr & (Segment::CODE | Segment::DC) == Segment::DC;
-    let inside = if expand_down {
-        let top = if s.attr & Segment::DB != 0 { 0xffff_ffff } else { 0xffff };
-        off > u64::from(s.limit) && last <= top
-    } else {
-        last <= u64::from(s.limit)
+    Ok(0)
+}
+
+fn far_jump<E: Env>(env: &mut E, selector: u64, offset: u64, size: u64) -> Res {
+    far::far_jump(env, selector as u16, offset, size as u8).map(|()| 0)
+}
+
+fn far_call<E: Env>(env: &mut E, target: u64, offset: u64, next: u64) -> Res {
+    far::far_call(env, target as u16, offset, (target >> 16) as u8, next).map(|()| 0)
+}
+
+fn far_ret<E: Env>(env: &mut E, size: u64, release: u64, _: u64) -> Res {
+    far::far_ret(env, size as u8, release).map(|()| 0)
+}
+
+fn iret<E: Env>(env: &mut E, size: u64, _: u64, _: u64) -> Res {
+    far::iret(env, size as u8).map(|()| 0)
+}
+
+fn int<E: Env>(env: &mut E, vector: u64, next: u64, _: u64) -> Res {
+    let source = match vector >> 8 {
+        0 => Source::SoftInt,
+        1 => Source::SoftException,
+        _ => Source::Exception,
     };
-    if !inside {
-        return Err(bad());
+    deliver::software_int(env, vector as u8, next, source).map(|()| 0)
+}
+
+fn into<E: Env>(env: &mut E, of: u64, next: u64, _: u64) -> Res {
+    if of == 0 {
+        env.cpu().rip = next;
+        return Ok(0);
     }
-    Ok(s.base.wrapping_add(off) & 0xffff_ffff)
+    deliver::software_int(env, fault::vector::OF, next, Source::SoftException).map(|()| 0)
 }

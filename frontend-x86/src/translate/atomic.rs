@@ -1,7 +1,11 @@
 //! LOCK forms and the exchanging instructions (SDM 3A "Locked Atomic Operations").
 
-use super::Tr;
-use ir::{Cond, Inst, Op, Rmw, Val};
+use super::{Place, Tr, feature};
+use crate::helpers::atomic::CMPXCHG16B;
+use crate::layout;
+use arch_x86::flags::bit;
+use iced_x86::Mnemonic;
+use ir::{Cond, Inst, Op, Rmw, SlotId, Ty, Val};
 
 impl Tr<'_> {
     /// Atomic [a + disp] = old `kind` v; gives old.
@@ -22,4 +26,123 @@ impl Tr<'_> {
         let seen = self.cas(a, disp, old, new);
         self.retry = Some(self.b.cmp(Cond::Ne, seen, old));
     }
+}
+
+pub fn translate(tr: &mut Tr<'_>) -> bool {
+    match tr.insn.mnemonic() {
+        Mnemonic::Xchg => xchg(tr),
+        Mnemonic::Xadd => xadd(tr),
+        Mnemonic::Cmpxchg => cmpxchg(tr),
+        Mnemonic::Cmpxchg8b => cmpxchg8b(tr),
+        Mnemonic::Cmpxchg16b if tr.feature(feature::CX16) => cmpxchg16b(tr),
+        _ => return false,
+    }
+    true
+}
+
+/// With memory always locked (SDM 2 "XCHG").
+fn xchg(tr: &mut Tr<'_>) {
+    let ty = tr.op_ty(0);
+    let p = tr.place(0, ty, true);
+    let b = tr.src(1, ty);
+    let a = match p {
+        Place::Mem(at, disp) => tr.rmw(Rmw::Xchg, at, disp, b),
+        Place::Reg(_) => {
+            let a = tr.read(p, ty);
+            tr.write(p, b);
+            a
+        }
+    };
+    tr.dst(1, a);
+}
+
+fn xadd(tr: &mut Tr<'_>) {
+    let ty = tr.op_ty(0);
+    let p = tr.place(0, ty, true);
+    let b = tr.src(1, ty);
+    let (a, sum) = match p {
+        Place::Mem(at, disp) if tr.insn.has_lock_prefix() => {
+            let a = tr.rmw(Rmw::Add, at, disp, b);
+            let sum = tr.b.bin(Op::Add, a, b);
+            tr.dst(1, a);
+            (a, sum)
+        }
+        _ => {
+            let a = tr.read(p, ty);
+            let sum = tr.b.bin(Op::Add, a, b);
+            if let Place::Mem(..) = p {
+                tr.write(p, sum);
+                tr.dst(1, a);
+            } else {
+                tr.dst(1, a);
+                tr.write(p, sum);
+            }
+            (a, sum)
+        }
+    };
+    tr.flags_add(a, b, sum);
+}
+
+fn cmpxchg(tr: &mut Tr<'_>) {
+    let ty = tr.op_ty(0);
+    let p = tr.place(0, ty, true);
+    let new = tr.src(1, ty);
+    let acc = tr.get(ty, layout::RAX);
+    let old = match p {
+        Place::Mem(at, disp) => tr.cas(at, disp, acc, new),
+        Place::Reg(_) => tr.read(p, ty),
+    };
+    let same = tr.b.cmp(Cond::Eq, acc, old);
+    if let Place::Reg(r) = p {
+        // A failed exchange writes the destination back. It may be the accumulator, which is then equal.
+        let v = tr.b.select(same, new, old);
+        tr.set_reg(r, v);
+    }
+    let res = tr.b.bin(Op::Sub, acc, old);
+    if !matches!(p, Place::Reg(r) if Tr::gpr_of(r).is_some_and(|(s, off, _)| s == layout::RAX && off == 0)) {
+        replace_if_not(tr, same, layout::RAX, old);
+    }
+    tr.flags_sub(acc, old, res);
+}
+
+/// Writes a register unless `same`; then even its upper half stays.
+fn replace_if_not(tr: &mut Tr<'_>, same: Val, slot: SlotId, new: Val) {
+    let ty = tr.b.ty(new);
+    let ty = if ty == Ty::I32 { Ty::I64 } else { ty };
+    let new = tr.b.zext(ty, new);
+    let old = tr.get(ty, slot);
+    let v = tr.b.select(same, old, new);
+    tr.b.set(ty, slot, 0, v);
+}
+
+fn pair(tr: &mut Tr<'_>, high: SlotId, low: SlotId) -> Val {
+    let (h, l) = (tr.get(Ty::I32, high), tr.get(Ty::I32, low));
+    let (h, l) = (tr.b.zext(Ty::I64, h), tr.b.zext(Ty::I64, l));
+    let h = tr.b.bin_imm(Op::Shl, h, 32);
+    tr.b.bin(Op::Or, h, l)
+}
+
+fn cmpxchg8b(tr: &mut Tr<'_>) {
+    let (a, disp) = tr.mem(8, true);
+    let expected = pair(tr, layout::RDX, layout::RAX);
+    let new = pair(tr, layout::RCX, layout::RBX);
+    let old = tr.cas(a, disp, expected, new);
+    let same = tr.b.cmp(Cond::Eq, expected, old);
+    let low = tr.b.zext(Ty::I32, old);
+    let high = tr.b.bin_imm(Op::Shr, old, 32);
+    let high = tr.b.zext(Ty::I32, high);
+    replace_if_not(tr, same, layout::RAX, low);
+    replace_if_not(tr, same, layout::RDX, high);
+    let bits = tr.flag_bits();
+    let rest = tr.b.bin_imm(Op::And, bits, bit::ARITH & !bit::ZF);
+    let zf = tr.b.zext(Ty::I64, same);
+    let zf = tr.b.bin_imm(Op::Shl, zf, u64::from(bit::ZF.trailing_zeros()));
+    let bits = tr.b.bin(Op::Or, rest, zf);
+    tr.flags_bits(bits);
+}
+
+fn cmpxchg16b(tr: &mut Tr<'_>) {
+    let a = tr.mem_addr(16, true);
+    tr.call(CMPXCHG16B, &[a]);
+    tr.flags_unknown();
 }

@@ -2,11 +2,22 @@
 
 mod alu;
 mod atomic;
+mod bcd;
+mod bits;
+mod branch;
 mod ctx;
 mod ea;
+mod far;
 mod flags;
+mod io;
 mod mmx;
+mod mov;
+mod muldiv;
+mod shift;
 mod sse;
+mod stack;
+mod string;
+mod system;
 mod x87;
 
 pub use ctx::{Flow, Place, Tr};
@@ -23,7 +34,39 @@ const PAGE: usize = 4096;
 const MAX_LEN: usize = 15;
 
 /// Topics in the order of how often their instructions occur.
-const TOPICS: &[fn(&mut Tr<'_>) -> bool] = &[alu::translate, sse::translate, x87::translate, mmx::translate];
+const TOPICS: &[fn(&mut Tr<'_>) -> bool] = &[
+    mov::translate,
+    alu::translate,
+    branch::translate,
+    stack::translate,
+    shift::translate,
+    sse::translate,
+    bits::translate,
+    muldiv::translate,
+    string::translate,
+    atomic::translate,
+    x87::translate,
+    mmx::translate,
+    far::translate,
+    system::translate,
+    io::translate,
+    bcd::translate,
+];
+
+/// CPUID features that decide whether instructions translated here exist.
+pub(crate) mod feature {
+    pub use arch_x86::cpuid::feature::{FSGSBASE, RDPID, RDTSCP, SMAP};
+    use arch_x86::cpuid::Word;
+    pub const CLFSH: (Word, u32) = (Word::L1Edx, 19);
+    pub const MONITOR: (Word, u32) = (Word::L1Ecx, 3);
+    pub const CX16: (Word, u32) = (Word::L1Ecx, 13);
+    pub const MOVBE: (Word, u32) = (Word::L1Ecx, 22);
+    pub const POPCNT: (Word, u32) = (Word::L1Ecx, 23);
+    pub const LZCNT: (Word, u32) = (Word::ExtEcx, 5);
+    pub const BMI1: (Word, u32) = (Word::L7Ebx, 3);
+    pub const CLFLUSHOPT: (Word, u32) = (Word::L7Ebx, 23);
+    pub const CLWB: (Word, u32) = (Word::L7Ebx, 24);
+}
 
 /// The x86 front end for a CPU with given features.
 pub struct X86 {

@@ -1,0 +1,243 @@
+//! Repeated string instructions and string I/O, in bounded parts (SDM 2 "REP").
+
+use super::io::{check, read_port, write_port};
+use super::segment::linear;
+use super::stack::merge;
+use super::{ANY, Env, Res};
+use arch_x86::flags::{Cc, CcKind, bit};
+use arch_x86::{CpuState, SegReg};
+use vm_core::{Access, Fault, Va};
+
+rows! {
+    topic string;
+    /// (`How::pack`): does a part; 1 if the instruction is finished, 0 if it must run again. Registers are exact after
+    /// each element.
+    STRING = string(1) ANY;
+}
+
+/// Most elements done one by one in a call, and most bytes in bulk: events wait no longer.
+const SINGLE_MAX: u64 = 256;
+const BULK_MAX: u64 = 4096;
+
+/// Which instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    Movs,
+    Stos,
+    Lods,
+    Scas,
+    Cmps,
+    Ins,
+    Outs,
+}
+
+/// What the helper must know of the instruction.
+#[derive(Clone, Copy, Debug)]
+pub struct How {
+    pub kind: Kind,
+    /// Bytes of an element.
+    pub bytes: u32,
+    /// Bytes of an address: 2, 4, 8.
+    pub addr_bytes: u32,
+    /// Segment of the source.
+    pub seg: SegReg,
+    /// With a repeat prefix; else one element, and the count is not touched.
+    pub repeats: bool,
+    /// REPE rather than REPNE (CMPS, SCAS).
+    pub while_zero: bool,
+    /// One element a call: single-step mode.
+    pub one: bool,
+}
+
+impl How {
+    pub fn pack(self) -> u64 {
+        let flags = u64::from(self.repeats) | u64::from(self.while_zero) << 1 | u64::from(self.one) << 2;
+        self.kind as u64 | u64::from(self.bytes) << 8 | u64::from(self.addr_bytes) << 16 | (self.seg as u64) << 24 | flags << 32
+    }
+
+    fn unpack(v: u64) -> How {
+        let kinds = [Kind::Movs, Kind::Stos, Kind::Lods, Kind::Scas, Kind::Cmps, Kind::Ins, Kind::Outs];
+        How {
+            kind: *kinds.get((v & 0xff) as usize).unwrap_or(&Kind::Lods),
+            bytes: (v >> 8 & 15) as u32,
+            addr_bytes: (v >> 16 & 15) as u32,
+            seg: SegReg::from_index(v >> 24 & 0xff).unwrap_or(SegReg::Ds),
+            repeats: v >> 32 & 1 == 1,
+            while_zero: v >> 33 & 1 == 1,
+            one: v >> 34 & 1 == 1,
+        }
+    }
+
+    fn mask(&self) -> u64 {
+        match self.addr_bytes {
+            2 => 0xffff,
+            4 => 0xffff_ffff,
+            _ => !0,
+        }
+    }
+
+    fn uses_si(&self) -> bool {
+        matches!(self.kind, Kind::Movs | Kind::Lods | Kind::Cmps | Kind::Outs)
+    }
+
+    fn uses_di(&self) -> bool {
+        !matches!(self.kind, Kind::Lods | Kind::Outs)
+    }
+}
+
+const CX: usize = 1;
+const SI: usize = 6;
+const DI: usize = 7;
+
+fn string<E: Env>(env: &mut E, how: u64, _: u64, _: u64) -> Res {
+    let h = How::unpack(how);
+    if matches!(h.kind, Kind::Ins | Kind::Outs) {
+        check(env, env.cpu_ref().gpr[2] as u16, h.bytes as u8)?;
+    }
+    if !h.repeats {
+        element(env, &h)?;
+        advance(env.cpu(), &h, 1);
+        return Ok(1);
+    }
+    let left = count(env.cpu_ref(), &h);
+    if left == 0 {
+        return Ok(1);
+    }
+    if !h.one && matches!(h.kind, Kind::Movs | Kind::Stos) {
+        let n = bulk(env, &h, left)?;
+        if n > 0 {
+            advance(env.cpu(), &h, n);
+            return Ok((n == left).into());
+        }
+    }
+    let part = if h.one { 1 } else { left.min(SINGLE_MAX) };
+    for _ in 0..part {
+        let zero = element(env, &h)?;
+        advance(env.cpu(), &h, 1);
+        if zero.is_some_and(|z| z != h.while_zero) {
+            return Ok(1);
+        }
+    }
+    Ok((part == left).into())
+}
+
+fn count(cpu: &CpuState, h: &How) -> u64 {
+    cpu.gpr[CX] & h.mask()
+}
+
+/// Registers after `n` elements.
+fn advance(cpu: &mut CpuState, h: &How, n: u64) {
+    let (mask, down) = (h.mask(), cpu.eflags & bit::DF != 0);
+    let by = n.wrapping_mul(h.bytes.into());
+    let by = if down { by.wrapping_neg() } else { by };
+    let g = &mut cpu.gpr;
+    if h.uses_si() {
+        g[SI] = merge(g[SI], g[SI].wrapping_add(by), mask);
+    }
+    if h.uses_di() {
+        g[DI] = merge(g[DI], g[DI].wrapping_add(by), mask);
+    }
+    if h.repeats {
+        g[CX] = merge(g[CX], g[CX].wrapping_sub(n), mask);
+    }
+}
+
+fn source<E: Env>(env: &E, h: &How) -> Result<Va, Fault> {
+    let cpu = env.cpu_ref();
+    linear(cpu, h.seg, cpu.gpr[SI] & h.mask(), h.bytes.into(), false).map(Va)
+}
+
+fn dest<E: Env>(env: &E, h: &How, write: bool) -> Result<Va, Fault> {
+    let cpu = env.cpu_ref();
+    linear(cpu, SegReg::Es, cpu.gpr[DI] & h.mask(), h.bytes.into(), write).map(Va)
+}
+
+/// One element, registers but RAX and flags untouched. CMPS and SCAS give whether the operands were equal.
+fn element<E: Env>(env: &mut E, h: &How) -> Result<Option<bool>, Fault> {
+    let (ctx, size) = (env.cpu_ref().mode().ctx(), h.bytes as u8);
+    let acc = env.cpu_ref().gpr[0];
+    match h.kind {
+        Kind::Movs => {
+            let s = source(env, h)?;
+            let v = env.load(s, size, ctx)?;
+            let d = dest(env, h, true)?;
+            env.store(d, size, v, ctx)?;
+        }
+        Kind::Stos => {
+            let d = dest(env, h, true)?;
+            env.store(d, size, truncate(acc, size), ctx)?;
+        }
+        Kind::Lods => {
+            let s = source(env, h)?;
+            let v = env.load(s, size, ctx)?;
+            let g = &mut env.cpu().gpr[0];
+            *g = if size == 1 { *g & !0xff | v } else { merge(*g, v, if size == 2 { 0xffff } else { !0 }) };
+        }
+        Kind::Cmps | Kind::Scas => {
+            let a = if h.kind == Kind::Cmps {
+                let s = source(env, h)?;
+                env.load(s, size, ctx)?
+            } else {
+                truncate(acc, size)
+            };
+            let d = dest(env, h, false)?;
+            let b = env.load(d, size, ctx)?;
+            let cc = Cc { op: CcKind::Sub.op(h.bytes), dst: extend(a, size), src: extend(b, size), aux: 0 };
+            env.cpu().set_cc(cc);
+            return Ok(Some(a == b));
+        }
+        Kind::Ins => {
+            let d = dest(env, h, true)?;
+            // The port is read only when the store cannot fault: reading may change the device.
+            env.probe(d, size.into(), Access::Write, ctx)?;
+            let v = read_port(env, size);
+            env.store(d, size, v, ctx)?;
+        }
+        Kind::Outs => {
+            let s = source(env, h)?;
+            let v = env.load(s, size, ctx)?;
+            write_port(env, size, v);
+        }
+    }
+    Ok(None)
+}
+
+fn truncate(v: u64, size: u8) -> u64 {
+    v & (u64::MAX >> (64 - 8 * u32::from(size.clamp(1, 8))))
+}
+
+fn extend(v: u64, size: u8) -> u64 {
+    let sh = 64 - 8 * u32::from(size.clamp(1, 8));
+    ((v << sh) as i64 >> sh) as u64
+}
+
+/// As many whole elements of MOVS or STOS upwards as one step may do; 0: go one by one.
+fn bulk<E: Env>(env: &mut E, h: &How, left: u64) -> Result<u64, Fault> {
+    let cpu = env.cpu_ref();
+    if cpu.eflags & bit::DF != 0 {
+        return Ok(0);
+    }
+    let (ctx, size, mask) = (cpu.mode().ctx(), u64::from(h.bytes.max(1)), h.mask());
+    let (si, di) = (cpu.gpr[SI] & mask, cpu.gpr[DI] & mask);
+    let d = linear(cpu, SegReg::Es, di, size, true)?;
+    let mut room = (4096 - (d & 4095)).min(mask.wrapping_sub(di).saturating_add(1));
+    let mut s = 0;
+    if h.kind == Kind::Movs {
+        s = linear(cpu, h.seg, si, size, false)?;
+        room = room.min(4096 - (s & 4095)).min(mask.wrapping_sub(si).saturating_add(1));
+    }
+    let n = (room.min(BULK_MAX) / size).min(left);
+    if n == 0 || linear(cpu, SegReg::Es, di, n * size, true).is_err() {
+        return Ok(0);
+    }
+    if h.kind == Kind::Stos {
+        let v = truncate(cpu.gpr[0], h.bytes as u8);
+        return env.bulk_fill(Va(d), h.bytes as u8, v, n, ctx).map(|done| done.min(n));
+    }
+    if linear(cpu, h.seg, si, n * size, false).is_err() {
+        return Ok(0);
+    }
+    // `room` makes the copy end with a whole element.
+    env.bulk_copy(Va(d), Va(s), n * size, ctx).map(|done| (done / size).min(n))
+}
