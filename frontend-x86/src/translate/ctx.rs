@@ -112,9 +112,14 @@ impl Tr<'_> {
         self.raise(arch_x86::fault::vector::GP, Some(0));
     }
 
+    /// Is bit `bit` of CPUID feature word `word` set?
+    pub fn has(&self, word: usize, bit: u32) -> bool {
+        self.features.get(word).is_some_and(|w| w >> (bit & 31) & 1 == 1)
+    }
+
     /// Does the CPU have this feature?
     pub fn feature(&self, (word, bit): (Word, u32)) -> bool {
-        self.features.get(word as usize).is_some_and(|w| w >> (bit & 31) & 1 == 1)
+        self.has(word as usize, bit)
     }
 
     // --- registers
