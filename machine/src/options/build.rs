@@ -195,7 +195,7 @@ fn device(o: &Object) -> Option<DeviceSpec> {
     match o.driver {
         "isa-debug-exit" => Some(DeviceSpec::IsaDebugExit {
             iobase: small("iobase", 0x501),
-            iosize: small("iosize", 2).clamp(1, 16) as u8,
+            iosize: small("iosize", 2) as u8,
         }),
         "isa-debugcon" => Some(DeviceSpec::IsaDebugcon {
             iobase: small("iobase", 0xe9),

@@ -84,7 +84,7 @@ fn properties(group: Group, driver: &str) -> Option<String> {
     for p in d.props {
         let kind = match p.kind {
             Kind::Switch => "on|off".to_owned(),
-            Kind::Number(_) => "NUMBER".to_owned(),
+            Kind::Number(_) | Kind::Positive(_) => "NUMBER".to_owned(),
             Kind::Size(_) => "SIZE".to_owned(),
             Kind::Text => "TEXT".to_owned(),
             Kind::Word(words) => words.join("|"),

@@ -9,6 +9,8 @@ pub enum Kind {
     Switch,
     /// A number from 0 to this.
     Number(u64),
+    /// A number from 1 to this.
+    Positive(u64),
     /// Bytes; without a suffix counted in this many.
     Size(u64),
     Text,
@@ -64,7 +66,7 @@ const MACHINE: &[PropSpec] = &[
 ];
 
 const JIT: &[PropSpec] = &[
-    prop("threshold", Kind::Number(u32::MAX as u64), "runs of a block before it is compiled"),
+    prop("threshold", Kind::Positive(u32::MAX as u64), "runs of a block before it is compiled"),
     prop("region", Kind::Word(&["auto", "block", "loop"]), "what is compiled at once (auto)"),
     prop("bisect", Kind::Span, "compile only regions numbered LO..HI, to find a miscompiled one"),
     THREAD,
@@ -92,7 +94,7 @@ const SOCKET: &[PropSpec] = &[
     CHAR_COMMON[2],
     prop("path", Kind::Text, "Unix socket"),
     prop("host", Kind::Text, "TCP host"),
-    prop("port", Kind::Number(65535), "TCP port"),
+    prop("port", Kind::Positive(65535), "TCP port"),
     prop("server", Kind::Switch, "listen instead of connecting (off)"),
     prop("wait", Kind::Switch, "as server, wait for the first client before starting (on)"),
     prop("nodelay", Kind::Switch, "no Nagle delay (always so)"),
@@ -202,7 +204,7 @@ pub const DRIVERS: &[DriverSpec] = &[
         Group::Device,
         "isa-debug-exit",
         "a write ends the program with status (value << 1) | 1",
-        &[prop("iobase", PORT, "first port (0x501)"), prop("iosize", Kind::Number(16), "ports (2)")],
+        &[prop("iobase", PORT, "first port (0x501)"), prop("iosize", Kind::Positive(16), "ports (2)")],
     ),
     driver_spec(
         Group::Device,

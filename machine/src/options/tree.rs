@@ -178,6 +178,10 @@ fn parse_value(kind: Kind, text: &str) -> Result<Value, Bad> {
             Ok(n) if n > max => Err(Bad::Text(format!("larger than {max}"))),
             r => r.map(Value::Number).map_err(Bad::Text),
         },
+        Kind::Positive(max) => match value::number(text) {
+            Ok(n) if n == 0 || n > max => Err(Bad::Text(format!("not between 1 and {max}"))),
+            r => r.map(Value::Number).map_err(Bad::Text),
+        },
         Kind::Size(unit) => value::size(text, unit).map(Value::Number).map_err(Bad::Text),
         Kind::Span => value::span(text).map(Value::Span).map_err(Bad::Text),
         Kind::Word(words) if words.contains(&text) => Ok(Value::Text(text.into())),
