@@ -2,6 +2,7 @@
 //!
 //! It polls the 16550A, reads its memory map from `hvm_start_info` and the CPU's vendor from CPUID, and powers off by ACPI.
 
+use devices::timer::pm::SLP_TYP_S5;
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
@@ -17,9 +18,9 @@ const COM1: u32 = 0x3f8;
 const LSR: u32 = COM1 + 5;
 const LSR_DATA_READY: i32 = 0x01;
 const LSR_THR_EMPTY: i32 = 0x20;
-/// PM1a control: SLP_EN with sleep type 0, S5 on this board.
+/// PM1a control: SLP_EN with the sleep type of S5 (ACPI, "PM1 Control Registers").
 const PM1A_CNT: u32 = 0x604;
-const SLP_EN_S5: u32 = 1 << 13;
+const SLP_EN_S5: u32 = 1 << 13 | (SLP_TYP_S5 as u32) << 10;
 const RESET_CONTROL: u32 = 0xcf9;
 /// `hvm_start_info`: memory map address and entry count; an entry's size, and the offsets of its length and type.
 const MEMMAP_PADDR: i32 = 40;
