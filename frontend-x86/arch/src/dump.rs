@@ -71,7 +71,9 @@ fn segments(cpu: &CpuState, s: &mut String) -> std::fmt::Result {
 }
 
 fn segment(cpu: &CpuState, s: &mut String, name: &str, seg: &Segment) -> std::fmt::Result {
-    let attr = seg.attr & 0x00f0_ff00;
+    // As in a descriptor's second dword, so bits 19:16 of the limit belong to it.
+    let raw_limit = if seg.attr & Segment::G != 0 { seg.limit >> 12 } else { seg.limit };
+    let attr = seg.attr & 0x00f0_ff00 | raw_limit & 0xf_0000;
     if cpu.long_mode() {
         write!(s, "{name}={:04x} {:016x} {:08x} {attr:08x}", seg.selector, seg.base, seg.limit)?;
     } else {

@@ -70,14 +70,18 @@ impl GuestCpu for CpuState {
 
     fn deliver_event<E: GuestEnv<Cpu = Self>>(env: &mut E) -> Result<bool, Shutdown> {
         let pending = env.io().signals().pending();
-        let cpu = env.cpu();
         if pending.contains(Events::INIT) {
             env.io().signals().clear(Events::INIT);
             return Ok(take_init(env));
         }
-        if cpu.wait_sipi {
+        if env.cpu_ref().wait_sipi {
             return Ok(pending.contains(Events::SIPI) && take_sipi(env));
         }
+        if pending.contains(Events::SIPI) {
+            // A start-up IPI that nobody waits for is lost.
+            env.io().signals().clear(Events::SIPI);
+        }
+        let cpu = env.cpu_ref();
         if cpu.shadow == shadow::NONE && cpu.pending.valid {
             return take_pending(env).map(|()| true);
         }

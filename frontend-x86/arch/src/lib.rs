@@ -19,6 +19,8 @@ pub mod segment;
 pub mod stack;
 pub mod state;
 pub mod syscall;
+#[cfg(test)]
+mod tests;
 pub mod tss;
 
 pub use mode::{CodeSize, Mode};

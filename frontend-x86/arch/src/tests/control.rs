@@ -1,0 +1,193 @@
+//! Control registers, MSRs, CPUID, reset.
+
+use super::{Env, at, sel};
+use crate::control::{lmsw, popf, read_dr, write_cr, write_dr, xsetbv};
+use crate::cpuid::cpuid;
+use crate::fault::{gp, ud};
+use crate::flags::bit;
+use crate::models::configure;
+use crate::msr::{index, rdmsr, wrmsr};
+use crate::state::{CpuState, SegReg, cr0, cr4, efer};
+use vm_core::guest::{Flush, GuestCpu};
+
+#[test]
+fn the_way_into_long_mode() {
+    let mut e = Env::protected(0);
+    write_cr(&mut e, 4, cr4::PAE).unwrap();
+    write_cr(&mut e, 3, at::CR3).unwrap();
+    wrmsr(&mut e, index::EFER, efer::LME).unwrap();
+    e.flushes.clear();
+    write_cr(&mut e, 0, cr0::PE | cr0::PG).unwrap();
+    assert!(e.cpu.long_mode() && e.flushes.contains(&Flush::All));
+    assert_eq!(wrmsr(&mut e, index::EFER, 0), Err(gp(0)), "LME with paging on");
+    assert_eq!(write_cr(&mut e, 4, 0), Err(gp(0)), "PAE in long mode");
+    write_cr(&mut e, 0, cr0::PE).unwrap();
+    assert!(!e.cpu.long_mode());
+}
+
+#[test]
+fn bad_control_register_values_fault_and_change_nothing() {
+    let rows: [(u8, u64); 9] = [
+        (0, cr0::PG),
+        (0, cr0::PE | cr0::NW),
+        (0, 1 << 32),
+        (0, cr0::PE),
+        (3, 1 << 40),
+        (4, cr4::PAE | 1 << 31),
+        (4, cr4::PAE | cr4::PCIDE),
+        (4, 0),
+        (8, 16),
+    ];
+    for (n, v) in rows {
+        let mut e = Env::long(0);
+        let before = e.cpu.clone();
+        assert_eq!(write_cr(&mut e, n, v), Err(gp(0)), "cr{n} {v:#x}");
+        assert_eq!(e.cpu, before);
+    }
+    assert_eq!(write_cr(&mut Env::long(3), 3, 0), Err(gp(0)));
+    assert_eq!(write_cr(&mut Env::long(0), 1, 0), Err(ud()));
+}
+
+#[test]
+fn paging_needs_pae_for_long_mode_and_good_pdptes() {
+    let mut e = Env::protected(0);
+    e.cpu.efer |= efer::LME;
+    assert_eq!(write_cr(&mut e, 0, cr0::PE | cr0::PG), Err(gp(0)));
+    let mut e = Env::protected(0);
+    write_cr(&mut e, 4, cr4::PAE).unwrap();
+    write_cr(&mut e, 3, at::CR3).unwrap();
+    e.poke(at::CR3, 8, 0x5003);
+    assert_eq!(write_cr(&mut e, 0, cr0::PE | cr0::PG), Err(gp(0)), "R/W is reserved in a PDPTE");
+    e.poke(at::CR3, 8, 0x5001);
+    write_cr(&mut e, 0, cr0::PE | cr0::PG).unwrap();
+    assert_eq!(e.cpu.pdpte, [0x5001, 0, 0, 0]);
+}
+
+#[test]
+fn lmsw_debug_registers_and_xsetbv() {
+    let mut e = Env::protected(0);
+    lmsw(&mut e, 0).unwrap();
+    assert!(e.cpu.protected());
+    let mut e = Env::long(0);
+    write_dr(&mut e.cpu, 7, 0).unwrap();
+    assert_eq!(read_dr(&mut e.cpu, 5), Ok(0x400));
+    assert_eq!(write_dr(&mut e.cpu, 6, 1 << 32), Err(gp(0)));
+    e.cpu.cr4 |= cr4::DE;
+    assert_eq!(read_dr(&mut e.cpu, 5), Err(ud()));
+    write_dr(&mut e.cpu, 7, 1 << 13).unwrap();
+    assert_eq!(read_dr(&mut e.cpu, 0).unwrap_err().vector, 1);
+    assert_eq!(xsetbv(&mut e.cpu, 0, 3), Err(ud()));
+}
+
+#[test]
+fn popf_protects_iopl_and_if() {
+    let mut e = Env::long(3);
+    e.cpu.set_rflags(0);
+    popf(&mut e.cpu, !0, 8).unwrap();
+    assert_eq!(e.cpu.rflags() & (bit::IOPL | bit::IF | bit::VM | bit::RF), 0);
+    assert_ne!(e.cpu.rflags() & bit::AC, 0);
+}
+
+#[test]
+fn msrs_check_their_values() {
+    let ok = [
+        (index::PAT, 0x0007_0106_0007_0406),
+        (index::LSTAR, 0xffff_8000_0000_1000),
+        (index::GS_BASE, 0x1000),
+        (index::MTRR_DEF_TYPE, 0xc06),
+        (index::MTRR_PHYS_BASE0 + 2, 0x8000_0006),
+        (index::MTRR_PHYS_BASE0 + 3, 0xff_8000_0800),
+        (index::MTRR_FIX64K, 0x0606_0606_0606_0606),
+        (index::FMASK, 0x4_7700),
+        (index::STAR, 0x0023_0010_0000_0000),
+    ];
+    let mut e = Env::long(0);
+    for (i, v) in ok {
+        wrmsr(&mut e, i, v).unwrap();
+        assert_eq!(rdmsr(&mut e, i), Ok(v), "{i:#x}");
+    }
+    assert_eq!(e.cpu.seg(SegReg::Gs).base, 0x1000);
+    let bad = [
+        (index::PAT, 2),
+        (index::LSTAR, 1 << 60),
+        (index::MTRR_DEF_TYPE, 0x1000),
+        (index::MTRR_PHYS_BASE0, 2),
+        (index::MTRR_PHYS_BASE0 + 1, 1 << 45),
+        (index::MTRR_FIX4K, 3),
+        (index::EFER, 1 << 5),
+        (index::MTRRCAP, 0),
+        (0x4711_0000, 0),
+    ];
+    for (i, v) in bad {
+        let before = e.cpu.clone();
+        assert_eq!(wrmsr(&mut e, i, v), Err(gp(0)), "{i:#x}");
+        assert_eq!(e.cpu, before);
+    }
+    assert_eq!(rdmsr(&mut e, 0x4711_0000), Err(gp(0)));
+    assert_eq!(rdmsr(&mut e, index::BIOS_SIGN_ID), Ok(0x0100_0065));
+    wrmsr(&mut e, index::TSC, 5).unwrap();
+    assert_eq!(rdmsr(&mut e, index::TSC), Ok(5));
+    assert_eq!(rdmsr(&mut Env::long(3), index::EFER), Err(gp(0)));
+}
+
+/// What `-cpu qemu64` shows under QEMU 7.2's TCG, but SVM, which is not implemented.
+#[test]
+fn qemu64_has_the_leaves_of_qemu() {
+    let c = CpuState::new(&configure("qemu64", &[]).unwrap(), 0);
+    assert_eq!(cpuid(&c, 0, 0), [0xd, 0x6874_7541, 0x444d_4163, 0x6974_6e65]);
+    assert_eq!(cpuid(&c, 1, 0), [0x0006_0fb1, 0x800, 0x8000_2001, 0x078b_fbfd]);
+    assert_eq!(cpuid(&c, 0xb, 0), [0, 1, 0x100, 0]);
+    assert_eq!(cpuid(&c, 0xb, 1), [0, 1, 0x201, 0]);
+    assert_eq!(cpuid(&c, 0x8000_0001, 0), [0x0006_0fb1, 0, 1, 0x2193_fbfd]);
+    assert_eq!(cpuid(&c, 0x8000_0002, 0), [0x554d_4551, 0x7269_5620, 0x6c61_7574, 0x5550_4320]);
+    assert_eq!(cpuid(&c, 0x8000_0003, 0), [0x7265_7620, 0x6e6f_6973, 0x352e_3220, 0x2b]);
+    assert_eq!(cpuid(&c, 0x8000_0005, 0), [0x01ff_01ff, 0x01ff_01ff, 0x4002_0140, 0x4002_0140]);
+    assert_eq!(cpuid(&c, 0x8000_0006, 0), [0, 0x4200_4200, 0x0200_8140, 0x0080_8140]);
+    assert_eq!(cpuid(&c, 0x8000_0008, 0), [0x3028, 0, 0, 0]);
+    assert_eq!(cpuid(&c, 0x4000_0000, 0), [0x4000_0001, 0x5447_4354, 0x4354_4743, 0x4743_5447]);
+    for leaf in [2, 4, 6, 7, 0xa, 0x15, 0x16, 0x8000_000a, 0x8000_001e, 0xc000_0000] {
+        assert_eq!(cpuid(&c, leaf, 0), [0; 4], "{leaf:#x}");
+    }
+    let two = crate::cpuid::CpuConfigured { cpus: 2, ..configure("qemu64", &[]).unwrap() };
+    let c = CpuState::new(&two, 1);
+    assert_eq!(cpuid(&c, 1, 0), [0x0006_0fb1, 0x0102_0800, 0x8000_2001, 0x178b_fbfd]);
+    assert_eq!(cpuid(&c, 0xb, 1), [1, 2, 0x201, 1]);
+    assert_eq!(cpuid(&c, 0x8000_0008, 0), [0x3028, 0, 0x1001, 0]);
+}
+
+#[test]
+fn cpu_options() {
+    assert!(configure("z80", &[]).is_err());
+    assert!(configure("max", &[(true, "nonsense".into())]).is_err());
+    let c = configure("qemu64", &[(false, "nx".into()), (true, "svm".into())]).unwrap();
+    assert_eq!(c.features[2] >> 20 & 1, 0);
+    assert_eq!(c.dropped, ["svm"]);
+    let mut e = Env::with(&c);
+    assert_eq!(wrmsr(&mut e, index::EFER, efer::NXE), Err(gp(0)));
+}
+
+#[test]
+fn power_on_state_is_the_manuals() {
+    let c = CpuState::new(&configure("qemu64", &[]).unwrap(), 0);
+    assert_eq!((c.linear(c.rip).0, c.cr0, c.rflags()), (0xffff_fff0, 0x6000_0010, 2));
+    assert_eq!((c.gpr[2], c.dr[6], c.dr[7]), (0x0006_0fb1, 0xffff_0ff0, 0x400));
+    assert_eq!(c.seg(SegReg::Cs).selector, 0xf000);
+    let mut d = c.clone();
+    d.gpr = [7; 16];
+    d.cr4 = !0;
+    d.lstar = 5;
+    d.mxcsr = 0;
+    d.reset();
+    assert_eq!(c, d, "reset equals fresh");
+    assert!(CpuState::new(&configure("qemu64", &[]).unwrap(), 1).wait_sipi);
+}
+
+#[test]
+fn dumps_name_the_mode() {
+    let e = Env::long(3);
+    let text = e.cpu.dump();
+    assert!(text.starts_with("RAX=0000000000000000 RBX="), "{text}");
+    assert!(text.contains("CS =001b 0000000000000000 ffffffff 00affb00 DPL=3 CS64 [-RA]"), "{text}");
+    assert!(text.contains(&format!("TR ={:04x}", sel::TSS)) && text.contains("TSS64-busy"), "{text}");
+    assert!(Env::real().cpu.dump().starts_with("EAX=00000000 EBX="));
+}
