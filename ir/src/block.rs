@@ -37,6 +37,7 @@ impl Inst {
     }
 
     /// Type of the result, `None` if there is none.
+    #[inline]
     pub const fn result(&self) -> Option<Ty> {
         match self.op.result() {
             Res::None => None,
@@ -46,10 +47,12 @@ impl Inst {
     }
 
     /// Effects of this op, with those of the helper that a `Call` names. A call without side effects lacks `KEEP`.
+    #[inline]
     pub fn effects(&self, helpers: &[HelperDesc]) -> Effects {
-        if self.op != Op::Call {
-            return self.op.effects();
-        }
+        if self.op == Op::Call { self.call_effects(helpers) } else { self.op.effects() }
+    }
+
+    fn call_effects(&self, helpers: &[HelperDesc]) -> Effects {
         match helpers.get(usize::from(self.aux)) {
             Some(h) if h.effects.has(Effects::SIDE) => h.effects.or(Effects::KEEP),
             Some(h) => h.effects,
@@ -58,6 +61,7 @@ impl Inst {
     }
 
     /// The operands in use.
+    #[inline]
     pub fn operands(&self) -> impl Iterator<Item = Val> {
         [self.a, self.b, self.c].into_iter().filter(|v| *v != Val::NONE)
     }
@@ -116,16 +120,19 @@ impl Block {
         self.straddles = false;
     }
 
+    #[inline]
     pub fn push(&mut self, i: Inst) -> Val {
         self.insts.push(i);
         Val(self.insts.len() as u32 - 1)
     }
 
+    #[inline]
     pub fn ty(&self, v: Val) -> Ty {
         self.insts[v.index()].result().expect("operand has a result: the verifier checks it")
     }
 
     /// Value of `v` if it is a constant, zero-extended from its type.
+    #[inline]
     pub fn as_const(&self, v: Val) -> Option<u64> {
         let i = &self.insts[v.index()];
         (i.op == Op::Const && i.ty != Ty::V128).then_some(i.imm as u64 & i.ty.mask())

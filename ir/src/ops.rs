@@ -53,7 +53,11 @@ macro_rules! ops {
             pub const fn args(self) -> u32 { match self { $(Op::$name => $args,)* } }
             pub const fn result(self) -> Res { match self { $(Op::$name => $res,)* } }
             /// Effects; those of `Call` are joined with its helper's.
-            pub const fn effects(self) -> Effects { match self { $(Op::$name => $eff,)* } }
+            #[inline]
+            pub const fn effects(self) -> Effects {
+                const TABLE: &[Effects] = &[$($eff,)*];
+                TABLE[self as usize]
+            }
         }
     };
 }

@@ -25,6 +25,7 @@ impl Rewrite {
     }
 }
 
+#[inline]
 fn mapped(mut i: Inst, map: &[Val]) -> Inst {
     for v in [&mut i.a, &mut i.b, &mut i.c] {
         if *v != Val::NONE {
