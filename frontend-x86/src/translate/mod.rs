@@ -18,6 +18,8 @@ mod sse;
 mod stack;
 mod string;
 mod system;
+#[cfg(test)]
+mod tests;
 mod x87;
 
 pub use ctx::{Flow, Place, Tr};
