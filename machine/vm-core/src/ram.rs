@@ -95,16 +95,60 @@ impl Ram {
         self.written(offset, len);
     }
 
-    /// Reads a little-endian value of `size` 1, 2, 4 or 8 bytes.
-    pub fn read_uint(&self, offset: u64, size: u8) -> u64 {
-        let mut b = [0; 8];
-        self.read(offset, &mut b[..usize::from(size.min(8))]);
-        u64::from_le_bytes(b)
+    /// Copies within RAM, as `memmove`. For pages without CODE: the caller holds a writable TLB entry.
+    pub fn copy_within(&self, from: u64, to: u64, len: u64) {
+        let (src, dst) = (self.at(from, len as usize), self.at(to, len as usize));
+        // SAFETY: `at` checked both ranges; `copy` allows overlap.
+        unsafe { std::ptr::copy(src, dst, len as usize) }
     }
 
-    /// Writes the low `size` bytes of `v`, little-endian.
+    /// Writes `count` copies of the low `size` (1, 2, 4, 8) bytes of `v`. For pages without CODE, as `copy_within`.
+    pub fn fill(&self, offset: u64, size: u8, v: u64, count: u64) {
+        let p = self.at(offset, usize::from(size) * count as usize);
+        let n = count as usize;
+        // SAFETY: `at` checked the range; the writes are unaligned-safe.
+        unsafe {
+            match size {
+                1 => std::ptr::write_bytes(p, v as u8, n),
+                2 => (0..n).for_each(|i| p.cast::<u16>().add(i).write_unaligned(v as u16)),
+                4 => (0..n).for_each(|i| p.cast::<u32>().add(i).write_unaligned(v as u32)),
+                _ => (0..n).for_each(|i| p.cast::<u64>().add(i).write_unaligned(v)),
+            }
+        }
+    }
+
+    /// Reads a little-endian value of `size` 1, 2, 4 or 8 bytes, in one access.
+    pub fn read_uint(&self, offset: u64, size: u8) -> u64 {
+        let p = self.at(offset, usize::from(size));
+        // SAFETY: `at` checked the range; volatile as the guest may write meanwhile.
+        unsafe {
+            match size {
+                1 => p.read_volatile().into(),
+                2 => u16::from_le(p.cast::<u16>().read_unaligned()).into(),
+                4 => u32::from_le(p.cast::<u32>().read_unaligned()).into(),
+                _ => u64::from_le(p.cast::<u64>().read_unaligned()),
+            }
+        }
+    }
+
+    /// As `store_uint`, for the host: translated code is told, as by `write`.
     pub fn write_uint(&self, offset: u64, size: u8, v: u64) {
-        self.write(offset, &v.to_le_bytes()[..usize::from(size.min(8))]);
+        self.store_uint(offset, size, v);
+        self.written(offset, size.into());
+    }
+
+    /// Writes the low `size` bytes of `v`, little-endian, in one access. For vCPUs, which look after code themselves.
+    pub fn store_uint(&self, offset: u64, size: u8, v: u64) {
+        let p = self.at(offset, usize::from(size));
+        // SAFETY: `at` checked the range.
+        unsafe {
+            match size {
+                1 => p.write_volatile(v as u8),
+                2 => p.cast::<u16>().write_unaligned((v as u16).to_le()),
+                4 => p.cast::<u32>().write_unaligned((v as u32).to_le()),
+                _ => p.cast::<u64>().write_unaligned(v.to_le()),
+            }
+        }
     }
 
     /// Atomic compare-and-swap of an aligned u64 (page-table entries). `false` if it did not hold `old`.

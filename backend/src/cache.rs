@@ -1,0 +1,275 @@
+//! The translation cache of one vCPU.
+//!
+//! A block's identity is `BlockKey`: RAM offset of its first byte and mode. Indexes:
+//! - `blocks`: exact map from key to record; the only owner of records.
+//! - `pages`: per RAM page the records with source bytes in it, and a bitmap of 64-byte granules that hold any: decides
+//!   whether a store touches code, and finds what it kills.
+//! - the jump cache (in `Engine`): (program counter, mode) to record, for the dispatcher; dropped by TLB flushes.
+//! - links: a record's edges point at the code of their targets; `Record::incoming` is the reverse.
+//!
+//! UNSAFE: records are boxed and reached by raw pointers from links, jump cache and tier 0's code; a dropped record is kept
+//! in `graveyard` until the dispatcher, which holds none of these pointers, empties it.
+#![allow(unsafe_code)]
+
+use crate::tier0::form::{COp, Edge};
+use ir::BlockKey;
+use rustc_hash::FxHashMap;
+use std::ptr;
+use vm_core::PageBits;
+use vm_core::Ram;
+
+/// One translated block.
+pub struct Record {
+    pub runs: u32,
+    /// `runs` at which tier 0 asks for compilation.
+    pub threshold: u32,
+    /// Entry address of compiled code, 0 if there is none.
+    pub code: u64,
+    pub key: BlockKey,
+    /// Page offset of the first byte, and of the byte after the last (more than 4096 if it straddles).
+    pub start: u32,
+    pub end: u32,
+    /// RAM page of the second part of a straddling block.
+    pub second: Option<u64>,
+    pub insns: u32,
+    /// Tier 0's form; `ops[0]` is the block start.
+    pub ops: Box<[COp]>,
+    /// (index in `ops`, page offset) of each guest instruction.
+    pub insn_at: Box<[(u16, u16)]>,
+    /// Indexes in `ops` of edges.
+    pub edges: [u16; 2],
+    pub incoming: Vec<*mut Edge>,
+    pub dead: bool,
+}
+
+impl Record {
+    /// Page offset of the guest instruction that the op at `op` belongs to.
+    pub fn page_offset_of(&self, op: *const COp) -> u32 {
+        let index = (op as usize - self.ops.as_ptr() as usize) / size_of::<COp>();
+        let i = self.insn_at.partition_point(|(at, _)| usize::from(*at) <= index);
+        i.checked_sub(1).map_or(self.start, |i| self.insn_at[i].1.into())
+    }
+
+    /// RAM byte ranges of its source.
+    fn ranges(&self) -> [Option<(u64, u64)>; 2] {
+        let page = self.key.phys & !0xfff;
+        let first = (page + u64::from(self.start), page + u64::from(self.end.min(4096)));
+        let second = self.second.map(|p| (p << 12, (p << 12) + u64::from(self.end) - 4096));
+        [Some(first), second]
+    }
+
+    fn edge(&mut self, i: usize) -> Option<*mut Edge> {
+        match self.edges[i] {
+            0 => None,
+            at => Some((&raw mut self.ops[usize::from(at)]).cast()),
+        }
+    }
+
+    /// Counts of the taken and not-taken edge (the first only for an unconditional jump).
+    pub fn edge_counts(&self) -> [u32; 2] {
+        self.edges.map(|at| match at {
+            0 => 0,
+            // SAFETY: `edges` names slots that hold an `Edge`, which is as large as a `COp`.
+            at => unsafe { (*(&raw const self.ops[usize::from(at)]).cast::<Edge>()).count },
+        })
+    }
+}
+
+#[derive(Default)]
+struct PageCode {
+    records: Vec<*mut Record>,
+    granules: u64,
+}
+
+fn granules(from: u64, to: u64) -> u64 {
+    let (a, b) = ((from & 0xfff) >> 6, ((to - 1) & 0xfff) >> 6);
+    (u64::MAX >> (63 - (b - a))) << a
+}
+
+#[derive(Default)]
+pub struct Cache {
+    blocks: FxHashMap<BlockKey, *mut Record>,
+    pages: FxHashMap<u64, PageCode>,
+    graveyard: Vec<*mut Record>,
+    /// Writes to code by the instruction that runs alone: first byte, length.
+    writes: Vec<(u64, u64)>,
+    pub invalidations: u64,
+    pub insns: u64,
+}
+
+impl Cache {
+    pub fn get(&self, key: &BlockKey) -> Option<*mut Record> {
+        self.blocks.get(key).copied()
+    }
+
+    pub fn len(&self) -> usize {
+        self.blocks.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.blocks.is_empty()
+    }
+
+    pub fn records(&self) -> impl Iterator<Item = &Record> {
+        // SAFETY: records in `blocks` are live; the shared borrow of `self` keeps them so.
+        self.blocks.values().map(|r| unsafe { &**r })
+    }
+
+    /// Takes a record in. True if one of its pages held no code before: the caller then sets CODE and revokes write
+    /// entries (`new_pages`).
+    pub fn insert(&mut self, rec: Box<Record>) -> *mut Record {
+        self.insns += u64::from(rec.insns);
+        let (key, ranges) = (rec.key, rec.ranges());
+        let p = Box::into_raw(rec);
+        for (from, to) in ranges.into_iter().flatten() {
+            let page = self.pages.entry(from >> 12).or_default();
+            page.records.push(p);
+            page.granules |= granules(from, to);
+        }
+        if let Some(old) = self.blocks.insert(key, p) {
+            self.unlink(old);
+            self.forget(old);
+            self.graveyard.push(old);
+        }
+        p
+    }
+
+    /// Whether stored code was read from any byte of a range within one page.
+    pub fn overlaps(&self, offset: u64, len: u64) -> bool {
+        self.pages.get(&(offset >> 12)).is_some_and(|p| {
+            p.granules & granules(offset, offset + len) != 0
+                && p.records.iter().any(|r| {
+                    // SAFETY: records listed in `pages` are live.
+                    let r = unsafe { &**r };
+                    r.ranges().into_iter().flatten().any(|(from, to)| from < offset + len && offset < to)
+                })
+        })
+    }
+
+    /// Remembers a store to code, to be applied when the instruction has ended.
+    pub fn note_write(&mut self, offset: u64, len: u64) {
+        self.writes.push((offset, len));
+    }
+
+    pub fn has_writes(&self) -> bool {
+        !self.writes.is_empty()
+    }
+
+    /// Applies noted writes: drops every block whose source bytes they changed.
+    pub fn apply_writes(&mut self, ram: &Ram) {
+        for (offset, len) in std::mem::take(&mut self.writes) {
+            self.invalidate(ram, offset, len);
+        }
+    }
+
+    /// Drops every block with a source byte in the range; neighbours in the page stay.
+    pub fn invalidate(&mut self, ram: &Ram, offset: u64, len: u64) {
+        let end = offset + len.max(1);
+        for page in offset >> 12..=(end - 1) >> 12 {
+            let Some(code) = self.pages.get(&page) else { continue };
+            let hit: Vec<*mut Record> = code.records.iter().copied().filter(|r| {
+                // SAFETY: records listed in `pages` are live.
+                let r = unsafe { &**r };
+                r.ranges().into_iter().flatten().any(|(from, to)| from < end && offset < to)
+            }).collect();
+            ram.bump_version(page);
+            for r in hit {
+                vm_core::dlog!(SMC, "drop block at RAM offset {:#x}", unsafe_key(r).phys);
+                self.invalidations += 1;
+                self.blocks.remove(&unsafe_key(r));
+                self.unlink(r);
+                self.forget(r);
+                self.graveyard.push(r);
+            }
+            if self.pages.get(&page).is_some_and(|c| c.records.is_empty()) {
+                self.pages.remove(&page);
+                ram.clear_page_bits(page, PageBits::CODE);
+            }
+        }
+    }
+
+    /// Removes a record from the page index.
+    fn forget(&mut self, r: *mut Record) {
+        // SAFETY: `r` is live: it was just taken out of `blocks`.
+        let ranges = unsafe { (*r).dead = true; (*r).ranges() };
+        for (from, _) in ranges.into_iter().flatten() {
+            if let Some(page) = self.pages.get_mut(&(from >> 12)) {
+                page.records.retain(|x| !ptr::eq(*x, r));
+                page.granules = page.records.iter().fold(0, |g, x| {
+                    // SAFETY: records listed in `pages` are live.
+                    let x = unsafe { &**x };
+                    x.ranges().into_iter().flatten().filter(|(f, _)| f >> 12 == from >> 12).fold(g, |g, (f, t)| g | granules(f, t))
+                });
+            }
+        }
+    }
+
+    /// Cuts all links to and from a record.
+    fn unlink(&mut self, r: *mut Record) {
+        // SAFETY: `r` is live; edges in `incoming` belong to live records, as a dying record takes its own out below.
+        unsafe {
+            for e in std::mem::take(&mut (*r).incoming) {
+                (*e).link = ptr::null_mut();
+            }
+            for i in 0..2 {
+                let Some(e) = (*r).edge(i) else { continue };
+                if !(*e).link.is_null() {
+                    let target = (*(*e).link).record();
+                    (*target).incoming.retain(|x| !ptr::eq(*x, e));
+                    (*e).link = ptr::null_mut();
+                }
+            }
+        }
+    }
+
+    /// Links an edge to a record in the same page.
+    ///
+    /// # Safety
+    /// `e` is an edge of a live record, `to` is live.
+    pub unsafe fn link(&mut self, e: *mut Edge, to: *mut Record) {
+        // SAFETY: by the caller's promise.
+        unsafe {
+            if (*e).link.is_null() {
+                (*e).link = (&raw mut (*to).ops).as_mut().expect("not null").as_mut_ptr();
+                (*to).incoming.push(e);
+            }
+        }
+    }
+
+    /// Frees dropped records. Called by the dispatcher, which holds no pointer to one; returns the guest instructions that
+    /// they executed in tier 0, for statistics.
+    pub fn bury(&mut self) -> u64 {
+        let mut executed = 0;
+        for r in self.graveyard.drain(..) {
+            // SAFETY: it came from `Box::into_raw` and left every index.
+            let r = unsafe { Box::from_raw(r) };
+            executed += u64::from(r.runs) * u64::from(r.insns);
+        }
+        executed
+    }
+
+    pub fn has_dead(&self) -> bool {
+        !self.graveyard.is_empty()
+    }
+
+    /// Drops everything.
+    pub fn clear(&mut self, ram: &Ram) {
+        for page in std::mem::take(&mut self.pages).into_keys() {
+            ram.bump_version(page);
+            ram.clear_page_bits(page, PageBits::CODE);
+        }
+        self.graveyard.extend(self.blocks.drain().map(|(_, r)| r));
+    }
+}
+
+fn unsafe_key(r: *mut Record) -> BlockKey {
+    // SAFETY: callers pass live records.
+    unsafe { (*r).key }
+}
+
+impl Drop for Cache {
+    fn drop(&mut self) {
+        self.graveyard.extend(self.blocks.drain().map(|(_, r)| r));
+        self.bury();
+    }
+}

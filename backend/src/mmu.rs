@@ -1,0 +1,266 @@
+//! Memory as helpers, event delivery and slow paths see it: `GuestEnv` on `VcpuBlock`. Fills the TLB, splits page-crossing
+//! accesses, reaches devices, and finds writes to translated code.
+
+use crate::tlb::{Serves, index};
+use crate::vblock::{LEAVE, VcpuBlock};
+use vm_core::guest::{Flush, GuestCpu, Mapping, PhysMem};
+use vm_core::{Access, CpuIo, Fault, GuestEnv, Pa, PageBits, Target, Va, dlog};
+
+/// Physical memory for page walks: RAM and whatever else lies there.
+pub struct WalkMem<'a>(pub &'a dyn CpuIo);
+
+impl WalkMem<'_> {
+    fn read(&self, pa: Pa, size: u8) -> u64 {
+        match self.0.target(pa) {
+            Target::Ram { offset, .. } if offset & 0xfff <= 4096 - u64::from(size) => self.0.ram().read_uint(offset, size),
+            _ => self.0.mmio_read(pa, size),
+        }
+    }
+
+    fn writable(&self, pa: Pa) -> Option<u64> {
+        match self.0.target(pa) {
+            Target::Ram { offset, writable: true } => Some(offset),
+            _ => None,
+        }
+    }
+}
+
+impl PhysMem for WalkMem<'_> {
+    fn read_u64(&self, pa: Pa) -> u64 {
+        self.read(pa, 8)
+    }
+
+    fn read_u32(&self, pa: Pa) -> u32 {
+        self.read(pa, 4) as u32
+    }
+
+    fn cas_u64(&self, pa: Pa, old: u64, new: u64) -> bool {
+        // Page tables in ROM or MMIO: the accessed and dirty bits are lost, as on hardware.
+        self.writable(pa).is_none_or(|o| self.0.ram().cas_u64(o & !7, old, new))
+    }
+
+    fn cas_u32(&self, pa: Pa, old: u32, new: u32) -> bool {
+        self.writable(pa).is_none_or(|o| self.0.ram().cas_u32(o & !3, old, new))
+    }
+}
+
+/// Where an access that lies in one page goes.
+#[derive(Clone, Copy, Debug)]
+pub enum Place {
+    /// Byte offset in RAM.
+    Ram { offset: u64, writable: bool, bits: PageBits },
+    Mmio(Pa),
+}
+
+impl<C: GuestCpu> VcpuBlock<C> {
+    /// Translates one address, filling the TLB where the page may be entered there.
+    pub fn place(&mut self, va: Va, access: Access, ctx: usize) -> Result<Place, Fault> {
+        let io = self.machine();
+        let m = self.cpu.walk(va, access, ctx, &WalkMem(io))?;
+        let pa = Pa(m.page.0 | va.0 & 0xfff);
+        match io.target(pa) {
+            Target::Mmio => Ok(Place::Mmio(pa)),
+            Target::Ram { offset, writable } => {
+                let bits = io.ram().page_bits(offset >> 12);
+                self.enter(va.0, ctx, &m, offset & !0xfff, writable, bits);
+                Ok(Place::Ram { offset, writable, bits })
+            }
+        }
+    }
+
+    fn enter(&mut self, va: u64, ctx: usize, m: &Mapping, page_offset: u64, writable: bool, bits: PageBits) {
+        let host = (self.machine().ram().host_base() as u64).wrapping_add(page_offset);
+        let serves = Serves {
+            read: m.read && !bits.contains(PageBits::WATCHED),
+            write: m.write && writable && bits.is_empty(),
+            exec: m.exec,
+            global: m.global,
+        };
+        self.fills.fill(&mut self.eng.tlb, va, ctx, serves, host.wrapping_sub(va & !0xfff));
+    }
+
+    /// RAM offset of a TLB hit, the common case of `place`.
+    pub fn quick(&self, va: u64, size: u8, access: Access, ctx: usize) -> Option<u64> {
+        let e = &self.eng.tlb.0[ctx][index(va)];
+        let tag = match access {
+            Access::Read => e.read,
+            Access::Write => e.write,
+            Access::Execute => e.exec,
+        };
+        let hit = va.wrapping_sub(tag) <= 4096 - u64::from(size);
+        hit.then(|| va.wrapping_add(e.addend).wrapping_sub(self.machine().ram().host_base() as u64))
+    }
+
+    fn read_place(&mut self, p: Place, size: u8) -> u64 {
+        match p {
+            Place::Ram { offset, .. } => self.machine().ram().read_uint(offset, size),
+            Place::Mmio(pa) => self.machine().mmio_read(pa, size),
+        }
+    }
+
+    fn write_place(&mut self, p: Place, size: u8, v: u64) -> Result<(), Fault> {
+        match p {
+            Place::Mmio(pa) => self.machine().mmio_write(pa, size, v),
+            Place::Ram { writable: false, offset, .. } => dlog!(GUEST_ERRORS, "write to ROM at RAM offset {offset:#x}"),
+            Place::Ram { offset, bits, .. } => {
+                if bits.contains(PageBits::CODE) {
+                    self.write_to_code_page(offset, size.into())?;
+                }
+                self.machine().ram().store_uint(offset, size, v);
+            }
+        }
+        Ok(())
+    }
+
+    /// A store is about to change bytes of a page that translated code came from. `Err`: it concerns a block that may be
+    /// running, so the instruction must run alone first.
+    pub fn write_to_code_page(&mut self, offset: u64, len: u64) -> Result<(), Fault> {
+        if !self.cache.overlaps(offset, len) {
+            return Ok(());
+        }
+        if !self.eng.single {
+            return Err(LEAVE);
+        }
+        self.cache.note_write(offset, len);
+        Ok(())
+    }
+}
+
+impl<C: GuestCpu> GuestEnv for VcpuBlock<C> {
+    type Cpu = C;
+
+    fn cpu(&mut self) -> &mut C {
+        &mut self.cpu
+    }
+
+    fn cpu_ref(&self) -> &C {
+        &self.cpu
+    }
+
+    fn io(&self) -> &dyn CpuIo {
+        self.machine()
+    }
+
+    fn load(&mut self, va: Va, size: u8, ctx: usize) -> Result<u64, Fault> {
+        if let Some(offset) = self.quick(va.0, size, Access::Read, ctx) {
+            return Ok(self.machine().ram().read_uint(offset, size));
+        }
+        let first = 4096 - (va.0 & 0xfff);
+        if u64::from(size) <= first {
+            let p = self.place(va, Access::Read, ctx)?;
+            return Ok(self.read_place(p, size));
+        }
+        let first = first as u8;
+        let lo = self.place(va, Access::Read, ctx)?;
+        let hi = self.place(Va(va.0.wrapping_add(first.into())), Access::Read, ctx)?;
+        let lo = self.read_bytes(lo, first);
+        let hi = self.read_bytes(hi, size - first);
+        Ok(lo | hi << (8 * u32::from(first)))
+    }
+
+    fn store(&mut self, va: Va, size: u8, value: u64, ctx: usize) -> Result<(), Fault> {
+        if let Some(offset) = self.quick(va.0, size, Access::Write, ctx) {
+            self.machine().ram().store_uint(offset, size, value);
+            return Ok(());
+        }
+        let first = 4096 - (va.0 & 0xfff);
+        if u64::from(size) <= first {
+            let p = self.place(va, Access::Write, ctx)?;
+            return self.write_place(p, size, value);
+        }
+        let first = first as u8;
+        let lo = self.place(va, Access::Write, ctx)?;
+        let hi = self.place(Va(va.0.wrapping_add(first.into())), Access::Write, ctx)?;
+        for (p, len) in [(lo, first), (hi, size - first)] {
+            if let Place::Ram { offset, bits, writable: true } = p {
+                if bits.contains(PageBits::CODE) {
+                    self.write_to_code_page(offset, len.into())?;
+                }
+            }
+        }
+        self.write_bytes(lo, first, value)?;
+        self.write_bytes(hi, size - first, value >> (8 * u32::from(first)))
+    }
+
+    fn probe(&mut self, va: Va, len: u64, access: Access, ctx: usize) -> Result<(), Fault> {
+        let len = len.clamp(1, 4096);
+        let mut at = va.0;
+        let end = va.0.wrapping_add(len);
+        while at != end {
+            let n = (4096 - (at & 0xfff)).min(end.wrapping_sub(at));
+            if self.quick(at, 1, access, ctx).is_none() {
+                let p = self.place(Va(at), access, ctx)?;
+                if let (Place::Ram { offset, bits, writable: true }, Access::Write) = (p, access) {
+                    if bits.contains(PageBits::CODE) {
+                        self.write_to_code_page(offset, n)?;
+                    }
+                }
+            }
+            at = at.wrapping_add(n);
+        }
+        Ok(())
+    }
+
+    fn bulk_copy(&mut self, dst: Va, src: Va, len: u64, ctx: usize) -> Result<u64, Fault> {
+        let len = len.min(4096 - (dst.0 & 0xfff)).min(4096 - (src.0 & 0xfff));
+        if dst.0.wrapping_sub(src.0) < len {
+            return Ok(0);
+        }
+        if self.quick(src.0, 1, Access::Read, ctx).is_none() {
+            self.place(src, Access::Read, ctx)?;
+        }
+        if self.quick(dst.0, 1, Access::Write, ctx).is_none() {
+            self.place(dst, Access::Write, ctx)?;
+        }
+        let (from, to) = (self.quick(src.0, 1, Access::Read, ctx), self.quick(dst.0, 1, Access::Write, ctx));
+        let (Some(from), Some(to)) = (from, to) else { return Ok(0) };
+        if to.wrapping_sub(from) < len {
+            return Ok(0);
+        }
+        self.machine().ram().copy_within(from, to, len);
+        Ok(len)
+    }
+
+    fn bulk_fill(&mut self, dst: Va, size: u8, value: u64, count: u64, ctx: usize) -> Result<u64, Fault> {
+        let count = count.min((4096 - (dst.0 & 0xfff)) / u64::from(size));
+        if count == 0 {
+            return Ok(0);
+        }
+        if self.quick(dst.0, 1, Access::Write, ctx).is_none() {
+            self.place(dst, Access::Write, ctx)?;
+        }
+        let Some(to) = self.quick(dst.0, 1, Access::Write, ctx) else { return Ok(0) };
+        self.machine().ram().fill(to, size, value, count);
+        Ok(count)
+    }
+
+    fn flush(&mut self, what: Flush) {
+        dlog!(TLB, "flush {what:?}");
+        match what {
+            Flush::All => self.fills.flush_all(&mut self.eng.tlb),
+            Flush::NonGlobal => self.fills.flush_local(&mut self.eng.tlb),
+            Flush::Page(va) => self.fills.flush_page(&mut self.eng.tlb, va.0),
+        }
+        self.clear_jump_cache();
+    }
+}
+
+impl<C: GuestCpu> VcpuBlock<C> {
+    /// Reads 1..=7 bytes of one page; devices see byte accesses.
+    fn read_bytes(&mut self, p: Place, len: u8) -> u64 {
+        (0..len).fold(0, |v, i| v | self.read_place(p.plus(i), 1) << (8 * u32::from(i)))
+    }
+
+    fn write_bytes(&mut self, p: Place, len: u8, v: u64) -> Result<(), Fault> {
+        (0..len).try_for_each(|i| self.write_place(p.plus(i), 1, v >> (8 * u32::from(i))))
+    }
+}
+
+impl Place {
+    fn plus(self, n: u8) -> Place {
+        match self {
+            Place::Ram { offset, writable, bits } => Place::Ram { offset: offset + u64::from(n), writable, bits },
+            Place::Mmio(pa) => Place::Mmio(Pa(pa.0 + u64::from(n))),
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! Software TLB: per access context a direct-mapped table that generated code reads, and the list of filled entries that
+//! makes a flush cost what was filled, not what the table holds.
+//!
+//! An access hits if `va - tag <= 4096 - size` (unsigned): page and page crossing are tested at once. The tag of an empty
+//! entry is the address of a page that hashes to another entry, so that it never matches.
+
+use vm_core::guest::CTX_COUNT;
+
+/// log2 of the entries per context.
+pub const BITS: u32 = 10;
+pub const ENTRIES: usize = 1 << BITS;
+
+/// One page. Tags are page-aligned linear addresses.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    pub read: u64,
+    pub write: u64,
+    pub exec: u64,
+    /// Host address minus guest linear address, wrapping.
+    pub addend: u64,
+}
+
+/// The tables; `#[repr(C)]` as generated code indexes them.
+#[repr(C)]
+pub struct Tables(pub [[Entry; ENTRIES]; CTX_COUNT]);
+
+pub const fn index(va: u64) -> usize {
+    (va >> 12) as usize & (ENTRIES - 1)
+}
+
+const fn empty_tag(index: usize) -> u64 {
+    ((index as u64) ^ 1) << 12
+}
+
+const fn empty(index: usize) -> Entry {
+    Entry { read: empty_tag(index), write: empty_tag(index), exec: empty_tag(index), addend: 0 }
+}
+
+/// What is known of filled entries beside the tables.
+#[derive(Default)]
+pub struct Fills {
+    local: Vec<(u8, u16)>,
+    global: Vec<(u8, u16)>,
+    /// Bit 0: listed in `local`, bit 1: in `global`; by context and index.
+    listed: Vec<[u8; CTX_COUNT]>,
+    pub refills: u64,
+    pub flushes: u64,
+}
+
+const LOCAL: u8 = 1;
+const GLOBAL: u8 = 2;
+
+/// Which accesses an entry serves.
+#[derive(Clone, Copy, Debug)]
+pub struct Serves {
+    pub read: bool,
+    pub write: bool,
+    pub exec: bool,
+    pub global: bool,
+}
+
+impl Tables {
+    pub fn clear(&mut self) {
+        for table in &mut self.0 {
+            for (i, e) in table.iter_mut().enumerate() {
+                *e = empty(i);
+            }
+        }
+    }
+
+    pub fn entry(&self, va: u64, ctx: usize) -> &Entry {
+        &self.0[ctx][index(va)]
+    }
+}
+
+impl Fills {
+    /// Enters a page.
+    pub fn fill(&mut self, t: &mut Tables, va: u64, ctx: usize, serves: Serves, addend: u64) {
+        let (page, i) = (va & !0xfff, index(va));
+        let tag = |on: bool| if on { page } else { empty_tag(i) };
+        t.0[ctx][i] = Entry { read: tag(serves.read), write: tag(serves.write), exec: tag(serves.exec), addend };
+        self.refills += 1;
+        if self.listed.is_empty() {
+            self.listed = vec![[0; CTX_COUNT]; ENTRIES];
+        }
+        let (bit, list) = if serves.global { (GLOBAL, &mut self.global) } else { (LOCAL, &mut self.local) };
+        let seen = &mut self.listed[i][ctx];
+        if *seen & bit == 0 {
+            *seen |= bit;
+            list.push((ctx as u8, i as u16));
+        }
+    }
+
+    fn drain(listed: &mut [[u8; CTX_COUNT]], list: &mut Vec<(u8, u16)>, bit: u8, t: &mut Tables) {
+        for (ctx, i) in list.drain(..) {
+            let (ctx, i) = (usize::from(ctx), usize::from(i));
+            t.0[ctx][i] = empty(i);
+            listed[i][ctx] &= !bit;
+        }
+    }
+
+    /// Drops every entry that is not global. (An entry listed as both is dropped: that is allowed.)
+    pub fn flush_local(&mut self, t: &mut Tables) {
+        self.flushes += 1;
+        Self::drain(&mut self.listed, &mut self.local, LOCAL, t);
+    }
+
+    pub fn flush_all(&mut self, t: &mut Tables) {
+        self.flush_local(t);
+        Self::drain(&mut self.listed, &mut self.global, GLOBAL, t);
+    }
+
+    pub fn flush_page(&mut self, t: &mut Tables, va: u64) {
+        let i = index(va);
+        t.0.iter_mut().for_each(|table| table[i] = empty(i));
+    }
+
+    /// Drops the write (and, if `reads`, read) permission of all entries that map the host page at `host`.
+    pub fn revoke_host_page(&mut self, t: &mut Tables, host: u64, reads: bool) {
+        for &(ctx, i) in self.local.iter().chain(&self.global) {
+            let e = &mut t.0[usize::from(ctx)][usize::from(i)];
+            let none = empty_tag(usize::from(i));
+            let page = [e.read, e.write, e.exec].into_iter().find(|p| *p != none);
+            if page.is_some_and(|p| p.wrapping_add(e.addend) == host) {
+                e.write = none;
+                if reads {
+                    e.read = none;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tables() -> Box<Tables> {
+        let mut t = Box::new(Tables([[empty(0); ENTRIES]; CTX_COUNT]));
+        t.clear();
+        t
+    }
+
+    fn hits(t: &Tables, va: u64, size: u64) -> bool {
+        va.wrapping_sub(t.entry(va, 0).read) <= 4096 - size
+    }
+
+    #[test]
+    fn empty_entries_never_hit_and_crossing_misses() {
+        let mut t = tables();
+        for va in [0, 0xfff, 0x1000, u64::MAX, 0xffff_8000_0000_0000, 1 << 22] {
+            assert!(!hits(&t, va, 1), "{va:#x}");
+        }
+        let mut f = Fills::default();
+        let serves = Serves { read: true, write: false, exec: false, global: false };
+        f.fill(&mut t, 0x7000, 0, serves, 0x100);
+        assert!(hits(&t, 0x7ff8, 8) && !hits(&t, 0x7ff9, 8) && !hits(&t, 0x6fff, 1));
+        assert!(!hits(&t, 0x7000 + (1 << 22), 1));
+        f.flush_local(&mut t);
+        assert!(!hits(&t, 0x7000, 1));
+    }
+
+    #[test]
+    fn global_entries_survive_a_local_flush() {
+        let (mut t, mut f) = (tables(), Fills::default());
+        let serves = Serves { read: true, write: true, exec: true, global: true };
+        f.fill(&mut t, 0x5000, 0, serves, 0);
+        f.flush_local(&mut t);
+        assert!(hits(&t, 0x5000, 1));
+        f.revoke_host_page(&mut t, 0x5000, false);
+        assert!(hits(&t, 0x5000, 1) && t.entry(0x5000, 0).write != 0x5000);
+        f.flush_all(&mut t);
+        assert!(!hits(&t, 0x5000, 1));
+    }
+}

@@ -1,0 +1,223 @@
+//! `VcpuBlock`: everything one vCPU's generated code, tier 0 and helpers touch, in one allocation. Generated code holds a
+//! pointer to its field `cpu` (the seam): engine state lies below it, temporaries of tier 0 above.
+//!
+//! UNSAFE: `io` is a borrowed trait object with its lifetime erased; it is set on entry to `Vcpu::run` and other entry
+//! points, and cleared on return.
+#![allow(unsafe_code)]
+
+use crate::cache::{Cache, Record};
+use crate::tier0::form::{COp, Edge};
+use crate::tlb;
+use std::mem::offset_of;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+use vm_core::guest::GuestCpu;
+use vm_core::{CpuIo, Fault};
+
+/// Slots for values of tier 0 that live in no state slot.
+pub const TEMPS: usize = 512;
+
+/// Marker vector of `Fault`: not a guest exception, but "leave before this instruction and run it alone".
+pub const LEAVE: Fault = Fault { vector: 0xff, error: None, addr: 0 };
+
+/// Why code returned to the dispatcher.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Why {
+    /// Look up the block at the program counter.
+    Lookup = 0,
+    /// The same, and link `Engine::edge` to it.
+    Link = 1,
+    /// Run the instruction at the program counter alone in tier 0.
+    Leave = 2,
+    /// `Engine::fault` was raised by the instruction at the program counter.
+    Fault = 3,
+    /// The block at the program counter reached the compile threshold.
+    Hot = 4,
+    /// The exit flag was seen.
+    Kicked = 5,
+    /// The block at the program counter has compiled code: enter it.
+    Compiled = 6,
+}
+
+impl Why {
+    pub fn from_code(c: u64) -> Why {
+        match c {
+            1 => Why::Link,
+            2 => Why::Leave,
+            3 => Why::Fault,
+            4 => Why::Hot,
+            5 => Why::Kicked,
+            6 => Why::Compiled,
+            _ => Why::Lookup,
+        }
+    }
+}
+
+/// A slow instruction's code.
+pub type Helper<C> = fn(&mut VcpuBlock<C>, u64, u64, u64) -> Result<u64, Fault>;
+
+/// Entries of the inline jump cache (a power of two).
+pub const JC_ENTRIES: usize = 4096;
+
+/// Where a program counter in a mode leads. `code` is compiled code or 0; `ops` tier 0's form.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct JcEntry {
+    /// Program counter; `EMPTY_PC` of a slot can hash there never.
+    pub pc: u64,
+    pub mode: u64,
+    /// Entry of the compiled code, 0 if there is none.
+    pub code: u64,
+    pub rec: *mut Record,
+}
+
+pub const fn jc_index(pc: u64) -> usize {
+    (pc ^ pc >> 12) as usize & (JC_ENTRIES - 1)
+}
+
+impl JcEntry {
+    pub const EMPTY: JcEntry = JcEntry { pc: 0, mode: u64::MAX, code: 0, rec: std::ptr::null_mut() };
+}
+
+/// Engine state below the seam. Generated code uses the `#[repr(C)]` part by offset.
+#[repr(C)]
+pub struct Engine {
+    /// Set by other threads: return to the dispatcher soon.
+    pub exit: AtomicU32,
+    /// Outcome of the last helper called from generated code: 0 = done, else a `Why`.
+    pub status: u32,
+    /// Mask of program counters in the current mode.
+    pub pc_mask: u64,
+    /// Mode word of the code that runs.
+    pub mode: u64,
+    /// Address operand of the slow path that generated code calls, and its result.
+    pub slow_addr: u64,
+    pub slow_value: [u64; 2],
+    /// Functions that generated code calls: see `jit::runtime`.
+    pub fns: [usize; 8],
+    pub tlb: tlb::Tables,
+    pub jc: [JcEntry; JC_ENTRIES],
+
+    // --- not used by generated code
+    /// Offsets from the seam of the program counter and of the page's program counter.
+    pub pc_off: u32,
+    pub pc_page_off: u32,
+    pub why: Why,
+    pub fault: Fault,
+    pub edge: *mut Edge,
+    pub cur: *mut Record,
+    /// Where in tier 0's code `fault` or a leave happened.
+    pub fault_op: *const COp,
+    /// One instruction runs alone: it may write to its own code.
+    pub single: bool,
+    pub stats: Stats,
+}
+
+/// Counters for `info jit`.
+#[derive(Default, Debug, Clone)]
+pub struct Stats {
+    pub dispatches: u64,
+    pub lookups: u64,
+    pub leaves: u64,
+    pub faults: u64,
+    pub events: u64,
+    pub translate_ns: u64,
+    pub insns_translated: u64,
+    /// Executions of blocks that have been dropped, in guest instructions.
+    pub interpreted_dropped: u64,
+}
+
+/// The block itself. Made only by `new`, always boxed, never moved.
+#[repr(C)]
+pub struct VcpuBlock<C: GuestCpu> {
+    pub eng: Engine,
+    pub cpu: C,
+    pub temps: [u128; TEMPS],
+    pub fills: tlb::Fills,
+    pub cache: Cache,
+    pub helpers: Arc<[Helper<C>]>,
+    io: Option<NonNull<dyn CpuIo>>,
+}
+
+// SAFETY: the raw pointers in it point into itself or into `cache`, which it owns; `io` is set only while the owning
+// thread is inside `with_io`.
+unsafe impl<C: GuestCpu> Send for VcpuBlock<C> {}
+
+impl<C: GuestCpu> VcpuBlock<C> {
+    pub fn new(cpu: C, helpers: Arc<[Helper<C>]>) -> Box<Self> {
+        let layout = std::alloc::Layout::new::<Self>();
+        // SAFETY: the layout is not empty. Every field is written before the box is made: the tables and temporaries are
+        // plain numbers for which zero is valid (and are set up by `clear`), the others are written one by one.
+        let mut b = unsafe {
+            let p = std::alloc::alloc_zeroed(layout).cast::<Self>();
+            if p.is_null() {
+                std::alloc::handle_alloc_error(layout);
+            }
+            (&raw mut (*p).cpu).write(cpu);
+            (&raw mut (*p).fills).write(tlb::Fills::default());
+            (&raw mut (*p).cache).write(Cache::default());
+            (&raw mut (*p).helpers).write(helpers);
+            (&raw mut (*p).io).write(None);
+            (&raw mut (*p).eng.stats).write(Stats::default());
+            (&raw mut (*p).eng.why).write(Why::Lookup);
+            (&raw mut (*p).eng.fault).write(LEAVE);
+            Box::from_raw(p)
+        };
+        b.eng.tlb.clear();
+        b.eng.jc.fill(JcEntry::EMPTY);
+        b
+    }
+
+    /// Offset of a byte of `Engine` from the seam (negative).
+    pub const fn eng_offset(in_engine: usize) -> i32 {
+        in_engine as i32 - (offset_of!(Self, cpu) as i32 - offset_of!(Self, eng) as i32)
+    }
+
+    /// Offset of the temporaries from the seam.
+    pub const fn temps_offset() -> usize {
+        offset_of!(Self, temps) - offset_of!(Self, cpu)
+    }
+
+    /// The seam pointer that tier 0 and generated code get.
+    pub fn seam(&mut self) -> *mut u8 {
+        // SAFETY: stays inside the allocation; derived from the whole block, so that engine state may be reached from it.
+        unsafe { (self as *mut Self).cast::<u8>().add(offset_of!(Self, cpu)) }
+    }
+
+    /// # Safety
+    /// `seam` came from `seam()` of a live block that nobody else borrows for `'a`.
+    pub unsafe fn from_seam<'a>(seam: *mut u8) -> &'a mut Self {
+        // SAFETY: inverse of `seam`; the caller vouches for the rest.
+        unsafe { &mut *seam.sub(offset_of!(Self, cpu)).cast::<Self>() }
+    }
+
+    /// Runs `f` with `io` reachable through `GuestEnv::io`.
+    pub fn with_io<R>(&mut self, io: &dyn CpuIo, f: impl FnOnce(&mut Self) -> R) -> R {
+        // SAFETY: only the lifetime changes; the pointer is removed before `io`'s borrow ends (also on unwinding: by the
+        // guard).
+        let erased = unsafe { std::mem::transmute::<NonNull<dyn CpuIo + '_>, NonNull<dyn CpuIo>>(NonNull::from(io)) };
+        struct Guard<'a, C: GuestCpu>(&'a mut VcpuBlock<C>);
+        impl<C: GuestCpu> Drop for Guard<'_, C> {
+            fn drop(&mut self) {
+                self.0.io = None;
+            }
+        }
+        self.io = Some(erased);
+        let g = Guard(self);
+        f(&mut *g.0)
+    }
+
+    /// The machine, inside `with_io`. The result does not borrow the block, so that its state can be changed meanwhile.
+    pub fn machine<'a>(&self) -> &'a dyn CpuIo {
+        let p = self.io.expect("the engine runs inside with_io");
+        // SAFETY: set by `with_io`, whose caller's borrow is still live; callers do not keep the reference beyond it.
+        unsafe { p.as_ref() }
+    }
+
+    /// Drops jump-cache entries (all: mappings changed in a way that may concern any).
+    pub fn clear_jump_cache(&mut self) {
+        self.eng.jc.fill(JcEntry::EMPTY);
+    }
+}
