@@ -11,7 +11,7 @@
 //! in `graveyard` until the dispatcher, which holds none of these pointers, empties it.
 #![allow(unsafe_code)]
 
-use crate::tier0::form::{COp, Edge};
+use crate::tier0::form::{COp, Edge, Handler};
 use ir::BlockKey;
 use rustc_hash::FxHashMap;
 use std::ptr;
@@ -23,7 +23,7 @@ pub struct Record {
     pub runs: u32,
     /// `runs` at which tier 0 asks for compilation.
     pub threshold: u32,
-    /// Entry address of compiled code, 0 if there is none.
+    /// Entry address of compiled code, 0 if there is none or the block was dropped.
     pub code: u64,
     pub key: BlockKey,
     /// Page offset of the first byte, and of the byte after the last (more than 4096 if it straddles).
@@ -40,6 +40,8 @@ pub struct Record {
     pub edges: [u16; 2],
     pub incoming: Vec<*mut Edge>,
     pub dead: bool,
+    /// Handler that block starts get when the block is dropped.
+    pub dead_start: Handler,
 }
 
 impl Record {
@@ -134,6 +136,13 @@ impl Cache {
         p
     }
 
+    /// Keeps a record that is used once only until the next `bury`.
+    pub fn insert_transient(&mut self, rec: Box<Record>) -> *mut Record {
+        let p = Box::into_raw(rec);
+        self.graveyard.push(p);
+        p
+    }
+
     /// Whether stored code was read from any byte of a range within one page.
     pub fn overlaps(&self, offset: u64, len: u64) -> bool {
         self.pages.get(&(offset >> 12)).is_some_and(|p| {
@@ -191,7 +200,12 @@ impl Cache {
     /// Removes a record from the page index.
     fn forget(&mut self, r: *mut Record) {
         // SAFETY: `r` is live: it was just taken out of `blocks`.
-        let ranges = unsafe { (*r).dead = true; (*r).ranges() };
+        let ranges = unsafe {
+            (*r).dead = true;
+            (*r).code = 0;
+            (*r).ops[0].set_handler((*r).dead_start);
+            (*r).ranges()
+        };
         for (from, _) in ranges.into_iter().flatten() {
             if let Some(page) = self.pages.get_mut(&(from >> 12)) {
                 page.records.retain(|x| !ptr::eq(*x, r));
@@ -236,7 +250,7 @@ impl Cache {
         }
     }
 
-    /// Frees dropped records. Called by the dispatcher, which holds no pointer to one; returns the guest instructions that
+    /// Frees dropped records. Called by the dispatcher, which holds no pointer to one, after clearing the jump cache; returns the guest instructions that
     /// they executed in tier 0, for statistics.
     pub fn bury(&mut self) -> u64 {
         let mut executed = 0;
@@ -248,8 +262,9 @@ impl Cache {
         executed
     }
 
-    pub fn has_dead(&self) -> bool {
-        !self.graveyard.is_empty()
+    /// Dropped records not yet freed.
+    pub fn dead(&self) -> usize {
+        self.graveyard.len()
     }
 
     /// Drops everything.
@@ -258,7 +273,11 @@ impl Cache {
             ram.bump_version(page);
             ram.clear_page_bits(page, PageBits::CODE);
         }
-        self.graveyard.extend(self.blocks.drain().map(|(_, r)| r));
+        for (_, r) in std::mem::take(&mut self.blocks) {
+            self.unlink(r);
+            self.forget(r);
+            self.graveyard.push(r);
+        }
     }
 }
 

@@ -2,7 +2,12 @@
 //! Guest-neutral: it knows the guest only through `ir::Frontend` and `vm_core::GuestCpu`.
 
 pub mod cache;
+pub mod exec;
+pub mod jit;
 pub mod mmu;
 pub mod tier0;
 pub mod tlb;
 pub mod vblock;
+
+pub use exec::{Engine, Settings};
+pub use vblock::{Helper, VcpuBlock};

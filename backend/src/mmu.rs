@@ -237,11 +237,19 @@ impl<C: GuestCpu> GuestEnv for VcpuBlock<C> {
     fn flush(&mut self, what: Flush) {
         dlog!(TLB, "flush {what:?}");
         match what {
-            Flush::All => self.fills.flush_all(&mut self.eng.tlb),
-            Flush::NonGlobal => self.fills.flush_local(&mut self.eng.tlb),
-            Flush::Page(va) => self.fills.flush_page(&mut self.eng.tlb, va.0),
+            Flush::All => {
+                self.fills.flush_all(&mut self.eng.tlb);
+                self.jc_clear_all();
+            }
+            Flush::NonGlobal => {
+                self.fills.flush_local(&mut self.eng.tlb);
+                self.jc_clear_local();
+            }
+            Flush::Page(va) => {
+                self.fills.flush_page(&mut self.eng.tlb, va.0);
+                self.jc_clear_all();
+            }
         }
-        self.clear_jump_cache();
     }
 }
 

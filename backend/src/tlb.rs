@@ -44,6 +44,8 @@ pub struct Fills {
     global: Vec<(u8, u16)>,
     /// Bit 0: listed in `local`, bit 1: in `global`; by context and index.
     listed: Vec<[u8; CTX_COUNT]>,
+    /// Whether an entry as it is now maps a global page.
+    is_global: Vec<[bool; CTX_COUNT]>,
     pub refills: u64,
     pub flushes: u64,
 }
@@ -83,13 +85,20 @@ impl Fills {
         self.refills += 1;
         if self.listed.is_empty() {
             self.listed = vec![[0; CTX_COUNT]; ENTRIES];
+            self.is_global = vec![[false; CTX_COUNT]; ENTRIES];
         }
+        self.is_global[i][ctx] = serves.global;
         let (bit, list) = if serves.global { (GLOBAL, &mut self.global) } else { (LOCAL, &mut self.local) };
         let seen = &mut self.listed[i][ctx];
         if *seen & bit == 0 {
             *seen |= bit;
             list.push((ctx as u8, i as u16));
         }
+    }
+
+    /// Whether the entry that serves `va` (a hit) maps a global page.
+    pub fn global(&self, va: u64, ctx: usize) -> bool {
+        self.is_global.get(index(va)).is_some_and(|g| g[ctx])
     }
 
     fn drain(listed: &mut [[u8; CTX_COUNT]], list: &mut Vec<(u8, u16)>, bit: u8, t: &mut Tables) {

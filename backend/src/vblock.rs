@@ -61,16 +61,15 @@ pub type Helper<C> = fn(&mut VcpuBlock<C>, u64, u64, u64) -> Result<u64, Fault>;
 /// Entries of the inline jump cache (a power of two).
 pub const JC_ENTRIES: usize = 4096;
 
-/// Where a program counter in a mode leads. `code` is compiled code or 0; `ops` tier 0's form.
+/// Where a program counter in a mode leads. The record may have been dropped meanwhile: then its code says so.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct JcEntry {
-    /// Program counter; `EMPTY_PC` of a slot can hash there never.
     pub pc: u64,
+    /// Mode word; all ones in an empty entry.
     pub mode: u64,
-    /// Entry of the compiled code, 0 if there is none.
-    pub code: u64,
     pub rec: *mut Record,
+    pub pad: u64,
 }
 
 pub const fn jc_index(pc: u64) -> usize {
@@ -78,7 +77,14 @@ pub const fn jc_index(pc: u64) -> usize {
 }
 
 impl JcEntry {
-    pub const EMPTY: JcEntry = JcEntry { pc: 0, mode: u64::MAX, code: 0, rec: std::ptr::null_mut() };
+    pub const EMPTY: JcEntry = JcEntry { pc: 0, mode: u64::MAX, rec: std::ptr::null_mut(), pad: 0 };
+}
+
+/// Which jump-cache entries are filled, so that clearing costs what was filled.
+#[derive(Default)]
+pub struct JcFills {
+    local: Vec<u16>,
+    global: Vec<u16>,
 }
 
 /// Engine state below the seam. Generated code uses the `#[repr(C)]` part by offset.
@@ -136,6 +142,7 @@ pub struct VcpuBlock<C: GuestCpu> {
     pub cpu: C,
     pub temps: [u128; TEMPS],
     pub fills: tlb::Fills,
+    jc_fills: JcFills,
     pub cache: Cache,
     pub helpers: Arc<[Helper<C>]>,
     io: Option<NonNull<dyn CpuIo>>,
@@ -157,6 +164,7 @@ impl<C: GuestCpu> VcpuBlock<C> {
             }
             (&raw mut (*p).cpu).write(cpu);
             (&raw mut (*p).fills).write(tlb::Fills::default());
+            (&raw mut (*p).jc_fills).write(JcFills::default());
             (&raw mut (*p).cache).write(Cache::default());
             (&raw mut (*p).helpers).write(helpers);
             (&raw mut (*p).io).write(None);
@@ -216,8 +224,64 @@ impl<C: GuestCpu> VcpuBlock<C> {
         unsafe { p.as_ref() }
     }
 
-    /// Drops jump-cache entries (all: mappings changed in a way that may concern any).
-    pub fn clear_jump_cache(&mut self) {
-        self.eng.jc.fill(JcEntry::EMPTY);
+    /// Enters a block in the jump cache. `global`: its mapping survives address-space switches.
+    pub fn jc_fill(&mut self, pc: u64, mode: u64, rec: *mut Record, global: bool) {
+        let i = jc_index(pc);
+        self.eng.jc[i] = JcEntry { pc, mode, rec, pad: 0 };
+        let list = if global { &mut self.jc_fills.global } else { &mut self.jc_fills.local };
+        list.push(i as u16);
+        if list.len() >= JC_ENTRIES {
+            self.jc_clear_all();
+        }
+    }
+
+    pub fn jc_clear_local(&mut self) {
+        for i in self.jc_fills.local.drain(..) {
+            self.eng.jc[usize::from(i)] = JcEntry::EMPTY;
+        }
+    }
+
+    pub fn jc_clear_all(&mut self) {
+        self.jc_clear_local();
+        for i in self.jc_fills.global.drain(..) {
+            self.eng.jc[usize::from(i)] = JcEntry::EMPTY;
+        }
+    }
+}
+
+/// Shared ownership of a block: the vCPU uses all of it, kicks from other threads only `Engine::exit`.
+pub struct VcpuRef<C: GuestCpu>(Arc<Owner<C>>);
+
+struct Owner<C: GuestCpu>(NonNull<VcpuBlock<C>>);
+
+// SAFETY: see `VcpuRef`: through a shared `Owner` only the atomic exit flag is touched.
+unsafe impl<C: GuestCpu> Send for Owner<C> {}
+// SAFETY: as above.
+unsafe impl<C: GuestCpu> Sync for Owner<C> {}
+
+impl<C: GuestCpu> Drop for Owner<C> {
+    fn drop(&mut self) {
+        // SAFETY: it came from `Box::leak`, and this is the last owner.
+        drop(unsafe { Box::from_raw(self.0.as_ptr()) });
+    }
+}
+
+impl<C: GuestCpu> VcpuRef<C> {
+    pub fn new(b: Box<VcpuBlock<C>>) -> Self {
+        Self(Arc::new(Owner(NonNull::from(Box::leak(b)))))
+    }
+
+    pub fn get(&mut self) -> &mut VcpuBlock<C> {
+        // SAFETY: `VcpuRef` is not `Clone` and `self` is borrowed mutably, so this is the only use beside the atomic flag.
+        unsafe { &mut *self.0.0.as_ptr() }
+    }
+
+    /// Makes generated code return to the dispatcher soon; callable from any thread, also after the vCPU is gone.
+    pub fn kick(&self) -> Box<dyn Fn() + Send + Sync> {
+        let owner = self.0.clone();
+        Box::new(move || {
+            // SAFETY: the owner keeps the allocation; only the atomic field is touched.
+            unsafe { (*(&raw const (*owner.0.as_ptr()).eng.exit)).store(1, std::sync::atomic::Ordering::SeqCst) }
+        })
     }
 }

@@ -29,7 +29,6 @@ unsafe fn wr<T>(seam: *mut u8, off: u16, v: T) {
 /// Integers that ops work on.
 pub(super) trait Prim: Copy + PartialEq + PartialOrd + 'static {
     type Wide;
-    const SIZE: u8;
     fn imm(x: u32) -> Self;
     fn from_u64(x: u64) -> Self;
     fn to_u64(self) -> u64;
@@ -42,7 +41,6 @@ macro_rules! prim {
     ($t:ty, $s:ty, $wu:ty, $ws:ty) => {
         impl Prim for $t {
             type Wide = $wu;
-            const SIZE: u8 = size_of::<$t>() as u8;
             #[inline(always)]
             fn imm(x: u32) -> Self {
                 x as i32 as $t
@@ -715,6 +713,16 @@ pub unsafe extern "C" fn start_compiled<C: GuestCpu>(s: *mut u8, op: *mut COp) -
         let b = VcpuBlock::<C>::from_seam(s);
         let rec = (*op).record_here();
         leave_block::<C>(b, (*rec).start.into(), Why::Compiled)
+    }
+}
+
+/// Replaces `start` in a dropped block that the jump cache may still name.
+pub unsafe extern "C" fn start_dead<C: GuestCpu>(s: *mut u8, op: *mut COp) -> *mut COp {
+    // SAFETY: as `start`; dropped records are freed only after the jump cache was cleared.
+    unsafe {
+        let b = VcpuBlock::<C>::from_seam(s);
+        let rec = (*op).record_here();
+        leave_block::<C>(b, (*rec).start.into(), Why::Lookup)
     }
 }
 

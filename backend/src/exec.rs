@@ -1,0 +1,524 @@
+//! The execution loop: finds blocks, runs them in tier 0 or compiled, and does what they return for.
+//!
+//! UNSAFE: enters tier 0 and generated code with pointers to live records.
+#![allow(unsafe_code)]
+
+use crate::cache::Record;
+use crate::jit::Jit;
+use crate::mmu::Place;
+use crate::tier0::form::{Former, TooLarge};
+use crate::tier0::ops;
+use crate::vblock::{Helper, LEAVE, VcpuBlock, VcpuRef, Why, jc_index};
+use ir::{Block, BlockKey, CodeFetch, Frontend, TranslateError};
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+use vm_core::guest::{GuestCpu, Shutdown};
+use vm_core::log::{self, Item};
+use vm_core::{Access, CpuIo, Events, Fault, GuestEnv, PageBits, Pa, StopReason, Va, Vcpu, dlog};
+
+/// Guest instructions in a block at most.
+const MAX_INSNS: u32 = 64;
+/// Mode bit of blocks of one instruction, which run while the instruction may write its own code.
+pub const ONE: u64 = 1 << 63;
+/// Dropped blocks that may wait until they are freed.
+const GRAVES: usize = 4096;
+
+/// How the engine runs (`-accel`).
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Compile at all; else tier 0 only.
+    pub jit: bool,
+    /// Runs of a block before it is compiled; 0: compile at first sight, synchronously.
+    pub threshold: u32,
+    /// Regions of one block only.
+    pub single_block_regions: bool,
+    /// Compile only regions with numbers in this range.
+    pub bisect: Option<(u64, u64)>,
+    /// Compile on a thread of its own.
+    pub background: bool,
+}
+
+/// One vCPU of the translating engine.
+pub struct Engine<F: Frontend, C: GuestCpu> {
+    vref: VcpuRef<C>,
+    driver: Driver<F, C>,
+}
+
+struct Driver<F: Frontend, C: GuestCpu> {
+    fe: Arc<F>,
+    settings: Settings,
+    former: Former,
+    block: Block,
+    jit: Option<Jit<F, C>>,
+}
+
+/// Source bytes while a block is translated.
+struct Fetch<'a, C: GuestCpu> {
+    b: &'a mut VcpuBlock<C>,
+    page: [u8; 4096],
+    next: Option<Box<[u8; 4096]>>,
+    next_va: Va,
+    ctx: usize,
+    /// RAM page number of the second page.
+    second: Option<u64>,
+}
+
+impl<C: GuestCpu> CodeFetch for Fetch<'_, C> {
+    type Fault = Fault;
+
+    fn page(&self) -> &[u8; 4096] {
+        &self.page
+    }
+
+    fn next_page(&mut self) -> Result<&[u8; 4096], Fault> {
+        let mut buf = Box::new([0xff; 4096]);
+        let offset = match self.b.quick(self.next_va.0, 1, Access::Execute, self.ctx) {
+            Some(o) => Some(o),
+            None => match self.b.place(self.next_va, Access::Execute, self.ctx)? {
+                Place::Ram { offset, .. } => Some(offset),
+                Place::Mmio(pa) => {
+                    self.b.read_mmio_code(pa, &mut buf);
+                    None
+                }
+            },
+        };
+        if let Some(o) = offset {
+            self.b.claim_code_page(o >> 12);
+            self.b.machine().ram().read(o & !0xfff, &mut buf[..]);
+            self.second = Some(o >> 12);
+        }
+        Ok(self.next.insert(buf))
+    }
+}
+
+impl<C: GuestCpu> VcpuBlock<C> {
+    /// Before bytes of a page are decoded for keeping: no store may go by unseen from now on.
+    fn claim_code_page(&mut self, page: u64) {
+        let ram = self.machine().ram();
+        if !ram.page_bits(page).contains(PageBits::CODE) {
+            ram.set_page_bits(page, PageBits::CODE);
+            let host = (ram.host_base() as u64).wrapping_add(page << 12);
+            self.fills.revoke_host_page(&mut self.eng.tlb, host, false);
+        }
+    }
+
+    /// Instruction bytes outside RAM: as many as one instruction can have.
+    fn read_mmio_code(&mut self, pa: Pa, buf: &mut [u8; 4096]) {
+        let start = (pa.0 & 0xfff) as usize;
+        for i in start..(start + 16).min(4096) {
+            buf[i] = self.machine().mmio_read(Pa(pa.0 & !0xfff | i as u64), 1) as u8;
+        }
+    }
+}
+
+impl<F: Frontend, C: GuestCpu> Engine<F, C> {
+    /// `helpers`: code of the front end's helper table, in its order.
+    pub fn new(fe: Arc<F>, cpu: C, helpers: Arc<[Helper<C>]>, settings: Settings) -> Self {
+        let mut b = VcpuBlock::new(cpu, helpers);
+        let l = fe.layout();
+        b.eng.pc_off = l.slot(l.pc).offset;
+        b.eng.pc_page_off = l.slot(l.pc_page).offset;
+        let jit = settings.jit.then(|| Jit::new(fe.clone(), &mut b, &settings));
+        let driver = Driver { fe, settings, former: Former::default(), block: Block::default(), jit };
+        Self { vref: VcpuRef::new(b), driver }
+    }
+
+    /// For `VcpuSignals::set_kick`.
+    pub fn kick(&self) -> Box<dyn Fn() + Send + Sync> {
+        self.vref.kick()
+    }
+}
+
+impl<F: Frontend, C: GuestCpu> Vcpu for Engine<F, C> {
+    type Cpu = C;
+
+    fn run(&mut self, io: &dyn CpuIo) -> StopReason {
+        let driver = &mut self.driver;
+        self.vref.get().with_io(io, |b| driver.run(b))
+    }
+
+    fn cpu(&mut self) -> &mut C {
+        &mut self.vref.get().cpu
+    }
+
+    fn cpu_changed(&mut self) {
+        let b = self.vref.get();
+        b.fills.flush_all(&mut b.eng.tlb);
+        b.jc_clear_all();
+    }
+
+    fn info_jit(&mut self) -> String {
+        self.driver.info(self.vref.get())
+    }
+
+    fn info_tlb(&mut self, io: &dyn CpuIo) -> String {
+        self.vref.get().cpu.dump_mappings(&crate::mmu::WalkMem(io))
+    }
+
+    fn debug_translate(&mut self, io: &dyn CpuIo, va: Va) -> Option<Pa> {
+        self.vref.get().cpu.debug_walk(va, &crate::mmu::WalkMem(io))
+    }
+}
+
+impl<F: Frontend, C: GuestCpu> Driver<F, C> {
+    fn run(&mut self, b: &mut VcpuBlock<C>) -> StopReason {
+        let io = b.machine();
+        loop {
+            b.eng.exit.store(0, Ordering::SeqCst);
+            let pending = io.signals().pending();
+            if !pending.is_empty() {
+                if pending.contains(Events::STOP) {
+                    return StopReason::Stopped;
+                }
+                if pending.contains(Events::CODE) {
+                    self.host_wrote_code(b);
+                }
+                if self.deliver_events(b).is_err() {
+                    return StopReason::TripleFault;
+                }
+            }
+            if b.cpu.halted() {
+                return StopReason::Halted;
+            }
+            if let Some(jit) = &mut self.jit {
+                jit.install_finished(b);
+            }
+            if self.run_until_event(b).is_err() {
+                return StopReason::TripleFault;
+            }
+        }
+    }
+
+    fn host_wrote_code(&mut self, b: &mut VcpuBlock<C>) {
+        let io = b.machine();
+        io.signals().clear(Events::CODE);
+        for (first, last) in io.ram().take_code_writes() {
+            b.cache.invalidate(io.ram(), first, last - first + 1);
+        }
+    }
+
+    fn deliver_events(&mut self, b: &mut VcpuBlock<C>) -> Result<(), Shutdown> {
+        if b.cpu.in_shadow() {
+            return Ok(());
+        }
+        b.eng.single = true;
+        let delivered = C::deliver_event(b);
+        b.eng.single = false;
+        b.stats_event(matches!(delivered, Ok(true)));
+        b.cache.apply_writes(b.machine().ram());
+        delivered.map(|_| ())
+    }
+
+    /// Runs blocks until an event is pending or the CPU halts.
+    fn run_until_event(&mut self, b: &mut VcpuBlock<C>) -> Result<(), Shutdown> {
+        let io = b.machine();
+        loop {
+            if b.cpu.in_shadow() {
+                self.step(b)?;
+                b.cpu.end_shadow();
+            } else if b.cpu.single_step() {
+                if self.step(b)? {
+                    C::after_insn(b)?;
+                }
+            } else {
+                self.run_block(b)?;
+            }
+            if b.cache.dead() > GRAVES {
+                b.jc_clear_all();
+                b.eng.stats.interpreted_dropped += b.cache.bury();
+            }
+            if b.cpu.halted() || !io.signals().pending().is_empty() || b.eng.exit.load(Ordering::Relaxed) != 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Runs from the program counter until code comes back to the dispatcher, and does what it asks for.
+    fn run_block(&mut self, b: &mut VcpuBlock<C>) -> Result<(), Shutdown> {
+        b.eng.stats.dispatches += 1;
+        let rec = match self.find(b, false) {
+            Ok(r) => r,
+            Err(f) => return self.fault(b, f),
+        };
+        self.log_entry(b);
+        // SAFETY: `find` gives a live record, and sets the page's program counter.
+        unsafe { self.enter(b, rec) };
+        self.follow_up(b)
+    }
+
+    /// # Safety
+    /// `rec` is live and the engine state is set up for it (`find`).
+    unsafe fn enter(&mut self, b: &mut VcpuBlock<C>, rec: *mut Record) {
+        b.eng.fault_op = ptr::null();
+        // SAFETY: by the caller's promise.
+        unsafe {
+            match (&self.jit, (*rec).code) {
+                (Some(jit), code) if code != 0 => b.eng.why = jit.enter(b, code),
+                _ => crate::tier0::ops::run(b.seam(), (*rec).ops.as_mut_ptr()),
+            }
+        }
+    }
+
+    fn follow_up(&mut self, b: &mut VcpuBlock<C>) -> Result<(), Shutdown> {
+        match b.eng.why {
+            Why::Lookup | Why::Kicked | Why::Compiled => Ok(()),
+            Why::Link => {
+                let edge = b.eng.edge;
+                if let (Ok(to), false) = (self.find(b, false), log::enabled(Item::NOCHAIN)) {
+                    // SAFETY: the edge belongs to the block that just ran; nothing was dropped since.
+                    unsafe { b.cache.link(edge, to) };
+                }
+                Ok(())
+            }
+            Why::Leave => {
+                b.eng.stats.leaves += 1;
+                self.locate_fault(b);
+                self.step(b).map(|_| ())
+            }
+            Why::Fault => {
+                self.locate_fault(b);
+                let f = b.eng.fault;
+                self.fault(b, f)
+            }
+            Why::Hot => {
+                let rec = b.eng.cur;
+                if let Some(jit) = &mut self.jit {
+                    jit.request(b, rec);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Sets the program counter to the instruction at which tier 0 stopped. (Compiled code has set it.)
+    fn locate_fault(&self, b: &mut VcpuBlock<C>) {
+        if b.eng.fault_op.is_null() {
+            return;
+        }
+        // SAFETY: `cur` is the record that runs or just ran; it is freed only by the dispatcher, later.
+        let offset = unsafe { (*b.eng.cur).page_offset_of(b.eng.fault_op) };
+        b.set_pc_in_page(offset.into());
+    }
+
+    fn fault(&mut self, b: &mut VcpuBlock<C>, f: Fault) -> Result<(), Shutdown> {
+        b.eng.stats.faults += 1;
+        b.eng.single = true;
+        let r = C::deliver_fault(b, f);
+        b.eng.single = false;
+        b.cache.apply_writes(b.machine().ram());
+        r
+    }
+
+    /// Runs the one instruction at the program counter. It may write its own code. `Ok(true)`: it did not fault.
+    fn step(&mut self, b: &mut VcpuBlock<C>) -> Result<bool, Shutdown> {
+        b.eng.single = true;
+        let found = self.find(b, true);
+        let outcome = match found {
+            Err(f) => Err(f),
+            Ok(rec) => {
+                self.log_entry(b);
+                b.eng.fault_op = ptr::null();
+                // SAFETY: `find` gives a live record; dropped records are freed only by the dispatcher.
+                unsafe { ops::run(b.seam(), (*rec).ops.as_mut_ptr()) };
+                self.locate_fault(b);
+                match b.eng.why {
+                    Why::Fault => Err(b.eng.fault),
+                    _ => Ok(()),
+                }
+            }
+        };
+        b.eng.single = false;
+        b.cache.apply_writes(b.machine().ram());
+        match outcome {
+            Ok(()) => Ok(true),
+            Err(f) => {
+                debug_assert_ne!(f, LEAVE, "an instruction that runs alone does not leave");
+                self.fault(b, f).map(|()| false)
+            }
+        }
+    }
+
+    /// The block at the program counter, translated if need be; sets mode, mask and the page's program counter.
+    fn find(&mut self, b: &mut VcpuBlock<C>, one: bool) -> Result<*mut Record, Fault> {
+        let (pc, mode) = (b.cpu.pc(), b.cpu.mode());
+        b.eng.mode = mode;
+        let e = b.eng.jc[jc_index(pc)];
+        // SAFETY: records named by the jump cache are freed only after it was cleared.
+        if !one && e.pc == pc && e.mode == mode && !unsafe { (*e.rec).dead } {
+            b.set_page_pc(pc, unsafe { (*e.rec).start });
+            return Ok(e.rec);
+        }
+        b.eng.stats.lookups += 1;
+        b.eng.pc_mask = (self.fe.layout().pc_mask)(mode);
+        let (va, ctx) = (b.cpu.linear(pc), C::mode_ctx(mode));
+        b.set_page_pc(pc, (va.0 & 0xfff) as u32);
+        let offset = match b.quick(va.0, 1, Access::Execute, ctx) {
+            Some(o) => o,
+            None => match b.place(va, Access::Execute, ctx)? {
+                Place::Ram { offset, .. } => offset,
+                Place::Mmio(pa) => return self.translate_mmio(b, pa, va, ctx, mode),
+            },
+        };
+        let key = BlockKey { phys: offset, mode: if one { mode | ONE } else { mode } };
+        let rec = match b.cache.get(&key) {
+            Some(r) => self.revalidate(b, r, va, ctx)?,
+            None => None,
+        };
+        let rec = match rec {
+            Some(r) => r,
+            None => self.translate(b, key, va, ctx)?,
+        };
+        // SAFETY: just found or made.
+        let straddles = unsafe { (*rec).second.is_some() };
+        if !one && !straddles && !log::enabled(Item::NOCHAIN) {
+            let global = b.fills.global(va.0, ctx);
+            b.jc_fill(pc, mode, rec, global);
+        }
+        Ok(rec)
+    }
+
+    /// A straddling block is right only if its second page is still mapped where it was.
+    fn revalidate(&mut self, b: &mut VcpuBlock<C>, r: *mut Record, va: Va, ctx: usize) -> Result<Option<*mut Record>, Fault> {
+        // SAFETY: records in the cache are live.
+        let Some(second) = (unsafe { (*r).second }) else { return Ok(Some(r)) };
+        let next = Va((va.0 & !0xfff).wrapping_add(4096));
+        let now = match b.quick(next.0, 1, Access::Execute, ctx) {
+            Some(o) => Some(o >> 12),
+            None => match b.place(next, Access::Execute, ctx)? {
+                Place::Ram { offset, .. } => Some(offset >> 12),
+                Place::Mmio(_) => None,
+            },
+        };
+        Ok((now == Some(second)).then_some(r))
+    }
+
+    fn translate(&mut self, b: &mut VcpuBlock<C>, key: BlockKey, va: Va, ctx: usize) -> Result<*mut Record, Fault> {
+        b.claim_code_page(key.phys >> 12);
+        let mut page = [0; 4096];
+        b.machine().ram().read(key.phys & !0xfff, &mut page);
+        let rec = self.build(b, key, page, va, ctx)?;
+        let rec = b.cache.insert(rec);
+        if self.settings.threshold == 0 && key.mode & ONE == 0 {
+            if let Some(jit) = &mut self.jit {
+                jit.request(b, rec);
+            }
+        }
+        Ok(rec)
+    }
+
+    /// Code outside RAM: decoded afresh each time, one instruction at a time, never kept.
+    fn translate_mmio(&mut self, b: &mut VcpuBlock<C>, pa: Pa, va: Va, ctx: usize, mode: u64) -> Result<*mut Record, Fault> {
+        let mut page = [0xff; 4096];
+        b.read_mmio_code(pa, &mut page);
+        let key = BlockKey { phys: u64::MAX << 12 | pa.0 & 0xfff, mode: mode | ONE };
+        let mut rec = self.build(b, key, page, va, ctx)?;
+        rec.threshold = u32::MAX;
+        Ok(b.cache.insert_transient(rec))
+    }
+
+    fn build(&mut self, b: &mut VcpuBlock<C>, key: BlockKey, page: [u8; 4096], va: Va, ctx: usize) -> Result<Box<Record>, Fault> {
+        let t = Instant::now();
+        let (start, one) = ((va.0 & 0xfff) as u32, key.mode & ONE != 0);
+        let mut max = if one { 1 } else { MAX_INSNS };
+        let next_va = Va((va.0 & !0xfff).wrapping_add(4096));
+        let mut fetch = Fetch { b, page, next: None, next_va, ctx, second: None };
+        loop {
+            let done = self.fe.translate(key.mode & !ONE, start, max, &mut fetch, &mut self.block);
+            if let Err(TranslateError::Fetch(f)) = done {
+                return Err(f);
+            }
+            match self.former.form::<C>(&self.block, self.fe.layout(), self.fe.helpers()) {
+                Ok(formed) => {
+                    let second = fetch.second.filter(|_| self.block.straddles);
+                    self.log_block(key, va, &fetch.page);
+                    let threshold = if self.jit.is_some() && !one && second.is_none() { self.settings.threshold } else { u32::MAX };
+                    let mut rec = Box::new(Record {
+                        runs: 0,
+                        threshold,
+                        code: 0,
+                        key,
+                        start,
+                        end: self.block.next as u32,
+                        second,
+                        insns: self.block.guest_insns,
+                        ops: formed.ops,
+                        insn_at: formed.insn_at,
+                        edges: formed.edges,
+                        incoming: Vec::new(),
+                        dead: false,
+                        dead_start: ops::start_dead::<C>,
+                    });
+                    let p = &raw mut *rec;
+                    rec.ops[0].set_record(p);
+                    fetch.b.eng.stats.insns_translated += u64::from(rec.insns);
+                    fetch.b.eng.stats.translate_ns += t.elapsed().as_nanos() as u64;
+                    return Ok(rec);
+                }
+                Err(TooLarge) => max = (max / 2).max(1),
+            }
+        }
+    }
+
+    fn log_block(&self, key: BlockKey, va: Va, page: &[u8; 4096]) {
+        let on = Item::IN_ASM | Item::OP;
+        if !log::enabled(on) || !log::in_filter(va.0) {
+            return;
+        }
+        if log::enabled(Item::IN_ASM) {
+            log::write(format_args!("----------------\nIN: {:#x} (RAM {:#x}, mode {:#x})\n", va.0, key.phys, key.mode));
+            let (mut at, end) = (self.block.start as usize, (self.block.next as usize).min(4096));
+            while at < end {
+                let pc = va.0 & !0xfff | at as u64;
+                let (text, len) = self.fe.disassemble(key.mode & !ONE, pc, &page[at..end]);
+                log::write(format_args!("{pc:#x}:  {text}\n"));
+                at += len.max(1);
+            }
+        }
+        if log::enabled(Item::OP) {
+            let text = ir::display::block(&self.block, self.fe.layout(), self.fe.helpers());
+            log::write(format_args!("OP:\n{text}\n"));
+        }
+    }
+
+    fn log_entry(&self, b: &VcpuBlock<C>) {
+        if log::enabled(Item::EXEC | Item::CPU) {
+            let pc = b.cpu.pc();
+            if log::in_filter(b.cpu.linear(pc).0) {
+                dlog!(EXEC, "Trace {:#x} [mode {:#x}]", pc, b.eng.mode);
+                dlog!(CPU, "{}", b.cpu.dump());
+            }
+        }
+    }
+
+    fn info(&self, b: &mut VcpuBlock<C>) -> String {
+        let s = &b.eng.stats;
+        let live: u64 = b.cache.records().map(|r| u64::from(r.runs) * u64::from(r.insns)).sum();
+        let mut text = format!(
+            "blocks               {}\nguest insns in them  {}\ninsns interpreted    {}\ntranslated insns     {}\nwarm-up: building    {:.3} s\ndispatcher visits    {}\ncache look-ups       {}\nleaves               {}\nfaults               {}\nevents               {}\ninvalidations        {}\nTLB refills          {}\nTLB flushes          {}\n",
+            b.cache.len(), b.cache.records().map(|r| u64::from(r.insns)).sum::<u64>(), live + s.interpreted_dropped,
+            s.insns_translated, s.translate_ns as f64 / 1e9, s.dispatches, s.lookups, s.leaves, s.faults, s.events,
+            b.cache.invalidations, b.fills.refills, b.fills.flushes,
+        );
+        match &self.jit {
+            Some(j) => text.push_str(&j.info()),
+            None => text.push_str("compiler             off\n"),
+        }
+        text
+    }
+}
+
+impl<C: GuestCpu> VcpuBlock<C> {
+    fn stats_event(&mut self, delivered: bool) {
+        self.eng.stats.events += u64::from(delivered);
+    }
+
+    /// Sets the program counter of the page's first byte, given one in it.
+    fn set_page_pc(&mut self, pc: u64, page_offset: u32) {
+        let off = self.eng.pc_page_off as usize;
+        let v = pc.wrapping_sub(page_offset.into());
+        // SAFETY: the layout's `pc_page` slot lies inside the state.
+        unsafe { self.seam().add(off).cast::<u64>().write_unaligned(v) }
+    }
+}
