@@ -77,9 +77,22 @@ impl Record {
     }
 }
 
+/// A compiled region, as far as invalidation is concerned. It lies in one page.
+pub struct Region {
+    /// Record through which it is entered.
+    pub entry: *mut Record,
+    /// Source bytes, as RAM offsets.
+    pub ranges: Vec<(u64, u64)>,
+    pub code: crate::jit::arena::Range,
+    /// Handler that the entry's block start gets back, and the runs at which it is compiled again.
+    pub start: Handler,
+    pub threshold: u32,
+}
+
 #[derive(Default)]
 struct PageCode {
     records: Vec<*mut Record>,
+    regions: Vec<u32>,
     granules: u64,
 }
 
@@ -93,6 +106,10 @@ pub struct Cache {
     blocks: FxHashMap<BlockKey, *mut Record>,
     pages: FxHashMap<u64, PageCode>,
     graveyard: Vec<*mut Record>,
+    regions: FxHashMap<u32, Region>,
+    next_region: u32,
+    /// Code of dropped regions; the compiler frees it.
+    pub freed: Vec<crate::jit::arena::Range>,
     /// Writes to code by the instruction that runs alone: first byte, length.
     writes: Vec<(u64, u64)>,
     pub invalidations: u64,
@@ -145,13 +162,12 @@ impl Cache {
 
     /// Whether stored code was read from any byte of a range within one page.
     pub fn overlaps(&self, offset: u64, len: u64) -> bool {
+        let meets = |&(from, to): &(u64, u64)| from < offset + len && offset < to;
         self.pages.get(&(offset >> 12)).is_some_and(|p| {
             p.granules & granules(offset, offset + len) != 0
-                && p.records.iter().any(|r| {
-                    // SAFETY: records listed in `pages` are live.
-                    let r = unsafe { &**r };
-                    r.ranges().into_iter().flatten().any(|(from, to)| from < offset + len && offset < to)
-                })
+                // SAFETY: records listed in `pages` are live.
+                && (p.records.iter().any(|r| unsafe { &**r }.ranges().iter().flatten().any(meets))
+                    || p.regions.iter().any(|id| self.regions[id].ranges.iter().any(meets)))
         })
     }
 
@@ -181,7 +197,9 @@ impl Cache {
                 let r = unsafe { &**r };
                 r.ranges().into_iter().flatten().any(|(from, to)| from < end && offset < to)
             }).collect();
+            let dead: Vec<u32> = code.regions.iter().copied().filter(|id| self.regions[id].ranges.iter().any(|(from, to)| *from < end && offset < *to)).collect();
             ram.bump_version(page);
+            dead.into_iter().for_each(|id| self.drop_region(id));
             for r in hit {
                 vm_core::dlog!(SMC, "drop block at RAM offset {:#x}", unsafe_key(r).phys);
                 self.invalidations += 1;
@@ -190,15 +208,68 @@ impl Cache {
                 self.forget(r);
                 self.graveyard.push(r);
             }
-            if self.pages.get(&page).is_some_and(|c| c.records.is_empty()) {
+            if self.pages.get(&page).is_some_and(|c| c.records.is_empty() && c.regions.is_empty()) {
                 self.pages.remove(&page);
                 ram.clear_page_bits(page, PageBits::CODE);
             }
         }
     }
 
-    /// Removes a record from the page index.
+    /// Takes a compiled region in.
+    pub fn add_region(&mut self, region: Region) {
+        let id = self.next_region;
+        self.next_region += 1;
+        for &(from, to) in &region.ranges {
+            let page = self.pages.entry(from >> 12).or_default();
+            page.granules |= granules(from, to);
+            if !page.regions.contains(&id) {
+                page.regions.push(id);
+            }
+        }
+        self.regions.insert(id, region);
+    }
+
+    pub fn region_count(&self) -> usize {
+        self.regions.len()
+    }
+
+    /// Drops a region: its entry runs in tier 0 again.
+    fn drop_region(&mut self, id: u32) {
+        let Some(region) = self.regions.remove(&id) else { return };
+        self.invalidations += 1;
+        if let Some(page) = region.ranges.first().and_then(|r| self.pages.get_mut(&(r.0 >> 12))) {
+            page.regions.retain(|x| *x != id);
+        }
+        // SAFETY: a record that is dropped takes the regions it enters with it (`forget`), so `entry` is live.
+        unsafe {
+            let entry = &mut *region.entry;
+            entry.code = 0;
+            entry.ops[0].set_handler(region.start);
+            entry.threshold = entry.runs.saturating_add(region.threshold);
+        }
+        self.freed.push(region.code);
+    }
+
+    /// Drops every region: the arena is full.
+    pub fn drop_regions(&mut self) {
+        let all: Vec<u32> = self.regions.keys().copied().collect();
+        all.into_iter().for_each(|id| self.drop_region(id));
+    }
+
+    /// Records of a page in one mode, for choosing a region.
+    pub fn in_page(&self, page: u64, mode: u64) -> impl Iterator<Item = &Record> {
+        let records = self.pages.get(&page).map_or(&[][..], |p| &p.records);
+        // SAFETY: records listed in `pages` are live; the shared borrow of `self` keeps them so.
+        records.iter().map(|r| unsafe { &**r }).filter(move |r| r.key.mode == mode && r.key.phys >> 12 == page)
+    }
+
+    /// Removes a record from the page index, and the regions that it enters.
     fn forget(&mut self, r: *mut Record) {
+        // SAFETY: `r` is live.
+        if unsafe { (*r).code } != 0 {
+            let ids: Vec<u32> = self.regions.iter().filter(|(_, g)| ptr::eq(g.entry, r)).map(|(id, _)| *id).collect();
+            ids.into_iter().for_each(|id| self.drop_region(id));
+        }
         // SAFETY: `r` is live: it was just taken out of `blocks`.
         let ranges = unsafe {
             (*r).dead = true;
@@ -214,6 +285,9 @@ impl Cache {
                     let x = unsafe { &**x };
                     x.ranges().into_iter().flatten().filter(|(f, _)| f >> 12 == from >> 12).fold(g, |g, (f, t)| g | granules(f, t))
                 });
+                for id in &page.regions {
+                    page.granules = self.regions[id].ranges.iter().fold(page.granules, |g, (f, t)| g | granules(*f, *t));
+                }
             }
         }
     }
@@ -269,6 +343,7 @@ impl Cache {
 
     /// Drops everything.
     pub fn clear(&mut self, ram: &Ram) {
+        self.drop_regions();
         for page in std::mem::take(&mut self.pages).into_keys() {
             ram.bump_version(page);
             ram.clear_page_bits(page, PageBits::CODE);

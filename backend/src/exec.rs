@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 use vm_core::guest::{GuestCpu, Shutdown};
 use vm_core::log::{self, Item};
-use vm_core::{Access, CpuIo, Events, Fault, GuestEnv, PageBits, Pa, StopReason, Va, Vcpu, dlog};
+use vm_core::{Access, CpuIo, Events, Fault, PageBits, Pa, StopReason, Va, Vcpu, dlog};
 
 /// Guest instructions in a block at most.
 const MAX_INSNS: u32 = 64;
@@ -114,15 +114,18 @@ impl<C: GuestCpu> VcpuBlock<C> {
 }
 
 impl<F: Frontend, C: GuestCpu> Engine<F, C> {
-    /// `helpers`: code of the front end's helper table, in its order.
-    pub fn new(fe: Arc<F>, cpu: C, helpers: Arc<[Helper<C>]>, settings: Settings) -> Self {
+    /// `helpers`: code of the front end's helper table, in its order. `Err`: the host gives no executable memory.
+    pub fn new(fe: Arc<F>, cpu: C, helpers: Arc<[Helper<C>]>, settings: Settings) -> std::io::Result<Self> {
         let mut b = VcpuBlock::new(cpu, helpers);
         let l = fe.layout();
         b.eng.pc_off = l.slot(l.pc).offset;
         b.eng.pc_page_off = l.slot(l.pc_page).offset;
-        let jit = settings.jit.then(|| Jit::new(fe.clone(), &mut b, &settings));
+        let jit = match settings.jit {
+            true => Some(Jit::new(fe.clone(), &mut b, &settings)?),
+            false => None,
+        };
         let driver = Driver { fe, settings, former: Former::default(), block: Block::default(), jit };
-        Self { vref: VcpuRef::new(b), driver }
+        Ok(Self { vref: VcpuRef::new(b), driver })
     }
 
     /// For `VcpuSignals::set_kick`.
@@ -477,7 +480,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
             }
         }
         if log::enabled(Item::OP) {
-            let text = ir::display::block(&self.block, self.fe.layout(), self.fe.helpers());
+            let text = self.block.display(self.fe.layout(), self.fe.helpers());
             log::write(format_args!("OP:\n{text}\n"));
         }
     }

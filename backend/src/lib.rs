@@ -2,6 +2,7 @@
 //! Guest-neutral: it knows the guest only through `ir::Frontend` and `vm_core::GuestCpu`.
 
 pub mod cache;
+pub mod dump;
 pub mod exec;
 pub mod jit;
 pub mod mmu;

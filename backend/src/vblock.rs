@@ -101,6 +101,11 @@ pub struct Engine {
     /// Address operand of the slow path that generated code calls, and its result.
     pub slow_addr: u64,
     pub slow_value: [u64; 2],
+    /// What the slow access is: `jit::runtime::AccessInfo`.
+    pub slow_info: u64,
+    /// Operands and result of vector ops that have no short form.
+    pub vec_a: u128,
+    pub vec_b: u128,
     /// Functions that generated code calls: see `jit::runtime`.
     pub fns: [usize; 8],
     pub tlb: tlb::Tables,
@@ -119,6 +124,9 @@ pub struct Engine {
     /// One instruction runs alone: it may write to its own code.
     pub single: bool,
     pub stats: Stats,
+    pad: [u64; 2],
+    /// What the register-preserving stub calls; must be the last word (checked in `VcpuBlock`).
+    pub access_fn: usize,
 }
 
 /// Counters for `info jit`.
@@ -153,7 +161,11 @@ pub struct VcpuBlock<C: GuestCpu> {
 unsafe impl<C: GuestCpu> Send for VcpuBlock<C> {}
 
 impl<C: GuestCpu> VcpuBlock<C> {
+    /// The stub finds `access_fn` right below the seam.
+    const ACCESS_FN_AT_SEAM: () = assert!(Self::eng_offset(offset_of!(Engine, access_fn)) == -8);
+
     pub fn new(cpu: C, helpers: Arc<[Helper<C>]>) -> Box<Self> {
+        const { Self::ACCESS_FN_AT_SEAM };
         let layout = std::alloc::Layout::new::<Self>();
         // SAFETY: the layout is not empty. Every field is written before the box is made: the tables and temporaries are
         // plain numbers for which zero is valid (and are set up by `clear`), the others are written one by one.

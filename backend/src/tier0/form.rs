@@ -348,6 +348,13 @@ impl Former {
             Op::Select => (ops::select(inst.ty), bc),
             Op::Vec => (ops::vec(inst.vec_op()), u32::from(b) | u32::from(inst.aux) << 16),
             Op::VLane => (ops::vlane as Handler, inst.aux.into()),
+            Op::VShift => (ops::vshift as Handler, u32::from(inst.aux) | (inst.imm as u32) << 16),
+            Op::VMask => (ops::vmask as Handler, inst.aux.into()),
+            Op::VShuffle => {
+                self.emit(COp::new(ops::vshuffle, d, a, u32::from(b)));
+                self.emit_mask(inst.shuffle_mask());
+                return Ok(());
+            }
             Op::VSetLane => (ops::vset_lane as Handler, u32::from(b) | u32::from(inst.aux) << 16),
             Op::RaiseIf => {
                 self.emit(COp::new(ops::raise_if::<C>, 0, a, 0));
@@ -358,6 +365,13 @@ impl Former {
         };
         self.emit(COp::new(h, d, a, x));
         Ok(())
+    }
+
+    fn emit_mask(&mut self, m: [u8; 16]) {
+        let (lo, hi) = m.split_at(8);
+        let word = |b: &[u8]| b.iter().rev().fold(0u64, |w, x| w << 8 | u64::from(*x));
+        let hi = word(hi);
+        self.emit(COp { h: word(lo) as usize, d: hi as u16, a: (hi >> 16) as u16, x: (hi >> 32) as u32 });
     }
 
     fn imm_operand(&self, v: Val, ty: Ty) -> Option<u32> {

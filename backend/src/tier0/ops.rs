@@ -8,6 +8,7 @@
 use super::form::{COp, Edge, Handler};
 use crate::tlb;
 use crate::vblock::{LEAVE, VcpuBlock, Why, jc_index};
+use ir::vec::VecShift;
 use ir::{Cond, Op, Rmw, Ty, VecOp};
 use std::ptr;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
@@ -635,6 +636,36 @@ pub unsafe extern "C" fn vset_lane(s: *mut u8, op: *mut COp) -> *mut COp {
         let v = if o.c() == 0 { v >> 64 << 64 | x } else { v << 64 >> 64 | x << 64 };
         wr::<u128>(s, o.d, v);
         op.add(1)
+    }
+}
+
+/// `x` = count << 16 | kind.
+pub unsafe extern "C" fn vshift(s: *mut u8, op: *mut COp) -> *mut COp {
+    // SAFETY: module note.
+    unsafe {
+        let o = *op;
+        wr::<u128>(s, o.d, VecShift::ALL[usize::from(o.b())].eval(rd(s, o.a), o.c().into()));
+        op.add(1)
+    }
+}
+
+/// Lane width in `x`.
+pub unsafe extern "C" fn vmask(s: *mut u8, op: *mut COp) -> *mut COp {
+    // SAFETY: module note.
+    unsafe {
+        let o = *op;
+        wr::<u64>(s, o.d, ir::vec::high_bits(rd(s, o.a), o.x as u16));
+        op.add(1)
+    }
+}
+
+/// The mask fills the next slot.
+pub unsafe extern "C" fn vshuffle(s: *mut u8, op: *mut COp) -> *mut COp {
+    // SAFETY: module note.
+    unsafe {
+        let (o, mask) = (*op, op.add(1).cast::<[u8; 16]>().read());
+        wr::<u128>(s, o.d, ir::vec::shuffle(rd(s, o.a), rd(s, o.b()), mask));
+        op.add(2)
     }
 }
 

@@ -1,0 +1,221 @@
+//! From source bytes to host code: translates a region's blocks, runs the IR passes, lowers, compiles. Needs nothing of
+//! the vCPU, so it runs on any thread.
+
+use super::lower::{self, Env, Member};
+use super::region::{MAX_BLOCKS, MAX_INSNS};
+use cranelift_codegen::control::ControlPlane;
+use cranelift_codegen::isa::{CallConv, OwnedTargetIsa};
+use cranelift_codegen::settings::{self, Configurable};
+use cranelift_codegen::{Context, ir as clif};
+use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
+use ir::pass::Passes;
+use ir::{Block, BlockKey, CodeFetch, Frontend, Op};
+use std::sync::Arc;
+use std::time::Instant;
+use vm_core::log::{self, Item};
+use vm_core::{Fault, dlog};
+
+/// What to compile.
+pub struct Job {
+    pub number: u64,
+    /// Key of the entry.
+    pub key: BlockKey,
+    /// Page offset and length of the entry.
+    pub start: u32,
+    pub insns: u32,
+    /// The page, and its version when it was read.
+    pub bytes: Box<[u8; 4096]>,
+    pub version: u32,
+    /// Blocks that may join, as (page offset, instructions); `None`: whatever can be reached.
+    pub known: Option<Vec<(u32, u32)>>,
+    /// Compile the entry alone.
+    pub single: bool,
+    /// Identity of the entry's record, for logs.
+    pub queued: usize,
+}
+
+/// Host code of a region; empty if it could not be compiled.
+pub struct Compiled {
+    pub key: BlockKey,
+    pub version: u32,
+    /// Source bytes, as RAM offsets.
+    pub ranges: Vec<(u64, u64)>,
+    pub insns: u32,
+    pub code: Vec<u8>,
+    pub nanos: u64,
+}
+
+pub struct Compiler<F: Frontend> {
+    fe: Arc<F>,
+    isa: OwnedTargetIsa,
+    ctx: Context,
+    fctx: FunctionBuilderContext,
+    passes: Passes,
+    control: ControlPlane,
+    eng: fn(usize) -> i32,
+}
+
+struct Bytes<'a>(&'a [u8; 4096]);
+
+impl CodeFetch for Bytes<'_> {
+    type Fault = Fault;
+
+    fn page(&self) -> &[u8; 4096] {
+        self.0
+    }
+
+    /// Regions hold no straddling block; the translator is told that it cannot go on.
+    fn next_page(&mut self) -> Result<&[u8; 4096], Fault> {
+        Err(crate::vblock::LEAVE)
+    }
+}
+
+fn isa() -> OwnedTargetIsa {
+    let mut f = settings::builder();
+    let flags = [
+        ("opt_level", "none"),
+        ("regalloc_algorithm", "backtracking"),
+        ("enable_pinned_reg", "true"),
+        ("preserve_frame_pointers", "true"),
+        ("enable_verifier", if cfg!(debug_assertions) { "true" } else { "false" }),
+        ("enable_probestack", "false"),
+        ("unwind_info", "false"),
+    ];
+    for (k, v) in flags {
+        f.set(k, v).expect("a setting of this Cranelift");
+    }
+    let host = cranelift_native::builder().expect("Cranelift knows this host");
+    host.finish(settings::Flags::new(f)).expect("the flags fit the host")
+}
+
+impl<F: Frontend> Compiler<F> {
+    /// `eng`: offset from the seam of a byte of the engine state.
+    pub fn new(fe: Arc<F>, eng: fn(usize) -> i32) -> Self {
+        Self {
+            fe,
+            isa: isa(),
+            ctx: Context::new(),
+            fctx: FunctionBuilderContext::new(),
+            passes: Passes::new(),
+            control: ControlPlane::default(),
+            eng,
+        }
+    }
+
+    pub fn compile(&mut self, job: Job) -> Compiled {
+        let t = Instant::now();
+        let members = self.members(&job);
+        let page = job.key.phys & !0xfff;
+        let ranges = members.iter().map(|m| (page + u64::from(m.start), page + m.ir.next.clamp(0, 4096) as u64)).collect();
+        let insns = members.iter().map(|m| m.ir.guest_insns).sum();
+        let code = if members.is_empty() { Vec::new() } else { self.host_code(&job, &members) };
+        Compiled { key: job.key, version: job.version, ranges, insns, code, nanos: t.elapsed().as_nanos() as u64 }
+    }
+
+    /// Translates the blocks of the region, entry first, breadth first along direct edges.
+    fn members(&mut self, job: &Job) -> Vec<Member> {
+        let mut members: Vec<Member> = Vec::new();
+        let mut queue = vec![(job.start, job.insns)];
+        let (mut next, mut insns) = (0, 0);
+        while let Some(&(start, max)) = queue.get(next) {
+            next += 1;
+            let mut ir = Block::default();
+            let done = self.fe.translate(job.key.mode, start, max, &mut Bytes(&job.bytes), &mut ir);
+            if done.is_err() || ir.straddles {
+                continue;
+            }
+            insns += ir.guest_insns;
+            if !members.is_empty() && insns > MAX_INSNS {
+                break;
+            }
+            for to in successors(&ir).into_iter().flatten() {
+                let fits = (0..4096).contains(&to) && !job.single && queue.len() < MAX_BLOCKS;
+                if let Some(max) = fits.then(|| job.may_join(to as u32)).flatten() {
+                    if !queue.iter().any(|(s, _)| *s == to as u32) {
+                        queue.push((to as u32, max));
+                    }
+                }
+            }
+            members.push(Member { start, ir });
+        }
+        // The entry first, then by address, so that most jumps go forward.
+        if let Some((_, rest)) = members.split_first_mut() {
+            rest.sort_by_key(|m| m.start);
+        }
+        for m in &mut members {
+            self.passes.optimize(&mut m.ir, self.fe.layout(), self.fe.helpers());
+        }
+        members
+    }
+
+    fn host_code(&mut self, job: &Job, members: &[Member]) -> Vec<u8> {
+        let mode = job.key.mode;
+        let env = Env {
+            layout: self.fe.layout(),
+            helpers: self.fe.helpers(),
+            eng: self.eng,
+            mode,
+            pc_mask: (self.fe.layout().pc_mask)(mode),
+        };
+        self.ctx.clear();
+        self.ctx.func.signature = lower::signature();
+        let mut b = FunctionBuilder::new(&mut self.ctx.func, &mut self.fctx);
+        lower::lower(&mut b, &env, members, CallConv::triple_default(self.isa.triple()));
+        b.finalize(self.isa.frontend_config());
+        self.log_ir(job, members);
+        let code = match self.ctx.compile(&*self.isa, &mut self.control) {
+            Ok(c) if c.buffer.relocs().is_empty() => c.code_buffer().to_vec(),
+            Ok(_) => {
+                dlog!(UNIMP, "region {} needs relocations: left to tier 0", job.number);
+                return Vec::new();
+            }
+            Err(e) => {
+                let text = cranelift_codegen::print_errors::pretty_error(&e.func, e.inner);
+                dlog!(UNIMP, "region {} does not compile: {text}", job.number);
+                return Vec::new();
+            }
+        };
+        self.log_code(job, &code);
+        code
+    }
+
+    fn log_ir(&self, job: &Job, members: &[Member]) {
+        if !log::enabled(Item::OP_OPT | Item::CLIF) || !log::in_filter(job.key.phys) {
+            return;
+        }
+        if log::enabled(Item::OP_OPT) {
+            for m in members {
+                let text = m.ir.display(self.fe.layout(), self.fe.helpers());
+                log::write(format_args!("OP after optimization, region {} block {:#x}:\n{text}\n", job.number, m.start));
+            }
+        }
+        let func: &clif::Function = &self.ctx.func;
+        dlog!(CLIF, "CLIF of region {}, entry at RAM {:#x}:\n{}", job.number, job.key.phys, func.display());
+    }
+
+    fn log_code(&self, job: &Job, code: &[u8]) {
+        if log::enabled(Item::OUT_ASM) && log::in_filter(job.key.phys) {
+            let text = crate::dump::host_asm(code);
+            log::write(format_args!("OUT: region {}, {} bytes\n{text}\n", job.number, code.len()));
+        }
+    }
+}
+
+impl Job {
+    /// Instructions of the block at a page offset, if it may be part of the region.
+    fn may_join(&self, start: u32) -> Option<u32> {
+        match &self.known {
+            None => Some(64),
+            Some(known) => known.iter().find(|(s, _)| *s == start).map(|(_, n)| *n),
+        }
+    }
+}
+
+/// Page offsets that a block goes to directly.
+fn successors(b: &Block) -> [Option<i64>; 2] {
+    match b.terminator() {
+        Some(t) if t.op == Op::Jump => [Some(t.imm), None],
+        Some(t) if t.op == Op::Br => [Some(t.imm), Some(b.next)],
+        _ => [None, None],
+    }
+}

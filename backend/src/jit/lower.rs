@@ -1,0 +1,621 @@
+//! IR of a region to Cranelift IR (tier 1): guest state stays in memory, one CLIF block per guest block plus the cold
+//! blocks of its memory accesses. The function takes nothing (the seam is the pinned register) and returns a `Why`.
+
+use super::runtime::{AccessInfo, func};
+use super::vector;
+use crate::cache::Record;
+use crate::tlb;
+use crate::vblock::{Engine, JC_ENTRIES, JcEntry, Why};
+use cranelift_codegen::ir::condcodes::IntCC;
+use cranelift_codegen::ir::types::{I8, I8X16, I16, I32, I64};
+use cranelift_codegen::ir::{self as clif, AbiParam, BlockArg, InstBuilder, MemFlagsData, SigRef, Signature, Type, Value};
+use cranelift_codegen::isa::CallConv;
+use cranelift_frontend::FunctionBuilder;
+use ir::{Block, Cond, Effects, HelperDesc, Inst, Op, StateLayout, Ty, Val};
+use std::mem::offset_of;
+
+/// What the lowering must know of the engine and the guest.
+pub struct Env<'a> {
+    pub layout: &'a StateLayout,
+    pub helpers: &'a [HelperDesc],
+    /// Offset from the seam of a byte of `Engine`.
+    pub eng: fn(usize) -> i32,
+    pub mode: u64,
+    pub pc_mask: u64,
+}
+
+/// One block of a region, optimised.
+pub struct Member {
+    pub start: u32,
+    pub ir: Block,
+}
+
+pub fn clif_ty(ty: Ty) -> Type {
+    match ty {
+        Ty::I8 => I8,
+        Ty::I16 => I16,
+        Ty::I32 => I32,
+        Ty::I64 => I64,
+        Ty::V128 => I8X16,
+    }
+}
+
+pub fn signature() -> Signature {
+    let mut sig = Signature::new(CallConv::Tail);
+    sig.returns.push(AbiParam::new(I64));
+    sig
+}
+
+struct Sigs {
+    region: SigRef,
+    stub: SigRef,
+    /// By number of operands beside the seam; with and without result.
+    plain: [SigRef; 5],
+    void: [SigRef; 5],
+}
+
+pub(super) struct Lower<'a, 'b> {
+    pub b: &'a mut FunctionBuilder<'b>,
+    env: &'a Env<'a>,
+    members: &'a [Member],
+    blocks: Vec<clif::Block>,
+    vals: Vec<Value>,
+    sigs: Sigs,
+    pub st: Value,
+    /// Continues at the program counter in the state, through the jump cache.
+    chain: clif::Block,
+    /// Returns the status word.
+    failed: clif::Block,
+    insn: u32,
+    /// The page's program counter, once loaded in this block.
+    page: Option<Value>,
+    current: usize,
+}
+
+const STATE: MemFlagsData = MemFlagsData::trusted();
+const GUEST: MemFlagsData = MemFlagsData::new().with_notrap();
+
+/// Lowers a region whose first member is the entry.
+pub fn lower<'a>(b: &'a mut FunctionBuilder<'_>, env: &'a Env<'a>, members: &'a [Member], host: CallConv) {
+    let mut l = Lower::new(b, env, members, host);
+    l.entry();
+    for i in 0..members.len() {
+        l.member(i);
+    }
+    l.tails();
+    l.b.seal_all_blocks();
+}
+
+impl<'a, 'b> Lower<'a, 'b> {
+    fn new(b: &'a mut FunctionBuilder<'b>, env: &'a Env<'a>, members: &'a [Member], host: CallConv) -> Self {
+        let call = |n: usize, ret: bool| {
+            let mut s = Signature::new(host);
+            s.params.extend(vec![AbiParam::new(I64); n + 1]);
+            if ret {
+                s.returns.push(AbiParam::new(I64));
+            }
+            s
+        };
+        let sigs = Sigs {
+            region: b.import_signature(signature()),
+            stub: b.import_signature(Signature::new(CallConv::PreserveAll)),
+            plain: std::array::from_fn(|n| b.import_signature(call(n, true))),
+            void: std::array::from_fn(|n| b.import_signature(call(n, false))),
+        };
+        let blocks = members.iter().map(|_| b.create_block()).collect();
+        let (chain, failed) = (b.create_block(), b.create_block());
+        let first = b.create_block();
+        b.append_block_params_for_function_params(first);
+        b.switch_to_block(first);
+        let st = b.ins().get_pinned_reg(I64);
+        Self { b, env, members, blocks, vals: Vec::new(), sigs, st, chain, failed, insn: 0, page: None, current: 0 }
+    }
+
+    // --- state access
+
+    pub fn eng_off(&self, in_engine: usize) -> i32 {
+        (self.env.eng)(in_engine)
+    }
+
+    pub fn eng_load(&mut self, ty: Type, in_engine: usize) -> Value {
+        let off = self.eng_off(in_engine);
+        self.b.ins().load(ty, STATE, self.st, off)
+    }
+
+    pub fn eng_store(&mut self, v: Value, in_engine: usize) {
+        let off = self.eng_off(in_engine);
+        self.b.ins().store(STATE, v, self.st, off);
+    }
+
+    fn slot_off(&self, slot: ir::SlotId, at: i64) -> i32 {
+        self.env.layout.slot(slot).offset as i32 + at as i32
+    }
+
+    pub fn iconst(&mut self, ty: Type, v: i64) -> Value {
+        self.b.ins().iconst(ty, v)
+    }
+
+    fn func(&mut self, index: usize) -> Value {
+        self.eng_load(I64, offset_of!(Engine, fns) + 8 * index)
+    }
+
+    /// Calls a runtime function with the seam and operands.
+    fn call_rt(&mut self, index: usize, args: &[Value]) -> Value {
+        let f = self.func(index);
+        let mut all = vec![self.st];
+        all.extend_from_slice(args);
+        let call = self.b.ins().call_indirect(self.sigs.plain[args.len()], f, &all);
+        self.b.inst_results(call)[0]
+    }
+
+    fn call_rt_void(&mut self, index: usize, args: &[Value]) {
+        let f = self.func(index);
+        let mut all = vec![self.st];
+        all.extend_from_slice(args);
+        self.b.ins().call_indirect(self.sigs.void[args.len()], f, &all);
+    }
+
+    /// Calls the vector fall-back.
+    pub fn vec_slow(&mut self, op: u16, a: Value, b: Value) -> Value {
+        self.eng_store(a, offset_of!(Engine, vec_a));
+        self.eng_store(b, offset_of!(Engine, vec_b));
+        let n = self.iconst(I64, op.into());
+        self.call_rt_void(func::VEC, &[n]);
+        self.eng_load(I8X16, offset_of!(Engine, vec_a))
+    }
+
+    // --- program counters
+
+    fn page_pc(&mut self) -> Value {
+        if let Some(p) = self.page {
+            return p;
+        }
+        let off = self.slot_off(self.env.layout.pc_page, 0);
+        let p = self.b.ins().load(I64, STATE, self.st, off);
+        self.page = Some(p);
+        p
+    }
+
+    fn set_pc(&mut self, pc: Value) {
+        let off = self.slot_off(self.env.layout.pc, 0);
+        self.b.ins().store(STATE, pc, self.st, off);
+    }
+
+    fn mask_pc(&mut self, pc: Value) -> Value {
+        match self.env.pc_mask {
+            u64::MAX => pc,
+            m => self.b.ins().band_imm_u(pc, m as i64),
+        }
+    }
+
+    fn set_pc_in_page(&mut self, offset: i64) {
+        let page = self.page_pc();
+        let pc = self.b.ins().iadd_imm_s(page, offset);
+        let pc = self.mask_pc(pc);
+        self.set_pc(pc);
+    }
+
+    fn return_why(&mut self, why: Why) {
+        let v = self.iconst(I64, why as i64);
+        self.b.ins().return_(&[v]);
+    }
+
+    // --- frame of the function
+
+    /// Notes the page's program counter, tests the exit flag.
+    fn entry(&mut self) {
+        let pc_off = self.slot_off(self.env.layout.pc, 0);
+        let page_off = self.slot_off(self.env.layout.pc_page, 0);
+        let pc = self.b.ins().load(I64, STATE, self.st, pc_off);
+        let page = self.b.ins().iadd_imm_s(pc, -i64::from(self.members[0].start));
+        self.b.ins().store(STATE, page, self.st, page_off);
+        let kicked = self.b.create_block();
+        let flag = self.eng_load(I32, offset_of!(Engine, exit));
+        self.b.ins().brif(flag, kicked, [].iter(), self.blocks[0], [].iter());
+        self.b.switch_to_block(kicked);
+        self.b.set_cold_block(kicked);
+        self.return_why(Why::Kicked);
+    }
+
+    /// Blocks shared by the whole region.
+    fn tails(&mut self) {
+        self.page = None;
+        self.b.switch_to_block(self.failed);
+        self.b.set_cold_block(self.failed);
+        let status = self.eng_load(I32, offset_of!(Engine, status));
+        let status = self.b.ins().uextend(I64, status);
+        self.b.ins().return_(&[status]);
+        self.b.switch_to_block(self.chain);
+        self.jump_cache();
+    }
+
+    /// Looks the program counter in the state up in the jump cache and goes there; else back to the dispatcher.
+    fn jump_cache(&mut self) {
+        let off = self.slot_off(self.env.layout.pc, 0);
+        let pc = self.b.ins().load(I64, STATE, self.st, off);
+        let high = self.b.ins().ushr_imm_u(pc, 12);
+        let hash = self.b.ins().bxor(pc, high);
+        let index = self.b.ins().band_imm_u(hash, JC_ENTRIES as i64 - 1);
+        let at = self.b.ins().ishl_imm_u(index, i64::from(size_of::<JcEntry>().trailing_zeros()));
+        let e = self.b.ins().iadd(self.st, at);
+        let base = self.eng_off(offset_of!(Engine, jc));
+        let miss = self.b.create_block();
+        self.b.set_cold_block(miss);
+        let entry_pc = self.b.ins().load(I64, STATE, e, base + offset_of!(JcEntry, pc) as i32);
+        let same = self.b.ins().icmp(IntCC::Equal, entry_pc, pc);
+        self.or_else(same, miss);
+        let entry_mode = self.b.ins().load(I64, STATE, e, base + offset_of!(JcEntry, mode) as i32);
+        let mode = self.iconst(I64, self.env.mode as i64);
+        let same = self.b.ins().icmp(IntCC::Equal, entry_mode, mode);
+        self.or_else(same, miss);
+        let rec = self.b.ins().load(I64, STATE, e, base + offset_of!(JcEntry, rec) as i32);
+        let code = self.b.ins().load(I64, STATE, rec, offset_of!(Record, code) as i32);
+        self.or_else(code, miss);
+        self.b.ins().return_call_indirect(self.sigs.region, code, &[]);
+        self.b.switch_to_block(miss);
+        self.return_why(Why::Lookup);
+    }
+
+    /// Goes on if `c` is not 0.
+    fn or_else(&mut self, c: Value, other: clif::Block) {
+        let next = self.b.create_block();
+        self.b.ins().brif(c, next, [].iter(), other, [].iter());
+        self.b.switch_to_block(next);
+    }
+
+    /// Goes on if `c` is 0.
+    fn unless(&mut self, c: Value, other: clif::Block) {
+        let next = self.b.create_block();
+        self.b.ins().brif(c, other, [].iter(), next, [].iter());
+        self.b.switch_to_block(next);
+    }
+
+    fn member(&mut self, i: usize) {
+        let m = &self.members[i];
+        self.b.switch_to_block(self.blocks[i]);
+        self.current = i;
+        self.page = None;
+        self.vals.clear();
+        self.vals.resize(m.ir.insts.len(), Value::from_u32(0));
+        for (at, inst) in m.ir.insts.iter().enumerate() {
+            if let Some(v) = self.inst(&m.ir, inst) {
+                self.vals[at] = v;
+            }
+        }
+    }
+
+    // --- ops
+
+    fn val(&self, v: Val) -> Value {
+        self.vals[v.index()]
+    }
+
+    fn inst(&mut self, block: &Block, i: &Inst) -> Option<Value> {
+        let (a, b) = (|l: &Self| l.val(i.a), |l: &Self| l.val(i.b));
+        match i.op {
+            Op::Insn => self.insn = i.imm as u32,
+            Op::Set => {
+                let (v, off) = (a(self), self.slot_off(i.slot(), i.imm));
+                self.b.ins().store(STATE, v, self.st, off);
+            }
+            Op::Get => {
+                let off = self.slot_off(i.slot(), i.imm);
+                return Some(self.b.ins().load(clif_ty(i.ty), STATE, self.st, off));
+            }
+            Op::PcRel => {
+                let page = self.page_pc();
+                return Some(self.b.ins().iadd_imm_s(page, i.imm));
+            }
+            Op::Load => return Some(self.load(i)),
+            Op::Store => self.store(i),
+            Op::ProbeW => self.probe(i),
+            Op::AtomicRmw | Op::AtomicCas => return Some(self.atomic(i)),
+            Op::Call => return Some(self.call(i)),
+            Op::RaiseIf => self.raise_if(i),
+            Op::Jump | Op::Br | Op::JumpInd | Op::Exit | Op::ExitNext => self.terminator(block, i),
+            Op::Cmp => {
+                let (x, y) = (a(self), b(self));
+                return Some(self.b.ins().icmp(int_cc(i.cond()), x, y));
+            }
+            Op::Select => {
+                let (c, x, y) = (a(self), b(self), self.val(i.c));
+                return Some(self.b.ins().select(c, x, y));
+            }
+            Op::Vec | Op::VLane | Op::VSetLane | Op::VShift | Op::VShuffle | Op::VMask => {
+                let x = a(self);
+                let y = if i.b == Val::NONE { x } else { b(self) };
+                return Some(vector::lower(self, i, x, y));
+            }
+            _ => return Some(self.integer(block, i)),
+        }
+        None
+    }
+
+    fn integer(&mut self, block: &Block, i: &Inst) -> Value {
+        let ty = clif_ty(i.ty);
+        if i.op == Op::Const {
+            return self.constant(i);
+        }
+        let x = self.val(i.a);
+        let y = if i.b == Val::NONE { x } else { self.val(i.b) };
+        let same = i.op.args() == 1 && block.ty(i.a) == i.ty;
+        let ins = self.b.ins();
+        match i.op {
+            Op::Add => ins.iadd(x, y),
+            Op::Sub => ins.isub(x, y),
+            Op::Mul => ins.imul(x, y),
+            Op::MulHiU => self.mul_high(i.ty, x, y, false),
+            Op::MulHiS => self.mul_high(i.ty, x, y, true),
+            Op::DivU => ins.udiv(x, y),
+            Op::RemU => ins.urem(x, y),
+            Op::DivS => ins.sdiv(x, y),
+            Op::RemS => ins.srem(x, y),
+            Op::And => ins.band(x, y),
+            Op::Or => ins.bor(x, y),
+            Op::Xor => ins.bxor(x, y),
+            Op::Shl => ins.ishl(x, y),
+            Op::Shr => ins.ushr(x, y),
+            Op::Sar => ins.sshr(x, y),
+            Op::Rotl => ins.rotl(x, y),
+            Op::Rotr => ins.rotr(x, y),
+            Op::Neg => ins.ineg(x),
+            Op::Not => ins.bnot(x),
+            Op::Clz | Op::Ctz | Op::Popcnt => self.count(i.op, i.ty, x),
+            Op::Bswap => ins.bswap(x),
+            Op::ZExt if !same => ins.uextend(ty, x),
+            Op::SExt if !same => ins.sextend(ty, x),
+            Op::Trunc if !same => ins.ireduce(ty, x),
+            _ => x,
+        }
+    }
+
+    fn constant(&mut self, i: &Inst) -> Value {
+        if i.ty == Ty::V128 {
+            let bytes = u128::from(i.imm as u64).to_le_bytes();
+            let c = self.b.func.dfg.constants.insert(bytes.as_slice().into());
+            return self.b.ins().vconst(I8X16, c);
+        }
+        let sh = 64 - i.ty.bits();
+        self.iconst(clif_ty(i.ty), ((i.imm as u64) << sh) as i64 >> sh)
+    }
+
+    fn mul_high(&mut self, ty: Ty, x: Value, y: Value, signed: bool) -> Value {
+        let ins = self.b.ins();
+        match (ty, signed) {
+            (Ty::I64, true) => return ins.smulhi(x, y),
+            (Ty::I64, false) => return ins.umulhi(x, y),
+            _ => {}
+        }
+        let mut ext = |v| if signed { self.b.ins().sextend(I64, v) } else { self.b.ins().uextend(I64, v) };
+        let (x, y) = (ext(x), ext(y));
+        let p = self.b.ins().imul(x, y);
+        let hi = self.b.ins().ushr_imm_u(p, i64::from(ty.bits()));
+        self.b.ins().ireduce(clif_ty(ty), hi)
+    }
+
+    /// Counts of narrow types go by I32.
+    fn count(&mut self, op: Op, ty: Ty, x: Value) -> Value {
+        let wide = if ty == Ty::I64 { I64 } else { I32 };
+        let narrow = ty.bits() < 32;
+        let mut v = if narrow { self.b.ins().uextend(I32, x) } else { x };
+        match op {
+            Op::Clz => {
+                v = self.b.ins().clz(v);
+                if narrow {
+                    v = self.b.ins().iadd_imm_s(v, -i64::from(32 - ty.bits()));
+                }
+            }
+            Op::Ctz => {
+                if narrow {
+                    let stop = self.iconst(wide, 1 << ty.bits());
+                    v = self.b.ins().bor(v, stop);
+                }
+                v = self.b.ins().ctz(v);
+            }
+            _ => v = self.b.ins().popcnt(v),
+        }
+        if narrow { self.b.ins().ireduce(clif_ty(ty), v) } else { v }
+    }
+
+    // --- memory
+
+    fn address(&mut self, i: &Inst) -> Value {
+        let a = self.val(i.a);
+        if i.imm == 0 { a } else { self.b.ins().iadd_imm_s(a, i.imm) }
+    }
+
+    fn info(&self, i: &Inst, write: bool) -> u64 {
+        AccessInfo { ty: i.ty, ctx: usize::from(i.aux & 3), write, insn: self.insn }.pack()
+    }
+
+    /// Tests the TLB; in the returned cold block the address is noted. (host address, cold block, block after it)
+    fn tlb(&mut self, i: &Inst, write: bool) -> (Value, Value, clif::Block) {
+        let va = self.address(i);
+        let page = self.b.ins().ushr_imm_u(va, 12);
+        let index = self.b.ins().band_imm_u(page, tlb::ENTRIES as i64 - 1);
+        let at = self.b.ins().ishl_imm_u(index, i64::from(size_of::<tlb::Entry>().trailing_zeros()));
+        let e = self.b.ins().iadd(self.st, at);
+        let ctx = usize::from(i.aux & 3).min(2);
+        let table = offset_of!(Engine, tlb) + ctx * tlb::ENTRIES * size_of::<tlb::Entry>();
+        let field = if write { offset_of!(tlb::Entry, write) } else { offset_of!(tlb::Entry, read) };
+        let (tag_off, addend_off) = (self.eng_off(table + field), self.eng_off(table + offset_of!(tlb::Entry, addend)));
+        let tag = self.b.ins().load(I64, STATE, e, tag_off);
+        let d = self.b.ins().isub(va, tag);
+        let miss = self.b.ins().icmp_imm_u(IntCC::UnsignedGreaterThan, d, 4096 - i64::from(i.ty.bytes()));
+        let (cold, hit) = (self.b.create_block(), self.b.create_block());
+        self.b.set_cold_block(cold);
+        self.b.ins().brif(miss, cold, [].iter(), hit, [].iter());
+        self.b.switch_to_block(hit);
+        let addend = self.b.ins().load(I64, STATE, e, addend_off);
+        let host = self.b.ins().iadd(va, addend);
+        (host, va, cold)
+    }
+
+    /// Fills the cold block of an access: notes the operands, calls the stub, leaves if it failed. Goes on in that block.
+    fn slow(&mut self, i: &Inst, write: bool, va: Value, cold: clif::Block) {
+        self.b.switch_to_block(cold);
+        self.eng_store(va, offset_of!(Engine, slow_addr));
+        if write {
+            let v = self.val(i.b);
+            self.eng_store(v, offset_of!(Engine, slow_value));
+        }
+        let info = self.iconst(I64, self.info(i, write) as i64);
+        self.eng_store(info, offset_of!(Engine, slow_info));
+        let f = self.func(func::ACCESS_STUB);
+        self.b.ins().call_indirect(self.sigs.stub, f, &[]);
+        self.check_status();
+    }
+
+    fn check_status(&mut self) {
+        let status = self.eng_load(I32, offset_of!(Engine, status));
+        self.unless(status, self.failed);
+    }
+
+    fn load(&mut self, i: &Inst) -> Value {
+        let ty = clif_ty(i.ty);
+        let (host, va, cold) = self.tlb(i, false);
+        let done = self.b.create_block();
+        let result = self.b.append_block_param(done, ty);
+        let v = self.b.ins().load(ty, GUEST, host, 0);
+        self.b.ins().jump(done, &[BlockArg::from(v)]);
+        self.slow(i, false, va, cold);
+        let v = self.eng_load(ty, offset_of!(Engine, slow_value));
+        self.b.ins().jump(done, &[BlockArg::from(v)]);
+        self.b.switch_to_block(done);
+        result
+    }
+
+    fn store(&mut self, i: &Inst) {
+        let (host, va, cold) = self.tlb(i, true);
+        let done = self.b.create_block();
+        let v = self.val(i.b);
+        self.b.ins().store(GUEST, v, host, 0);
+        self.b.ins().jump(done, [].iter());
+        self.slow(i, true, va, cold);
+        self.b.ins().jump(done, [].iter());
+        self.b.switch_to_block(done);
+    }
+
+    fn probe(&mut self, i: &Inst) {
+        let va = self.address(i);
+        let len = self.iconst(I64, (i.aux >> 2).into());
+        let info = self.iconst(I64, self.info(i, true) as i64);
+        self.call_rt_void(func::PROBE, &[va, len, info]);
+        self.check_status();
+    }
+
+    fn widen(&mut self, ty: Ty, v: Value) -> Value {
+        if ty == Ty::I64 { v } else { self.b.ins().uextend(I64, v) }
+    }
+
+    fn atomic(&mut self, i: &Inst) -> Value {
+        let va = self.address(i);
+        let kind = if i.op == Op::AtomicRmw { i.rmw() as u64 + 1 } else { 0 };
+        let info = self.iconst(I64, (self.info(i, true) | kind << 24) as i64);
+        let (x, y) = (self.val(i.b), if i.c == Val::NONE { self.val(i.b) } else { self.val(i.c) });
+        let (x, y) = (self.widen(i.ty, x), self.widen(i.ty, y));
+        let old = self.call_rt(func::ATOMIC, &[va, info, x, y]);
+        self.check_status();
+        if i.ty == Ty::I64 { old } else { self.b.ins().ireduce(clif_ty(i.ty), old) }
+    }
+
+    fn call(&mut self, i: &Inst) -> Value {
+        let desc = &self.env.helpers[usize::from(i.aux)];
+        let leaves = desc.effects.has(Effects::MAY_LEAVE);
+        if leaves || desc.effects.has(Effects::READS_STATE) {
+            self.set_pc_in_page(self.insn.into());
+        }
+        let info = self.iconst(I64, (u64::from(i.aux) | u64::from(self.insn) << 32) as i64);
+        let mut args = vec![info];
+        for v in [i.a, i.b, i.c] {
+            args.push(if v == Val::NONE { info } else { self.val(v) });
+        }
+        let r = self.call_rt(func::HELPER, &args);
+        if leaves {
+            self.check_status();
+        }
+        r
+    }
+
+    /// Leaves; tier 0 runs the instruction again and raises.
+    fn raise_if(&mut self, i: &Inst) {
+        let (c, leave) = (self.val(i.a), self.b.create_block());
+        self.b.set_cold_block(leave);
+        let next = self.b.create_block();
+        let page = self.page_pc();
+        self.b.ins().brif(c, leave, [].iter(), next, [].iter());
+        self.b.switch_to_block(leave);
+        let pc = self.b.ins().iadd_imm_s(page, i64::from(self.insn));
+        let pc = self.mask_pc(pc);
+        self.set_pc(pc);
+        self.return_why(Why::Leave);
+        self.b.switch_to_block(next);
+    }
+
+    // --- block ends
+
+    fn terminator(&mut self, block: &Block, i: &Inst) {
+        match i.op {
+            Op::Jump => self.go(i.imm),
+            Op::Br => {
+                let (yes, no) = (self.b.create_block(), self.b.create_block());
+                let c = self.val(i.a);
+                self.b.ins().brif(c, yes, [].iter(), no, [].iter());
+                for (at, to) in [(yes, i.imm), (no, block.next)] {
+                    let page = self.page;
+                    self.b.switch_to_block(at);
+                    self.go(to);
+                    self.page = page;
+                }
+            }
+            Op::JumpInd => {
+                let pc = self.val(i.a);
+                let pc = self.mask_pc(pc);
+                self.set_pc(pc);
+                self.b.ins().jump(self.chain, [].iter());
+            }
+            Op::ExitNext => {
+                self.set_pc_in_page(block.next);
+                self.return_why(Why::Lookup);
+            }
+            _ => self.return_why(Why::Lookup),
+        }
+    }
+
+    /// Goes to a page offset: inside the region, or out of it. Backward jumps test the exit flag.
+    fn go(&mut self, to: i64) {
+        let Some(target) = self.members.iter().position(|m| i64::from(m.start) == to) else {
+            self.set_pc_in_page(to);
+            self.b.ins().jump(self.chain, [].iter());
+            return;
+        };
+        if target > self.current {
+            self.b.ins().jump(self.blocks[target], [].iter());
+            return;
+        }
+        let kicked = self.b.create_block();
+        self.b.set_cold_block(kicked);
+        let page = self.page;
+        let flag = self.eng_load(I32, offset_of!(Engine, exit));
+        self.b.ins().brif(flag, kicked, [].iter(), self.blocks[target], [].iter());
+        self.b.switch_to_block(kicked);
+        self.set_pc_in_page(to);
+        self.return_why(Why::Kicked);
+        self.page = page;
+    }
+}
+
+fn int_cc(c: Cond) -> IntCC {
+    match c {
+        Cond::Eq => IntCC::Equal,
+        Cond::Ne => IntCC::NotEqual,
+        Cond::Ult => IntCC::UnsignedLessThan,
+        Cond::Uge => IntCC::UnsignedGreaterThanOrEqual,
+        Cond::Ule => IntCC::UnsignedLessThanOrEqual,
+        Cond::Ugt => IntCC::UnsignedGreaterThan,
+        Cond::Slt => IntCC::SignedLessThan,
+        Cond::Sge => IntCC::SignedGreaterThanOrEqual,
+        Cond::Sle => IntCC::SignedLessThanOrEqual,
+        Cond::Sgt => IntCC::SignedGreaterThan,
+    }
+}

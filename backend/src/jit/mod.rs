@@ -1,0 +1,162 @@
+//! Tier 1: hot blocks become regions (several blocks of one page, loops inside), compiled by Cranelift on a thread of
+//! their own, or at once with `threshold=0`.
+
+pub mod arena;
+mod compile;
+pub mod lower;
+mod region;
+pub mod runtime;
+mod vector;
+
+use crate::cache::{Record, Region};
+use crate::exec::Settings;
+use crate::tier0::ops;
+use crate::vblock::{VcpuBlock, Why};
+use arena::Arena;
+use compile::{Compiled, Compiler, Job};
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use ir::Frontend;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use vm_core::dlog;
+use vm_core::guest::GuestCpu;
+
+/// Regions waiting for the compile thread at most; a block that finds the queue full asks again later.
+const QUEUE: usize = 256;
+
+enum Backend<F: Frontend> {
+    Inline(Box<Compiler<F>>),
+    Thread { jobs: Sender<Job>, done: Receiver<Compiled> },
+}
+
+/// The compiler as the vCPU sees it.
+pub struct Jit<F: Frontend, C: GuestCpu> {
+    backend: Backend<F>,
+    arena: Arena,
+    settings: Settings,
+    /// Number of the next region, for `bisect`.
+    number: u64,
+    waiting: usize,
+    stats: Stats,
+    cpu: PhantomData<fn() -> C>,
+}
+
+#[derive(Default)]
+struct Stats {
+    regions: u64,
+    blocks: u64,
+    insns: u64,
+    code_bytes: u64,
+    compile_ns: u64,
+    stale: u64,
+    arena_flushes: u64,
+    failed: u64,
+}
+
+impl<F: Frontend, C: GuestCpu> Jit<F, C> {
+    /// Starts the compile thread. `Err`: the host gives no executable memory.
+    pub fn new(fe: Arc<F>, b: &mut VcpuBlock<C>, settings: &Settings) -> std::io::Result<Self> {
+        runtime::install(b);
+        let mut compiler = Compiler::new(fe, VcpuBlock::<C>::eng_offset);
+        let backend = if settings.background && settings.threshold != 0 {
+            let (jobs, todo) = bounded::<Job>(QUEUE);
+            let (finished, done) = unbounded();
+            std::thread::Builder::new().name("rhea-compile".into()).spawn(move || {
+                // Ends when the vCPU drops its side.
+                while let Ok(job) = todo.recv() {
+                    if finished.send(compiler.compile(job)).is_err() {
+                        return;
+                    }
+                }
+            })?;
+            Backend::Thread { jobs, done }
+        } else {
+            Backend::Inline(Box::new(compiler))
+        };
+        let arena = Arena::new()?;
+        Ok(Self { backend, arena, settings: settings.clone(), number: 0, waiting: 0, stats: Stats::default(), cpu: PhantomData })
+    }
+
+    /// A block is hot: compile the region that starts there. `rec` is live.
+    pub fn request(&mut self, b: &mut VcpuBlock<C>, rec: *mut Record) {
+        let number = self.number;
+        self.number += 1;
+        if self.settings.bisect.is_some_and(|(lo, hi)| !(lo..=hi).contains(&number)) {
+            return;
+        }
+        let job = region::choose(b, rec, number, &self.settings);
+        match &mut self.backend {
+            Backend::Inline(c) => {
+                let done = c.compile(job);
+                self.install(b, done);
+            }
+            Backend::Thread { jobs, .. } => match jobs.try_send(job) {
+                Ok(()) => self.waiting += 1,
+                Err(_) => region::ask_later(rec, self.settings.threshold),
+            },
+        }
+    }
+
+    /// Takes in what the compile thread has finished.
+    pub fn install_finished(&mut self, b: &mut VcpuBlock<C>) {
+        for r in b.cache.freed.drain(..) {
+            self.arena.release(r);
+        }
+        while self.waiting > 0 {
+            let Backend::Thread { done, .. } = &self.backend else { return };
+            let Ok(c) = done.try_recv() else { return };
+            self.waiting -= 1;
+            self.install(b, c);
+        }
+    }
+
+    fn install(&mut self, b: &mut VcpuBlock<C>, c: Compiled) {
+        self.stats.compile_ns += c.nanos;
+        let ram = b.machine().ram();
+        let page = c.key.phys >> 12;
+        if c.code.is_empty() {
+            self.stats.failed += 1;
+            return;
+        }
+        let entry = b.cache.get(&c.key).filter(|_| ram.version(page) == c.version);
+        let Some(entry) = entry else {
+            self.stats.stale += 1;
+            return;
+        };
+        let range = match self.arena.place(&c.code) {
+            Some(r) => r,
+            None => {
+                dlog!(SMC, "code arena full: dropping all compiled code");
+                self.stats.arena_flushes += 1;
+                b.cache.drop_regions();
+                b.cache.freed.drain(..).for_each(|r| self.arena.release(r));
+                match self.arena.place(&c.code) {
+                    Some(r) => r,
+                    None => return,
+                }
+            }
+        };
+        self.stats.regions += 1;
+        self.stats.blocks += c.ranges.len() as u64;
+        self.stats.insns += u64::from(c.insns);
+        self.stats.code_bytes += c.code.len() as u64;
+        region::publish(entry, self.arena.address(range), ops::start_compiled::<C>);
+        let threshold = self.settings.threshold.max(1);
+        b.cache.add_region(Region { entry, ranges: c.ranges, code: range, start: ops::start::<C>, threshold });
+    }
+
+    /// Runs compiled code until it comes back.
+    pub fn enter(&self, b: &mut VcpuBlock<C>, code: u64) -> Why {
+        region::enter(b, code)
+    }
+
+    /// The compiler's part of `info jit`.
+    pub fn info(&self) -> String {
+        let s = &self.stats;
+        let per = if s.insns == 0 { 0.0 } else { s.compile_ns as f64 / 1000.0 / s.insns as f64 };
+        format!(
+            "regions compiled     {}\nregion blocks        {}\nguest insns compiled {}\ncode bytes           {} ({} in use)\ncompile seconds      {:.3} ({per:.1} us per guest insn)\nstale results        {}\nnot compilable       {}\narena flushes        {}\n",
+            s.regions, s.blocks, s.insns, s.code_bytes, self.arena.used(), s.compile_ns as f64 / 1e9, s.stale, s.failed, s.arena_flushes,
+        )
+    }
+}

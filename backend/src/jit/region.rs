@@ -1,0 +1,53 @@
+//! Which blocks form a region, and entering one.
+//!
+//! UNSAFE: works on live records and jumps into the arena.
+#![allow(unsafe_code)]
+
+use super::compile::Job;
+use super::runtime;
+use crate::cache::Record;
+use crate::exec::Settings;
+use crate::tier0::form::Handler;
+use crate::vblock::{VcpuBlock, Why};
+use vm_core::guest::GuestCpu;
+
+/// Blocks and guest instructions of a region at most.
+pub const MAX_BLOCKS: usize = 32;
+pub const MAX_INSNS: u32 = 200;
+
+/// The job for the region that starts at `rec`, a live record.
+pub fn choose<C: GuestCpu>(b: &VcpuBlock<C>, rec: *mut Record, number: u64, s: &Settings) -> Job {
+    // SAFETY: by the caller's promise.
+    let entry = unsafe { &*rec };
+    let page = entry.key.phys >> 12;
+    let ram = b.machine().ram();
+    let mut bytes = Box::new([0; 4096]);
+    let version = ram.version(page);
+    ram.read(page << 12, &mut bytes[..]);
+    // Background: only blocks that tier 0 has seen run, as only those are watched for writes until the code is installed.
+    let worth = |r: &Record| r.second.is_none() && r.runs >= entry.threshold / 8;
+    let known = (s.threshold != 0)
+        .then(|| b.cache.in_page(page, entry.key.mode).filter(|r| worth(r)).map(|r| (r.start, r.insns)).collect());
+    Job { number, key: entry.key, start: entry.start, insns: entry.insns, bytes, version, known, single: s.single_block_regions, queued: rec as usize }
+}
+
+/// The queue was full: `rec` (live) asks again after as many runs.
+pub fn ask_later(rec: *mut Record, threshold: u32) {
+    // SAFETY: by the caller's promise.
+    unsafe { (*rec).threshold = (*rec).runs.saturating_add(threshold.max(1)) }
+}
+
+/// From now on `entry` (live) runs compiled.
+pub fn publish(entry: *mut Record, code: u64, start: Handler) {
+    // SAFETY: by the caller's promise.
+    unsafe {
+        (*entry).code = code;
+        (*entry).ops[0].set_handler(start);
+    }
+}
+
+/// Runs compiled code of a live record.
+pub fn enter<C: GuestCpu>(b: &mut VcpuBlock<C>, code: u64) -> Why {
+    // SAFETY: `code` is the address of a region in the arena, compiled for this engine; the seam's block is inside `with_io`.
+    Why::from_code(unsafe { runtime::enter(b.seam(), code) })
+}

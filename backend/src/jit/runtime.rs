@@ -1,0 +1,226 @@
+//! What generated code calls, and how Rust enters generated code. Generated code keeps the seam pointer in the pinned
+//! register (r15 on x86-64) and has one frame; results of slow paths lie in `Engine`.
+//!
+//! UNSAFE: called from generated code with the seam of the running block.
+#![allow(unsafe_code)]
+
+use crate::tier0::ops::AtomicArgs;
+use crate::vblock::{LEAVE, VcpuBlock, Why};
+use ir::{Rmw, Ty, VecOp};
+use std::arch::naked_asm;
+use vm_core::guest::GuestCpu;
+use vm_core::{Access, Fault, GuestEnv, Va};
+
+/// Indexes into `Engine::fns`.
+pub mod func {
+    /// Slow access stub: preserves every register.
+    pub const ACCESS_STUB: usize = 0;
+    /// `access`, called by the stub.
+    pub const ACCESS: usize = 1;
+    pub const HELPER: usize = 2;
+    pub const ATOMIC: usize = 3;
+    pub const PROBE: usize = 4;
+    pub const VEC: usize = 5;
+}
+
+/// A slow access, packed by the compiler into `Engine::slow_info`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AccessInfo {
+    pub ty: Ty,
+    pub ctx: usize,
+    pub write: bool,
+    /// Page offset of the instruction.
+    pub insn: u32,
+}
+
+impl AccessInfo {
+    pub fn pack(self) -> u64 {
+        self.ty as u64 | (self.ctx as u64) << 8 | u64::from(self.write) << 16 | u64::from(self.insn) << 32
+    }
+
+    pub fn unpack(v: u64) -> Self {
+        Self { ty: Ty::ALL[(v & 7) as usize % 5], ctx: (v >> 8 & 3) as usize, write: v >> 16 & 1 != 0, insn: (v >> 32) as u32 }
+    }
+}
+
+/// Fills the table of functions.
+pub fn install<C: GuestCpu>(b: &mut VcpuBlock<C>) {
+    b.eng.fns[func::ACCESS_STUB] = access_stub as *const () as usize;
+    b.eng.fns[func::ACCESS] = access::<C> as *const () as usize;
+    b.eng.fns[func::HELPER] = helper::<C> as *const () as usize;
+    b.eng.fns[func::ATOMIC] = atomic::<C> as *const () as usize;
+    b.eng.fns[func::PROBE] = probe::<C> as *const () as usize;
+    b.eng.fns[func::VEC] = vec::<C> as *const () as usize;
+    b.eng.access_fn = b.eng.fns[func::ACCESS];
+}
+
+impl<C: GuestCpu> VcpuBlock<C> {
+    /// Notes why a slow path cannot go on: the instruction at `insn` faults or must run alone.
+    fn give_up(&mut self, f: Fault, insn: u32) {
+        self.set_pc_in_page(insn.into());
+        self.eng.fault = f;
+        self.eng.status = if f == LEAVE { Why::Leave } else { Why::Fault } as u32;
+    }
+}
+
+/// A load or store that missed the TLB: address, value and `AccessInfo` in the engine state.
+extern "C" fn access<C: GuestCpu>(seam: *mut u8) {
+    // SAFETY: module note.
+    let b = unsafe { VcpuBlock::<C>::from_seam(seam) };
+    let info = AccessInfo::unpack(b.eng.slow_info);
+    let (va, v) = (b.eng.slow_addr, b.eng.slow_value);
+    b.eng.status = 0;
+    let r = match (info.write, info.ty) {
+        (false, Ty::V128) => b.load_128(va, info.ctx).map(|v| b.eng.slow_value = [v as u64, (v >> 64) as u64]),
+        (false, ty) => b.load(Va(va), ty.bytes() as u8, info.ctx).map(|v| b.eng.slow_value[0] = v),
+        (true, Ty::V128) => b.store_128(va, u128::from(v[0]) | u128::from(v[1]) << 64, info.ctx),
+        (true, ty) => b.store(Va(va), ty.bytes() as u8, v[0], info.ctx),
+    };
+    if let Err(f) = r {
+        b.give_up(f, info.insn);
+    }
+}
+
+/// `info`: helper in bits 15:0, page offset of the instruction from bit 32.
+extern "C" fn helper<C: GuestCpu>(seam: *mut u8, info: u64, x: u64, y: u64, z: u64) -> u64 {
+    // SAFETY: module note.
+    let b = unsafe { VcpuBlock::<C>::from_seam(seam) };
+    let f = b.helpers[(info & 0xffff) as usize];
+    b.eng.status = 0;
+    match f(b, x, y, z) {
+        Ok(v) => v,
+        Err(f) => {
+            b.give_up(f, (info >> 32) as u32);
+            0
+        }
+    }
+}
+
+/// `info` as `AccessInfo`, the kind of read-modify-write + 1 in bits 31:24 (0: compare-and-swap).
+extern "C" fn atomic<C: GuestCpu>(seam: *mut u8, va: u64, info: u64, x: u64, y: u64) -> u64 {
+    // SAFETY: module note.
+    let b = unsafe { VcpuBlock::<C>::from_seam(seam) };
+    let i = AccessInfo::unpack(info);
+    let rmw = ((info >> 24 & 0xff) as u16).checked_sub(1).and_then(Rmw::from_index);
+    b.eng.status = 0;
+    let mask = i.ty.mask();
+    match b.atomic(va, AtomicArgs { ty: i.ty, ctx: i.ctx as u8, rmw }, x & mask, y & mask) {
+        Ok(old) => old,
+        Err(f) => {
+            b.give_up(f, i.insn);
+            0
+        }
+    }
+}
+
+extern "C" fn probe<C: GuestCpu>(seam: *mut u8, va: u64, len: u64, info: u64) {
+    // SAFETY: module note.
+    let b = unsafe { VcpuBlock::<C>::from_seam(seam) };
+    let i = AccessInfo::unpack(info);
+    b.eng.status = 0;
+    if let Err(f) = b.probe(Va(va), len, Access::Write, i.ctx) {
+        b.give_up(f, i.insn);
+    }
+}
+
+/// Vector ops without a short form: operands in `vec_a`, `vec_b`, result in `vec_a`.
+extern "C" fn vec<C: GuestCpu>(seam: *mut u8, op: u64) {
+    // SAFETY: module note.
+    let b = unsafe { VcpuBlock::<C>::from_seam(seam) };
+    if let Some(op) = VecOp::from_index(op as u16) {
+        b.eng.vec_a = op.eval(b.eng.vec_a, b.eng.vec_b);
+    }
+}
+
+/// Calls `access` with every register preserved, so that the compiler keeps its values in registers across the cold path.
+/// The seam is in r15, and `Engine::access_fn` is the word just below it.
+#[cfg(target_arch = "x86_64")]
+#[unsafe(naked)]
+unsafe extern "C" fn access_stub() {
+    naked_asm!(
+        "push rbp",
+        "mov rbp, rsp",
+        "push rax",
+        "push rcx",
+        "push rdx",
+        "push rsi",
+        "push rdi",
+        "push r8",
+        "push r9",
+        "push r10",
+        "push r11",
+        "and rsp, -16",
+        "sub rsp, 256",
+        "movaps [rsp], xmm0",
+        "movaps [rsp + 16], xmm1",
+        "movaps [rsp + 32], xmm2",
+        "movaps [rsp + 48], xmm3",
+        "movaps [rsp + 64], xmm4",
+        "movaps [rsp + 80], xmm5",
+        "movaps [rsp + 96], xmm6",
+        "movaps [rsp + 112], xmm7",
+        "movaps [rsp + 128], xmm8",
+        "movaps [rsp + 144], xmm9",
+        "movaps [rsp + 160], xmm10",
+        "movaps [rsp + 176], xmm11",
+        "movaps [rsp + 192], xmm12",
+        "movaps [rsp + 208], xmm13",
+        "movaps [rsp + 224], xmm14",
+        "movaps [rsp + 240], xmm15",
+        "mov rdi, r15",
+        "call [r15 - 8]",
+        "movaps xmm0, [rsp]",
+        "movaps xmm1, [rsp + 16]",
+        "movaps xmm2, [rsp + 32]",
+        "movaps xmm3, [rsp + 48]",
+        "movaps xmm4, [rsp + 64]",
+        "movaps xmm5, [rsp + 80]",
+        "movaps xmm6, [rsp + 96]",
+        "movaps xmm7, [rsp + 112]",
+        "movaps xmm8, [rsp + 128]",
+        "movaps xmm9, [rsp + 144]",
+        "movaps xmm10, [rsp + 160]",
+        "movaps xmm11, [rsp + 176]",
+        "movaps xmm12, [rsp + 192]",
+        "movaps xmm13, [rsp + 208]",
+        "movaps xmm14, [rsp + 224]",
+        "movaps xmm15, [rsp + 240]",
+        "lea rsp, [rbp - 72]",
+        "pop r11",
+        "pop r10",
+        "pop r9",
+        "pop r8",
+        "pop rdi",
+        "pop rsi",
+        "pop rdx",
+        "pop rcx",
+        "pop rax",
+        "pop rbp",
+        "ret",
+    )
+}
+
+/// Enters generated code: fn(seam, code) -> `Why`. Generated code preserves no register but the stack pointer.
+#[cfg(target_arch = "x86_64")]
+#[unsafe(naked)]
+pub unsafe extern "C" fn enter(_seam: *mut u8, _code: u64) -> u64 {
+    naked_asm!(
+        "push rbp",
+        "push rbx",
+        "push r12",
+        "push r13",
+        "push r14",
+        "push r15",
+        "sub rsp, 8",
+        "mov r15, rdi",
+        "call rsi",
+        "add rsp, 8",
+        "pop r15",
+        "pop r14",
+        "pop r13",
+        "pop r12",
+        "pop rbx",
+        "pop rbp",
+        "ret",
+    )
+}
