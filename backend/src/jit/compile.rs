@@ -30,8 +30,6 @@ pub struct Job {
     pub known: Option<Vec<(u32, u32)>>,
     /// Compile the entry alone.
     pub single: bool,
-    /// Identity of the entry's record, for logs.
-    pub queued: usize,
 }
 
 /// Host code of a region; empty if it could not be compiled.

@@ -28,7 +28,7 @@ pub fn choose<C: GuestCpu>(b: &VcpuBlock<C>, rec: *mut Record, number: u64, s: &
     let worth = |r: &Record| r.second.is_none() && r.runs >= entry.threshold / 8;
     let known = (s.threshold != 0)
         .then(|| b.cache.in_page(page, entry.key.mode).filter(|r| worth(r)).map(|r| (r.start, r.insns)).collect());
-    Job { number, key: entry.key, start: entry.start, insns: entry.insns, bytes, version, known, single: s.single_block_regions, queued: rec as usize }
+    Job { number, key: entry.key, start: entry.start, insns: entry.insns, bytes, version, known, single: s.single_block_regions }
 }
 
 /// The queue was full: `rec` (live) asks again after as many runs.
