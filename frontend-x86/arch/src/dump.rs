@@ -31,8 +31,8 @@ fn general(cpu: &CpuState, s: &mut String) -> std::fmt::Result {
         }
     }
     if wide {
-        for r in 8..16 {
-            write!(s, "{}={:016x}{}", NAMES64[r], cpu.gpr[r], end(r))?;
+        for (r, name) in NAMES64.iter().enumerate().skip(8) {
+            write!(s, "{name}={:016x}{}", cpu.gpr[r], end(r))?;
         }
         write!(s, "RIP={:016x} RFL=", cpu.rip)?;
     } else {

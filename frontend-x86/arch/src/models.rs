@@ -183,6 +183,11 @@ pub fn feature_names() -> impl Iterator<Item = &'static str> {
     NAMES.iter().map(|n| n.0)
 }
 
+/// QEMU's name of a feature bit, the first where it has several.
+pub fn feature_name(word: Word, bit: u32) -> Option<&'static str> {
+    NAMES.iter().find(|n| n.1 == word && n.2 == bit).map(|n| n.0)
+}
+
 /// Applies `-cpu model,+feature,-feature`; `tweaks` holds (on, name), with `_` and `-` the same. A feature that is not
 /// implemented is dropped and named in the result. Errors: an unknown model or feature.
 pub fn configure(model: &str, tweaks: &[(bool, String)]) -> Result<CpuConfigured, String> {

@@ -139,4 +139,20 @@ impl CpuState {
         self.halted = false;
         self.update_mode();
     }
+
+    /// MTRRs as PC firmware leaves them, for machines that start a kernel without firmware: everything write-back but
+    /// the video window and `hole` (first address, length; a power of two), where devices lie. Linux turns PAT off when
+    /// it finds MTRRs disabled.
+    pub fn firmware_mtrrs(&mut self, hole: (u64, u64)) {
+        const WB: u64 = 0x0606_0606_0606_0606;
+        self.mtrr_fixed = [WB; 11];
+        // A0000h-BFFFFh: uncached.
+        self.mtrr_fixed[2] = 0;
+        self.mtrr_def = 0xc06;
+        let (base, len) = hole;
+        let mask = (1u64 << crate::paging::PHYS_BITS) - 0x1000;
+        self.mtrr_var = [0; 16];
+        self.mtrr_var[0] = base & mask;
+        self.mtrr_var[1] = len.wrapping_neg() & mask | 1 << 11;
+    }
 }

@@ -2,10 +2,10 @@
 
 use super::{Env, at, sel};
 use crate::control::{lmsw, popf, read_dr, write_cr, write_dr, xsetbv};
-use crate::cpuid::cpuid;
+use crate::cpuid::{Word, cpuid};
 use crate::fault::{gp, ud};
 use crate::flags::bit;
-use crate::models::configure;
+use crate::models::{configure, feature_name};
 use crate::msr::{index, rdmsr, wrmsr};
 use crate::state::{CpuState, SegReg, cr0, cr4, efer};
 use vm_core::guest::{Flush, GuestCpu};
@@ -153,6 +153,41 @@ fn qemu64_has_the_leaves_of_qemu() {
     assert_eq!(cpuid(&c, 1, 0), [0x0006_0fb1, 0x0102_0800, 0x8000_2001, 0x178b_fbfd]);
     assert_eq!(cpuid(&c, 0xb, 1), [1, 2, 0x201, 1]);
     assert_eq!(cpuid(&c, 0x8000_0008, 0), [0x3028, 0, 0x1001, 0]);
+}
+
+/// `flags` of /proc/cpuinfo under Linux 6.1 on QEMU 7.2's TCG with `-cpu qemu64`, without what Linux adds by itself
+/// (rep_good nopl cpuid extd_apicid 3dnowprefetch vmmcall) and without svm. `bugs` was: fxsave_leak sysret_ss_attrs
+/// null_seg swapgs_fence amd_e400 spectre_v1 spectre_v2.
+const QEMU64_FLAGS: &str = "fpu de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat pse36 clflush mmx fxsr sse sse2 \
+    syscall nx lm pni cx16 hypervisor lahf_lm";
+
+#[test]
+fn linux_sees_the_flags_of_qemu64() {
+    let config = configure("qemu64", &[]).unwrap();
+    let mut seen = Vec::new();
+    for word in [Word::L1Edx, Word::ExtEdx, Word::L1Ecx, Word::ExtEcx, Word::L7Ebx, Word::L7Ecx, Word::L7Edx] {
+        // In the order of Linux. AMD repeats bits 0-17, 23 and 24 of leaf 1's EDX; Linux shows them once.
+        let repeated = if word == Word::ExtEdx { 0x0183_ffff & !(1 << 11) } else { 0 };
+        for bit in 0..32 {
+            if config.features[word as usize] & !repeated & 1 << bit != 0 {
+                seen.push(feature_name(word, bit).expect("every feature has a name").replace('-', "_"));
+            }
+        }
+    }
+    assert_eq!(seen.join(" "), QEMU64_FLAGS);
+}
+
+#[test]
+fn firmware_mtrrs_are_values_a_guest_could_write() {
+    let mut e = Env::long(0);
+    e.cpu.firmware_mtrrs((0xc000_0000, 0x4000_0000));
+    assert_eq!((e.cpu.mtrr_var[0], e.cpu.mtrr_var[1]), (0xc000_0000, 0xff_c000_0800));
+    let before = e.cpu.clone();
+    for i in [index::MTRR_DEF_TYPE, index::MTRR_PHYS_BASE0, index::MTRR_PHYS_BASE0 + 1, 0x259] {
+        let v = rdmsr(&mut e, i).unwrap();
+        wrmsr(&mut e, i, v).unwrap();
+    }
+    assert_eq!(e.cpu, before);
 }
 
 #[test]

@@ -206,8 +206,8 @@ impl Env {
         c.cr4 |= cr4::PAE;
         c.efer |= efer::LME | efer::LMA | efer::SCE | efer::NXE;
         c.cr3 = at::CR3;
-        e.poke(at::CR3, 8, at::CR3 + 0x1000 | 7);
-        e.poke(at::CR3 + 0x1000, 8, at::CR3 + 0x2000 | 7);
+        e.poke(at::CR3, 8, (at::CR3 + 0x1000) | 7);
+        e.poke(at::CR3 + 0x1000, 8, (at::CR3 + 0x2000) | 7);
         e.poke(at::CR3 + 0x2000, 8, 0x87);
         e.tables(0x00af_9b00_0000_ffff, 0x00af_fb00_0000_ffff);
         e.poke(at::TSS + 4, 8, 0x7000);
