@@ -103,8 +103,8 @@ fn core_bits(cpu: &CpuState) -> u32 {
     32 - (cpu.cpus.max(1) - 1).leading_zeros()
 }
 
-/// EAX, EBX, ECX, EDX of a leaf. Leaves above the model's highest basic one read as that one does on Intel; here, as on
-/// AMD and in QEMU's AMD models, as zeros.
+/// EAX, EBX, ECX, EDX of a leaf. Leaves beyond the model's highest ones read as zeros, as on AMD (Intel, and QEMU for all
+/// models, answer with the highest basic leaf; for qemu64 that one is zeros too).
 pub fn cpuid(cpu: &CpuState, leaf: u32, subleaf: u32) -> [u32; 4] {
     let m = model(cpu);
     let f = &cpu.features;

@@ -5,7 +5,7 @@ use crate::deliver::{Source, software_int};
 use crate::fault::{gp, np, page, vector};
 use crate::flags::bit;
 use crate::segment::v86_segment;
-use crate::state::{CpuState, SegReg, shadow};
+use crate::state::{CpuState, PendingEvent, SegReg, shadow};
 use std::sync::atomic::Ordering;
 use vm_core::guest::{GuestCpu, Shutdown};
 use vm_core::{Events, Fault};
@@ -215,4 +215,31 @@ fn init_and_sipi_start_an_application_processor() {
     e.io.signals.raise(Events::SIPI);
     assert_eq!(CpuState::deliver_event(&mut e), Ok(true));
     assert!(!GuestCpu::halted(&e.cpu) && e.cpu.rip == 0);
+}
+
+#[test]
+fn an_event_another_engine_left_pending_comes_first() {
+    let mut e = Env::long(0);
+    e.gate(14, INT, 0, sel::CODE0, 0x4000, 0);
+    e.gate(0x55, INT, 0, sel::CODE0, 0x5000, 0);
+    e.io.vector.store(0x55, Ordering::Relaxed);
+    e.io.signals.raise(Events::INTR);
+    e.cpu.pending = PendingEvent { valid: true, vector: 14, has_error: true, error: 2, payload: 0xabc0 };
+    assert_eq!(CpuState::deliver_event(&mut e), Ok(true));
+    assert_eq!((e.cpu.rip, e.cpu.cr2, e.stack(8, 0)), (0x4000, 0xabc0, 2));
+    assert_eq!(e.cpu.pending, PendingEvent::default());
+    assert_eq!(CpuState::deliver_event(&mut e), Ok(false), "the interrupt gate cleared IF");
+}
+
+#[test]
+fn smap_guards_frames_on_user_pages() {
+    // The 2 MiB mapping is a user page: with SMAP and AC clear the kernel may not push to it.
+    let mut e = Env::long(0);
+    e.gate(6, INT, 0, sel::CODE0, 0x4000, 0);
+    e.cpu.cr4 |= crate::state::cr4::SMAP;
+    e.cpu.update_mode();
+    assert_eq!(CpuState::deliver_fault(&mut e, ud()), Err(Shutdown), "the IDT itself lies there");
+    e.poke(at::CR3 + 0x2000, 8, 0x83);
+    assert_eq!(CpuState::deliver_fault(&mut e, ud()), Ok(()));
+    assert_eq!(e.cpu.rip, 0x4000);
 }
