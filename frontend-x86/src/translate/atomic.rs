@@ -4,7 +4,7 @@ use super::{Place, Tr, feature};
 use crate::helpers::atomic::CMPXCHG16B;
 use crate::layout;
 use arch_x86::flags::bit;
-use iced_x86::Mnemonic;
+use iced_x86::{Mnemonic, Register};
 use ir::{Cond, Inst, Op, Rmw, SlotId, Ty, Val};
 
 impl Tr<'_> {
@@ -94,9 +94,7 @@ fn cmpxchg(tr: &mut Tr<'_>) {
     };
     let same = tr.b.cmp(Cond::Eq, acc, old);
     if let Place::Reg(r) = p {
-        // A failed exchange writes the destination back. It may be the accumulator, which is then equal.
-        let v = tr.b.select(same, new, old);
-        tr.set_reg(r, v);
+        write_if(tr, same, r, new);
     }
     let res = tr.b.bin(Op::Sub, acc, old);
     if !matches!(p, Place::Reg(r) if Tr::gpr_of(r).is_some_and(|(s, off, _)| s == layout::RAX && off == 0)) {
@@ -105,7 +103,17 @@ fn cmpxchg(tr: &mut Tr<'_>) {
     tr.flags_sub(acc, old, res);
 }
 
-/// Writes a register unless `same`; then even its upper half stays.
+/// Writes a general register if `c`; else even the upper half that a 32-bit value would clear stays.
+pub(super) fn write_if(tr: &mut Tr<'_>, c: Val, r: Register, new: Val) {
+    let Some((slot, off, ty)) = Tr::gpr_of(r) else { return };
+    let ty = if ty == Ty::I32 { Ty::I64 } else { ty };
+    let new = tr.b.zext(ty, new);
+    let old = tr.b.get(ty, slot, off);
+    let v = tr.b.select(c, new, old);
+    tr.b.set(ty, slot, off, v);
+}
+
+/// Writes the low part of a register unless `same`.
 fn replace_if_not(tr: &mut Tr<'_>, same: Val, slot: SlotId, new: Val) {
     let ty = tr.b.ty(new);
     let ty = if ty == Ty::I32 { Ty::I64 } else { ty };

@@ -1,5 +1,6 @@
 //! Bit tests, scans and counts (SDM 2 "BT", "BSF", "LZCNT", "POPCNT").
 
+use super::atomic::write_if;
 use super::{Place, Tr, feature};
 use arch_x86::flags::bit;
 use iced_x86::Mnemonic;
@@ -25,8 +26,7 @@ pub fn translate(tr: &mut Tr<'_>) -> bool {
 fn scan(tr: &mut Tr<'_>, reverse: bool) {
     let ty = tr.op_ty(0);
     let v = tr.src(1, ty);
-    let old = tr.src(0, ty);
-    let zero = tr.b.cmp_imm(Cond::Eq, v, 0);
+    let found = tr.b.cmp_imm(Cond::Ne, v, 0);
     let n = if reverse {
         let n = tr.b.unary(Op::Clz, v);
         tr.b.bin_imm(Op::Xor, n, u64::from(ty.bits()) - 1)
@@ -34,8 +34,7 @@ fn scan(tr: &mut Tr<'_>, reverse: bool) {
         tr.b.unary(Op::Ctz, v)
     };
     // Of a zero source the destination stays as it was, as all processors do.
-    let res = tr.b.select(zero, old, n);
-    tr.dst(0, res);
+    write_if(tr, found, tr.insn.op0_register(), n);
     tr.flags_logic(v);
 }
 
