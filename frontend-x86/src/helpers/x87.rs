@@ -9,6 +9,8 @@ use super::{ANY, Env, Res, STATE};
 use crate::hostfp::x87::X87Op;
 use arch_x86::fault;
 use arch_x86::state::cr0;
+#[cfg(test)]
+pub(crate) use fxsave::{restore, save};
 use stack::{Fpu, sw};
 use vm_core::{Fault, Va, dlog, guest::Access};
 

@@ -14,7 +14,7 @@ use ir::{Op, SlotId, Ty, Val};
 /// Translates the current instruction if it belongs here.
 pub fn translate(tr: &mut Tr<'_>) -> bool {
     let m = tr.insn.mnemonic();
-    if tr.insn.encoding() != EncodingKind::Legacy || !(uses_mmx(tr) || matches!(m, M::Emms | M::Cvtpi2ps)) {
+    if tr.insn.encoding() != EncodingKind::Legacy || !(uses_mmx(tr) || m == M::Emms) {
         return false;
     }
     let Some(run) = operation(tr) else { return false };
@@ -84,6 +84,7 @@ fn enter(tr: &mut Tr<'_>) {
 }
 
 fn emms(tr: &mut Tr<'_>) {
+    enter(tr);
     let none = tr.i8(0);
     tr.b.set(Ty::I8, FTW, 0, none);
 }

@@ -31,7 +31,7 @@ pub fn run(f: &mut Fpu<'_>, c: Code, mem: [u8; 16], cond: u64) -> u64 {
         Form::Move => conditional_move(f, c.i, cond != 0),
         Form::Free => {
             f.free(c.i);
-            f.rotate(c.pops);
+            f.pop(c.pops);
         }
         Form::IncTop => rotate(f, 1),
         Form::DecTop => rotate(f, 7),
@@ -70,17 +70,25 @@ fn unary(f: &mut Fpu<'_>, c: Code, mem: [u8; 16], two: bool) {
         if f.stack_fault(false) {
             f.set(0, INDEFINITE);
         }
-        return;
+        return clear_c2(f, c.op);
     }
+    let io = host(f, c.op, f.get(0), f.get(1), mem);
     let codes = match c.op {
-        X87Op::Prem | X87Op::Prem1 => sw::CC,
-        X87Op::Sin | X87Op::Cos => sw::C1 | sw::C2,
+        // A NaN or a trap has no quotient: C0 and C3 stay.
+        X87Op::Prem | X87Op::Prem1 if io.st[0].sexp & 0x7fff != 0x7fff && !f.blocks(io.fsw, BEFORE) => sw::CC,
+        X87Op::Prem | X87Op::Prem1 | X87Op::Sin | X87Op::Cos => sw::C1 | sw::C2,
         _ => sw::C1,
     };
-    let io = host(f, c.op, f.get(0), f.get(1), mem);
     f.status(io.fsw, codes);
     if !f.blocks(io.fsw, BEFORE) {
         f.set(0, io.st[0]);
+    }
+}
+
+/// After a stack fault of an instruction that reports an incomplete reduction in C2: there is none.
+fn clear_c2(f: &mut Fpu<'_>, op: X87Op) {
+    if matches!(op, X87Op::Prem | X87Op::Prem1 | X87Op::Sin | X87Op::Cos | X87Op::PTan | X87Op::SinCos) {
+        f.status(0, sw::C2);
     }
 }
 
@@ -144,7 +152,7 @@ fn unary_push(f: &mut Fpu<'_>, c: Code) {
             f.set(0, INDEFINITE);
             f.push(INDEFINITE);
         }
-        return;
+        return clear_c2(f, c.op);
     }
     let io = host(f, c.op, f.get(0), F80::default(), [0; 16]);
     let trig = c.op != X87Op::XTract;
@@ -159,8 +167,8 @@ fn unary_push(f: &mut Fpu<'_>, c: Code) {
 /// Pushes `v`; `None`: it comes from an empty register.
 fn push(f: &mut Fpu<'_>, v: Option<F80>) {
     if !f.empty(7) || v.is_none() {
-        let overflow = !f.empty(7);
-        if f.stack_fault(overflow) {
+        // An empty source counts before a full stack.
+        if f.stack_fault(v.is_some()) {
             f.push(INDEFINITE);
         }
         return;
@@ -173,17 +181,25 @@ fn push(f: &mut Fpu<'_>, v: Option<F80>) {
 
 fn load(f: &mut Fpu<'_>, c: Code, mem: [u8; 16]) {
     if !f.empty(7) {
-        return push(f, None);
+        return push(f, Some(F80::default()));
     }
     let io = host(f, c.op, F80::default(), F80::default(), mem);
     f.status(io.fsw & !sw::C1, sw::C1);
-    if !f.blocks(io.fsw, BEFORE) {
+    // CPUs differ in whether an unmasked denormal operand stops a load: the host's TOP tells (three registers in use).
+    if io.fsw & sw::TOP == 5 << sw::TOP_SHIFT {
         f.push(io.st[0]);
     }
 }
 
 fn store_reg(f: &mut Fpu<'_>, c: Code) {
-    let v = if f.empty(0) {
+    let v = if c.op == X87Op::Xam {
+        // FSTPNCE: an empty register is no fault, and nothing is copied.
+        f.status(0, sw::C1);
+        if f.empty(0) {
+            return f.pop(c.pops);
+        }
+        f.get(0)
+    } else if f.empty(0) {
         if !f.stack_fault(false) {
             return;
         }
@@ -216,7 +232,7 @@ fn exchange(f: &mut Fpu<'_>, i: u8) {
 
 fn conditional_move(f: &mut Fpu<'_>, i: u8, cond: bool) {
     if f.empty(0) || f.empty(i) {
-        if f.stack_fault(false) && cond {
+        if f.stack_fault(false) {
             f.set(0, INDEFINITE);
         }
         return;

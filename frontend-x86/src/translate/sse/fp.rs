@@ -118,7 +118,8 @@ fn conversion(tr: &Tr<'_>) -> Option<(SseOp, u32)> {
         M::Cvttss2si => (to(SseOp::Cvttss2si32, SseOp::Cvttss2si64), 4),
         M::Cvtsd2si => (to(SseOp::Cvtsd2si32, SseOp::Cvtsd2si64), 8),
         M::Cvttsd2si => (to(SseOp::Cvttsd2si32, SseOp::Cvttsd2si64), 8),
-        // The memory form has no MMX register, and touches no x87 state (SDM 2 "CVTPI2PD").
+        // The memory forms have no MMX register, and touch no x87 state (SDM 2 "CVTPI2PD"; CVTPI2PS as CPUs do it).
+        M::Cvtpi2ps => (SseOp::Cvtpi2ps, 8),
         M::Cvtpi2pd => (SseOp::Cvtdq2pd, 8),
         _ => return None,
     })

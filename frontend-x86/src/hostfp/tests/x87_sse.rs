@@ -1,0 +1,259 @@
+//! The comparison, over all encodings.
+
+use super::guest::Guest;
+use super::native::Runner;
+use super::{Area, Rng};
+use iced_x86::{CpuidFeature as F, Decoder, DecoderOptions, Instruction, Mnemonic as M, OpKind};
+use ir::interp::Outcome;
+use std::collections::BTreeSet;
+
+fn decode(bytes: &[u8]) -> Option<Instruction> {
+    let i = Decoder::with_ip(64, bytes, 0, DecoderOptions::NONE).decode();
+    let wanted = |f: &F| {
+        matches!(f, F::MMX | F::SSE | F::SSE2 | F::SSE3 | F::FPU | F::FPU287 | F::FPU387) || *f == F::CMOV && (0xd8..=0xdf).contains(&bytes[0])
+    };
+    let ours = !i.is_invalid() && i.cpuid_features().iter().all(wanted);
+    // General registers other than RAX, RCX, RDX hold the test's own pointers.
+    let safe = (0..i.op_count()).all(|k| {
+        i.op_kind(k) != OpKind::Register || !i.op_register(k).is_gpr() || i.op_register(k).number() < 3
+    });
+    // Those with no random operands (LDMXCSR), another address (MASKMOV), or none of this topic.
+    let skipped = matches!(
+        i.mnemonic(),
+        M::Ldmxcsr | M::Maskmovq | M::Maskmovdqu | M::Lfence | M::Mfence | M::Sfence | M::Clflush | M::Pause | M::Prefetchnta
+            | M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2 | M::Reservednop | M::Nop
+    );
+    (ours && safe && !skipped).then_some(i)
+}
+
+/// Registers and [RSI] as ModRM bytes: every reg field, two r/m registers.
+fn modrms() -> impl Iterator<Item = u8> {
+    (0..8u8).flat_map(|reg| [0x06 | reg << 3, 0xc2 | reg << 3, 0xc1 | reg << 3])
+}
+
+fn sse_encodings() -> Vec<Vec<u8>> {
+    let mut out = Vec::new();
+    for prefix in [&[][..], &[0x66], &[0xf3], &[0xf2]] {
+        for rex in [&[][..], &[0x48]] {
+            for opcode in 0..=255u8 {
+                for modrm in modrms() {
+                    let bytes = [prefix, rex, &[0x0f, opcode, modrm, 0x5a, 0, 0, 0, 0]].concat();
+                    if let Some(i) = decode(&bytes) {
+                        out.push(bytes[..i.len()].to_vec());
+                    }
+                }
+            }
+        }
+    }
+    out.sort();
+    out.dedup();
+    out
+}
+
+fn x87_encodings() -> Vec<Vec<u8>> {
+    let modrm = || (0..8u8).map(|r| r << 3 | 6).chain(0xc0..=0xff);
+    (0xd8..=0xdfu8)
+        .flat_map(|op| modrm().map(move |m| vec![op, m]))
+        .filter(|b| decode(&[b[0], b[1], 0, 0, 0, 0, 0, 0]).is_some())
+        .collect()
+}
+
+/// Puts what is undefined or not kept to 0 on both sides.
+fn normalize(a: &mut Area, i: &Instruction) {
+    // FOP, FIP, FDP, MXCSR_MASK, reserved parts.
+    a.fx[5] = 0;
+    a.fx[6..24].fill(0);
+    a.fx[28..32].fill(0);
+    for r in 0..8 {
+        a.fx[32 + 16 * r + 10..][..6].fill(0);
+    }
+    a.fx[416..].fill(0);
+    a.gpr[3] &= 0x8d5;
+    // C1 is undefined, cleared or kept (SDM and AMD's manual differ).
+    let c1_open = [M::Fcomi, M::Fcomip, M::Fucomi, M::Fucomip, M::Ffree, M::Ffreep, M::Fcmovb, M::Fcmovnb, M::Fcmove, M::Fcmovne];
+    if c1_open.contains(&i.mnemonic()) || matches!(i.mnemonic(), M::Fcmovbe | M::Fcmovnbe | M::Fcmovu | M::Fcmovnu) {
+        a.fx[3] &= !2;
+    }
+    if matches!(i.mnemonic(), M::Fnstenv | M::Fnsave) {
+        a.mem[12..28].fill(0);
+    }
+}
+
+fn hex(b: &[u8]) -> String {
+    b.iter().rev().map(|b| format!("{b:02x}")).collect()
+}
+
+fn difference(start: &Area, guest: &Area, host: &Area) -> String {
+    let mut s = format!("start fcw {} fsw {} ftw {} mxcsr {}\n", hex(&start.fx[..2]), hex(&start.fx[2..4]), hex(&start.fx[4..5]), hex(&start.fx[24..28]));
+    let mut cmp = |name: &str, st: &[u8], g: &[u8], h: &[u8]| {
+        if g != h {
+            s += &format!("{name}: start {} guest {} host {}\n", hex(st), hex(g), hex(h));
+        }
+    };
+    for (name, at, n) in [("fcw", 0, 2), ("fsw", 2, 2), ("ftw", 4, 1), ("mxcsr", 24, 4)] {
+        cmp(name, &start.fx[at..at + n], &guest.fx[at..at + n], &host.fx[at..at + n]);
+    }
+    for i in 0..8 {
+        let r = 32 + 16 * i..42 + 16 * i;
+        cmp(&format!("st{i}"), &start.fx[r.clone()], &guest.fx[r.clone()], &host.fx[r]);
+    }
+    for i in 0..16 {
+        let r = 160 + 16 * i..176 + 16 * i;
+        cmp(&format!("xmm{i}"), &start.fx[r.clone()], &guest.fx[r.clone()], &host.fx[r]);
+    }
+    for i in 0..4 {
+        cmp(&format!("gpr{i}"), &start.gpr[i].to_le_bytes(), &guest.gpr[i].to_le_bytes(), &host.gpr[i].to_le_bytes());
+    }
+    cmp("mem", &start.mem[..32], &guest.mem[..32], &host.mem[..32]);
+    for i in 0..8 {
+        s += &format!("  st{i} {}\n", hex(&start.fx[32 + 16 * i..42 + 16 * i]));
+    }
+    for i in 1..3 {
+        s += &format!("  xmm{i} {}\n", hex(&start.fx[160 + 16 * i..176 + 16 * i]));
+    }
+    s += &format!("  mem {}\n", hex(&start.mem[..16]));
+    s
+}
+
+/// Runs `cases` random states through `bytes` on both sides.
+fn compare(g: &mut Guest, r: &mut Rng, bytes: &[u8], cases: u32, failures: &mut Vec<String>) {
+    let insn = decode(&[bytes, &[0; 8]].concat()).expect("filtered before");
+    let runner = Runner::new(bytes);
+    g.translate(bytes);
+    let (mut guest, mut host) = (Area::zeroed(), Area::zeroed());
+    for n in 0..cases {
+        guest.randomize(r, n % 3 == 0);
+        if insn.cpuid_features().iter().all(|f| !matches!(f, F::FPU | F::FPU287 | F::FPU387)) {
+            // MMX instructions report pending exceptions; there are none.
+            guest.fx[0] |= 0x3f;
+        }
+        let start = guest.clone();
+        (*host).clone_from(&guest);
+        let outcome = g.run(&mut guest);
+        runner.run(&mut host);
+        normalize(&mut guest, &insn);
+        normalize(&mut host, &insn);
+        let ended = matches!(outcome, Outcome::Jump { .. } | Outcome::ExitNext { .. });
+        if !ended || guest.fx != host.fx || guest.gpr != host.gpr || guest.mem != host.mem {
+            failures.push(format!("{insn} {bytes:02x?} case {n}: {outcome:?}\n{}", difference(&start, &guest, &host)));
+            return;
+        }
+    }
+}
+
+fn check(list: Vec<Vec<u8>>, least: usize, cases: u32) {
+    let mnemonics: BTreeSet<_> = list.iter().filter_map(|b| decode(&[b, &[0; 8][..]].concat())).map(|i| i.mnemonic() as u32).collect();
+    assert!(mnemonics.len() >= least, "only {} instructions found", mnemonics.len());
+    let (mut g, mut r, mut failures) = (Guest::new(), Rng(1), Vec::new());
+    for bytes in &list {
+        compare(&mut g, &mut r, bytes, cases, &mut failures);
+    }
+    assert!(failures.is_empty(), "{} of {} encodings differ:\n{}", failures.len(), list.len(), failures[..failures.len().min(12)].join("\n"));
+}
+
+#[test]
+fn mmx_and_sse_match_the_host() {
+    check(sse_encodings(), 175, 60);
+}
+
+#[test]
+fn x87_matches_the_host() {
+    check(x87_encodings(), 80, 400);
+}
+
+/// Runs `bytes` in the guest on `a`.
+fn guest(g: &mut Guest, bytes: &[u8], a: &mut Area) -> Outcome<vm_core::Fault> {
+    g.cpu.mxcsr = u32::from_le_bytes([a.fx[24], a.fx[25], a.fx[26], a.fx[27]]);
+    g.cpu.update_mode();
+    g.translate(bytes);
+    g.run(a)
+}
+
+fn set_mxcsr(a: &mut Area, v: u32) {
+    a.fx[24..28].copy_from_slice(&v.to_le_bytes());
+}
+
+#[test]
+fn unmasked_sse_exceptions_fault_before_the_result_is_written() {
+    const ADDSD: &[u8] = &[0xf2, 0x0f, 0x58, 0xca]; // addsd xmm1, xmm2
+    const DIVSD: &[u8] = &[0xf2, 0x0f, 0x5e, 0xca];
+    let denormal = 1u64.to_le_bytes();
+    let cases: [(&[u8], [u8; 8], [u8; 8], u32, u32); 5] = [
+        (DIVSD, 1f64.to_le_bytes(), 0f64.to_le_bytes(), 1 << 9, 1 << 2),
+        (DIVSD, 1f64.to_le_bytes(), 3f64.to_le_bytes(), 1 << 12, 1 << 5),
+        (ADDSD, f64::INFINITY.to_le_bytes(), f64::NEG_INFINITY.to_le_bytes(), 1 << 7, 1),
+        // The denormal is found before the sum turns out inexact.
+        (ADDSD, 1f64.to_le_bytes(), denormal, 1 << 8, 1 << 1),
+        // Tiny and exact: signalled because underflow is unmasked. DE is masked but set.
+        (ADDSD, denormal, 0f64.to_le_bytes(), 1 << 11, 1 << 4 | 1 << 1),
+    ];
+    let mut g = Guest::new();
+    for (bytes, x, y, unmask, flags) in cases {
+        let mut a = Area::zeroed();
+        a.randomize(&mut Rng(7), false);
+        a.fx[176..184].copy_from_slice(&x);
+        a.fx[192..200].copy_from_slice(&y);
+        set_mxcsr(&mut a, 0x1f80 & !unmask);
+        let outcome = guest(&mut g, bytes, &mut a);
+        assert_eq!(outcome, Outcome::Fault { at: 0, fault: arch_x86::fault::xm() });
+        assert_eq!(a.fx[176..184], x);
+        assert_eq!(u32::from_le_bytes([a.fx[24], a.fx[25], a.fx[26], a.fx[27]]), 0x1f80 & !unmask | flags);
+        g.cpu.cr4 &= !arch_x86::state::cr4::OSXMMEXCPT;
+        assert_eq!(guest(&mut g, bytes, &mut a), Outcome::Fault { at: 0, fault: arch_x86::fault::ud() });
+        g.cpu.cr4 |= arch_x86::state::cr4::OSXMMEXCPT;
+    }
+}
+
+#[test]
+fn nothing_runs_when_the_control_registers_forbid_it() {
+    use arch_x86::fault::vector::{MF, NM, UD};
+    use arch_x86::state::{cr0, cr4};
+    const PXOR_XMM: &[u8] = &[0x66, 0x0f, 0xef, 0xca];
+    const PXOR_MM: &[u8] = &[0x0f, 0xef, 0xca];
+    const FADD: &[u8] = &[0xd8, 0xc1];
+    const WAIT: &[u8] = &[0x9b];
+    let raise = |bytes: &[u8], cr0_on: u64, cr4_off: u64, es: bool| {
+        let mut g = Guest::new();
+        g.cpu.cr0 |= cr0_on;
+        g.cpu.cr4 &= !cr4_off;
+        g.cpu.update_mode();
+        let mut a = Area::zeroed();
+        set_mxcsr(&mut a, 0x1f80);
+        if es {
+            (a.fx[0], a.fx[2]) = (0x7e, 0x81);
+        }
+        match guest(&mut g, bytes, &mut a) {
+            Outcome::Raise { vector, .. } => Some(vector),
+            Outcome::Fault { fault, .. } => Some(fault.vector),
+            _ => None,
+        }
+    };
+    for (bytes, em, ts, no_osfxsr) in [(PXOR_XMM, UD, NM, Some(UD)), (PXOR_MM, UD, NM, None), (FADD, NM, NM, None)] {
+        assert_eq!(raise(bytes, 0, 0, false), None, "{bytes:02x?}");
+        assert_eq!(raise(bytes, cr0::EM, 0, false), Some(em), "{bytes:02x?}");
+        assert_eq!(raise(bytes, cr0::TS, 0, false), Some(ts), "{bytes:02x?}");
+        assert_eq!(raise(bytes, 0, cr4::OSFXSR, false), no_osfxsr, "{bytes:02x?}");
+    }
+    assert_eq!(raise(WAIT, cr0::TS, 0, false), None);
+    assert_eq!(raise(WAIT, cr0::TS | cr0::MP, 0, false), Some(NM));
+    for bytes in [FADD, PXOR_MM, WAIT] {
+        assert_eq!(raise(bytes, 0, 0, true), Some(MF), "{bytes:02x?}");
+    }
+    assert_eq!(raise(PXOR_XMM, 0, 0, true), None);
+}
+
+#[test]
+fn aligned_operands_and_reserved_mxcsr_bits_are_checked() {
+    use arch_x86::fault::vector::GP;
+    let gp = Outcome::Raise { at: 0, vector: GP, error: Some(0) };
+    let mut g = Guest::new();
+    let mut a = Area::zeroed();
+    set_mxcsr(&mut a, 0x1f80);
+    assert_eq!(guest(&mut g, &[0x0f, 0x28, 0x4e, 0x08], &mut a), gp); // movaps xmm1, [rsi+8]
+    assert!(matches!(guest(&mut g, &[0x0f, 0x10, 0x4e, 0x08], &mut a), Outcome::Jump { .. })); // movups
+    a.mem[2] = 1;
+    assert_eq!(guest(&mut g, &[0x0f, 0xae, 0x16], &mut a), gp); // ldmxcsr [rsi]
+    a.mem[..4].copy_from_slice(&0x9fc0u32.to_le_bytes());
+    assert!(matches!(guest(&mut g, &[0x0f, 0xae, 0x16], &mut a), Outcome::ExitNext { .. }));
+    assert_eq!(a.fx[24..28], 0x9fc0u32.to_le_bytes());
+}
