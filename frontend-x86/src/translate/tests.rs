@@ -135,3 +135,96 @@ fn compare_and_branch_needs_no_helper() {
     assert_eq!((end.op, end.imm, b.next), (ir::Op::Br, 0x15, 5));
     assert_eq!(b.insts[end.a.index()].cond(), ir::Cond::Slt);
 }
+
+/// Runs code on the reference interpreter with memory at 0..64 KiB, from `start`, until it has left through `Exit*` or a
+/// computed jump; gives the program counter.
+fn run(mode: u64, code: &[u8], setup: impl Fn(&mut Vec<u8>, &StateLayout)) -> (Vec<u8>, Vec<u8>, u64) {
+    struct Flat(Vec<u8>);
+    impl ir::Memory for Flat {
+        type Fault = ();
+        fn load(&mut self, addr: u64, ty: ir::Ty, _: u16) -> Result<u128, ()> {
+            let b = self.0.get(addr as usize..addr as usize + ty.bytes() as usize).ok_or(())?;
+            Ok(b.iter().rev().fold(0, |v, b| v << 8 | u128::from(*b)))
+        }
+        fn store(&mut self, addr: u64, ty: ir::Ty, value: u128, _: u16) -> Result<(), ()> {
+            let n = ty.bytes() as usize;
+            self.0.get_mut(addr as usize..addr as usize + n).ok_or(())?.copy_from_slice(&value.to_le_bytes()[..n]);
+            Ok(())
+        }
+        fn rmw(&mut self, _: u64, _: ir::Ty, _: ir::Rmw, _: u64, _: u16) -> Result<u64, ()> {
+            Err(())
+        }
+        fn cas(&mut self, _: u64, _: ir::Ty, _: u64, _: u64, _: u16) -> Result<u64, ()> {
+            Err(())
+        }
+        fn probe(&mut self, addr: u64, len: u32, _: u16) -> Result<(), ()> {
+            if addr + u64::from(len) <= self.0.len() as u64 { Ok(()) } else { Err(()) }
+        }
+    }
+    let x = X86::new(ALL_FEATURES);
+    let mut p = page(code);
+    let mut state = vec![0; x.layout.size as usize];
+    setup(&mut state, &x.layout);
+    let mut mem = Flat(vec![0; 0x10000]);
+    let b = check(&x, mode, 0, 8, &mut p);
+    let interp = ir::Interp { layout: &x.layout, helpers: &x.helpers, mode };
+    let end = interp.run(&b, &mut state, &mut mem, &mut |_, _, _, args| Ok(args[1]));
+    let pc = match end {
+        ir::Outcome::Indirect { pc, .. } => pc,
+        ir::Outcome::Jump { to } | ir::Outcome::ExitNext { to } => to as u64,
+        other => panic!("{other:?}"),
+    };
+    (state, mem.0, pc)
+}
+
+fn set(state: &mut [u8], l: &StateLayout, name: &str, v: u64) {
+    let s = l.slot(l.find(name).expect("a slot's name"));
+    let n = (s.size as usize).min(8);
+    state[s.offset as usize..][..n].copy_from_slice(&v.to_le_bytes()[..n]);
+}
+
+fn get(state: &[u8], name: &str) -> u64 {
+    let l = layout::layout();
+    let s = l.slot(l.find(name).expect("a slot's name"));
+    state[s.offset as usize..][..8].iter().rev().fold(0, |v, b| v << 8 | u64::from(*b))
+}
+
+#[test]
+fn absolute_displacements_are_sign_extended_in_64_bit_code() {
+    // mov gs:[-8], rax
+    let (s, m, _) = run(modes()[6], &[0x65, 0x48, 0x89, 0x04, 0x25, 0xf8, 0xff, 0xff, 0xff], |s, l| {
+        set(s, l, "gs_base", 0x1008);
+        set(s, l, "rax", 0x1122_3344_5566_7788);
+    });
+    assert_eq!((&m[0x1000..0x1008], get(&s, "rax")), (&0x1122_3344_5566_7788u64.to_le_bytes()[..], 0x1122_3344_5566_7788));
+}
+
+#[test]
+fn sixteen_bit_calls_push_two_bytes_and_wrap_in_ip() {
+    // call +100h in real mode at page offset 0 of IP F000h
+    let (s, m, pc) = run(modes()[0], &[0xe8, 0x00, 0x01], |s, l| {
+        set(s, l, "rsp", 0xffff_1000);
+        set(s, l, "pc_page", 0xf000);
+    });
+    assert_eq!((get(&s, "rsp"), &m[0xffe..0x1000], pc), (0xffff_0ffe, &[0x03, 0xf0][..], 0x103));
+}
+
+#[test]
+fn thirty_two_bit_frames() {
+    // push ebp; mov ebp, esp; pop [esp+4]; leave; ret 8
+    let code = [0x55, 0x89, 0xe5, 0x8f, 0x44, 0x24, 0x04, 0xc9, 0xc2, 0x08, 0x00];
+    let (s, m, pc) = run(modes()[4], &code, |s, l| {
+        set(s, l, "rsp", 0x1000);
+        set(s, l, "rbp", 0x7777_8888);
+    });
+    // The POP stores what was pushed 8 above its own slot; LEAVE reads the saved EBP again.
+    assert_eq!((get(&s, "rsp"), get(&s, "rbp")), (0x1000 + 12, 0x7777_8888));
+    assert_eq!((&m[0x1004..0x1008], pc), (&0x7777_8888u32.to_le_bytes()[..], 0));
+}
+
+#[test]
+fn far_return_addresses_and_relative_branches_of_16_bits_in_32_bit_code() {
+    // 66h jmp rel16 cuts EIP to 16 bits
+    let (_, _, pc) = run(modes()[4], &[0x66, 0xe9, 0x10, 0x00], |s, l| set(s, l, "pc_page", 0x1234_f000));
+    assert_eq!(pc, 0xf014);
+}
