@@ -4,6 +4,7 @@
 //! UNSAFE: handlers trust what `form` made: operand offsets lie inside the state or the temporaries, an op that takes
 //! further slots is followed by them, and `seam` is the seam of a live block inside `with_io`.
 #![allow(unsafe_code)]
+// size-ok: one handler for each op and width, and the table of them.
 
 use super::form::{COp, Edge, Handler};
 use crate::tlb;
