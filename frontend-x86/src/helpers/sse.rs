@@ -4,7 +4,7 @@
 use super::{ANY, Env, PURE, Res, STATE};
 use crate::hostfp::sse::{MXCSR_DEFAULT, MXCSR_FLAGS, SseOp};
 use arch_x86::state::cr4;
-use arch_x86::{CpuState, fault};
+use arch_x86::fault;
 use ir::{Effects, VecOp};
 
 rows! {
@@ -12,7 +12,7 @@ rows! {
     /// (`SseOp` | destination << 16 | `KEEP_DST`, source lanes): floating point, all exceptions masked. Gives the low half
     /// of the result.
     FP = sse_fp(3) STATE;
-    /// The same if MXCSR unmasks an exception.
+    /// The same if MXCSR unmasks an exception: #XM, or #UD without CR4.OSXMMEXCPT.
     FP_XM = sse_fp(3) STATE.or(Effects::MAY_LEAVE);
     /// (`IntOp` | destination << 16, source lanes): integer.
     INT = sse_int(3) STATE;
@@ -96,22 +96,16 @@ fn sse_fp<E: Env>(env: &mut E, code: u64, lo: u64, hi: u64) -> Res {
     let Some(op) = SseOp::from_index(code as u16) else { return Ok(0) };
     let cpu = env.cpu();
     let dst = (code >> 16 & 15) as usize;
-    let a = cpu.xmm[dst];
-    let r = fp(cpu, op, a, vector(lo, hi))?;
-    if code & KEEP_DST == 0 {
-        cpu.xmm[dst] = r;
-    }
-    Ok(r as u64)
-}
-
-/// Runs `op` and sets the flags in MXCSR. #XM (or #UD without CR4.OSXMMEXCPT) if one of them is unmasked.
-pub fn fp(cpu: &mut CpuState, op: SseOp, a: u128, b: u128) -> Result<u128, vm_core::Fault> {
-    let (r, flags) = op.run(a, &b, cpu.mxcsr);
+    let mut r = cpu.xmm[dst];
+    let flags = op.run(&mut r, lo, hi, cpu.mxcsr);
     cpu.mxcsr |= flags;
     if flags & !(cpu.mxcsr >> 7) & MXCSR_FLAGS != 0 {
         return Err(if cpu.cr4 & cr4::OSXMMEXCPT != 0 { fault::xm() } else { fault::ud() });
     }
-    Ok(r)
+    if code & KEEP_DST == 0 {
+        cpu.xmm[dst] = r;
+    }
+    Ok(r as u64)
 }
 
 fn sse_int<E: Env>(env: &mut E, code: u64, lo: u64, hi: u64) -> Res {

@@ -1,6 +1,9 @@
 //! SSE, SSE2 and SSE3 floating-point operations (SDM 1 chapters 10-12), run by the host under the guest's MXCSR with all
 //! exceptions masked. Every operation maps two 128-bit operands to one 128-bit result.
 
+#[cfg(target_arch = "x86_64")]
+use std::{arch::asm, arch::x86_64::__m128i, mem::transmute};
+
 /// MXCSR after reset, and the host's: all exceptions masked, round to nearest, no FTZ, no DAZ.
 pub const MXCSR_DEFAULT: u32 = 0x1f80;
 /// The sticky exception flags IE DE ZE OE UE PE.
@@ -12,59 +15,71 @@ static HOST_MXCSR: u32 = MXCSR_DEFAULT;
 /// Everything but the flags: DAZ, masks, RC, FTZ.
 const CONTROL: u32 = 0xffc0;
 
-/// Runs `$asm` on xmm0 = `*a`, xmm1 = `b`; xmm0 is the result. Returns the exception flags raised that `mxcsr` lacks, at
-/// least.
+/// Runs `$asm` on xmm0 = `*a`, xmm1 = `hi`:`lo`; xmm0 is the result. Returns the exception flags raised that `mxcsr` lacks,
+/// at least.
 ///
-/// While the guest's control bits are the default ones MXCSR is not loaded. The host's sticky flags may then be there
-/// already, from an earlier operation or from Rust code; only if they are not a subset of the guest's is the operation
-/// done again with cleared flags. So nobody has to keep the host's flags in step.
+/// While the guest's control bits are the default ones MXCSR is not loaded, and STMXCSR, the dear part, is left out where
+/// operands and result show that no flag is new. The host's sticky flags may be there already, from an earlier operation
+/// or from Rust code; only if they are not a subset of the guest's is the operation done again with cleared flags. So
+/// nobody has to keep the host's flags in step.
 #[cfg(target_arch = "x86_64")]
 macro_rules! body {
-    ($asm:literal, $a:ident, $b:ident, $mxcsr:ident) => {{
-        let (mut r, mut csr) = (0u128, 0u32);
+    ($op:expr, $asm:literal, $a:ident, $lo:ident, $hi:ident, $mxcsr:ident) => {{
+        let before = *$a;
+        // SAFETY: both types are 16 bytes for which all patterns are values.
+        let (x, b): (__m128i, __m128i) = unsafe { (transmute(before), transmute(u128::from($hi) << 64 | u128::from($lo))) };
+        let (r, mut csr): (__m128i, u32);
         if $mxcsr & CONTROL == MXCSR_DEFAULT {
-            // SAFETY: reads `a` and `b`, writes `r` and `csr`; clobbers are declared; MXCSR's control bits stay.
-            unsafe {
-                std::arch::asm!(
-                    "movups xmm0, [rdi]", "movups xmm1, [rsi]", $asm, "movups [rdx], xmm0", "stmxcsr [rcx]",
-                    in("rdi") &raw const *$a, in("rsi") &raw const *$b, in("rdx") &raw mut r, in("rcx") &raw mut csr,
-                    out("xmm0") _, out("xmm1") _, out("rax") _, options(nostack),
-                );
-            }
-            if csr & MXCSR_FLAGS & !$mxcsr == 0 {
-                *$a = r;
-                return 0;
+            if $op.often_quiet() {
+                let r: __m128i;
+                // SAFETY: touches the declared registers and MXCSR's flags only.
+                unsafe {
+                    asm!($asm, inout("xmm0") x => r, inout("xmm1") b => _, out("rax") _, options(nostack, nomem));
+                }
+                // SAFETY: as above.
+                let r: u128 = unsafe { transmute(r) };
+                if $op.quiet(before as u64, $lo, r as u64, $mxcsr) {
+                    *$a = r;
+                    return 0;
+                }
+            } else {
+                let r: __m128i;
+                csr = 0;
+                // SAFETY: writes `csr`; else as above.
+                unsafe {
+                    asm!($asm, "stmxcsr [rcx]", inout("xmm0") x => r, inout("xmm1") b => _, in("rcx") &raw mut csr, out("rax") _,
+                        options(nostack));
+                }
+                if csr & MXCSR_FLAGS & !$mxcsr == 0 {
+                    // SAFETY: as above.
+                    *$a = unsafe { transmute::<__m128i, u128>(r) };
+                    return 0;
+                }
             }
             csr = MXCSR_DEFAULT;
             // SAFETY: as above; MXCSR is loaded with the host's own control bits.
             unsafe {
-                std::arch::asm!(
-                    "ldmxcsr [rcx]", "movups xmm0, [rdi]", "movups xmm1, [rsi]", $asm, "movups [rdx], xmm0", "stmxcsr [rcx]",
-                    in("rdi") &raw const *$a, in("rsi") &raw const *$b, in("rdx") &raw mut r, in("rcx") &raw mut csr,
-                    out("xmm0") _, out("xmm1") _, out("rax") _, options(nostack),
-                );
+                asm!("ldmxcsr [rcx]", $asm, "stmxcsr [rcx]", inout("xmm0") x => r, inout("xmm1") b => _, in("rcx") &raw mut csr,
+                    out("rax") _, options(nostack));
             }
         } else {
             csr = $mxcsr & CONTROL | MXCSR_MASKS;
             // SAFETY: as above; the guest's MXCSR (reserved bits are clear, all masked) is in force only inside the block.
             unsafe {
-                std::arch::asm!(
-                    "movups xmm0, [rdi]", "movups xmm1, [rsi]", "ldmxcsr [rcx]", $asm, "stmxcsr [rcx]", "ldmxcsr [r8]",
-                    "movups [rdx], xmm0",
-                    in("rdi") &raw const *$a, in("rsi") &raw const *$b, in("rdx") &raw mut r, in("rcx") &raw mut csr,
-                    in("r8") &raw const HOST_MXCSR, out("xmm0") _, out("xmm1") _, out("rax") _, options(nostack),
-                );
+                asm!("ldmxcsr [rcx]", $asm, "stmxcsr [rcx]", "ldmxcsr [rdx]", inout("xmm0") x => r, inout("xmm1") b => _,
+                    in("rcx") &raw mut csr, in("rdx") &raw const HOST_MXCSR, out("rax") _, options(nostack));
             }
         }
-        *$a = r;
+        // SAFETY: as above.
+        *$a = unsafe { transmute::<__m128i, u128>(r) };
         csr & MXCSR_FLAGS
     }};
 }
 
 #[cfg(not(target_arch = "x86_64"))]
 macro_rules! body {
-    ($asm:literal, $a:ident, $b:ident, $mxcsr:ident) => {{
-        let _ = ($asm, $a, $b, $mxcsr, CONTROL, HOST_MXCSR);
+    ($op:expr, $asm:literal, $a:ident, $lo:ident, $hi:ident, $mxcsr:ident) => {{
+        let _ = ($op, $asm, $a, $lo, $hi, $mxcsr, CONTROL, HOST_MXCSR);
         super::unsupported()
     }};
 }
@@ -79,10 +94,8 @@ macro_rules! ops {
 
         impl SseOp {
             pub const ALL: &'static [SseOp] = &[$(SseOp::$name,)*];
-            const CODE: &'static [fn(&mut u128, &u128, u32) -> u32] =
-                &[$({ fn run(a: &mut u128, b: &u128, mxcsr: u32) -> u32 { body!($asm, a, b, mxcsr) } run },)*];
-            #[cfg(test)]
-            pub const TEXT: &'static [&'static str] = &[$($asm,)*];
+            const CODE: &'static [fn(&mut u128, u64, u64, u32) -> u32] =
+                &[$({ fn run(a: &mut u128, lo: u64, hi: u64, mxcsr: u32) -> u32 { body!(SseOp::$name, $asm, a, lo, hi, mxcsr) } run },)*];
         }
     };
 }
@@ -163,30 +176,60 @@ impl SseOp {
         })
     }
 
-    /// Runs with xmm0 = `a` and xmm1 = `b` under the guest's `mxcsr`. Gives the result and the exception flags to be set;
-    /// if one of them is unmasked in `mxcsr` the destination must not be written (SDM 1 "SSE, SSE2, and SSE3 Exception
-    /// Conditions").
-    pub fn run(self, a: u128, b: &u128, mxcsr: u32) -> (u128, u32) {
-        let mut r = a;
-        let code = Self::CODE[self as usize];
-        if mxcsr & MXCSR_MASKS == MXCSR_MASKS {
-            let flags = code(&mut r, b, mxcsr);
-            return (r, flags);
+    /// Is `quiet` worth asking?
+    #[inline(always)]
+    fn often_quiet(self) -> bool {
+        use SseOp::*;
+        matches!(
+            self,
+            Addsd | Subsd | Mulsd | Divsd | Addss | Subss | Mulss | Divss | Comisd | Ucomisd | Comiss | Ucomiss | Cvtsi2sd32
+                | Cvtsi2sd64 | Cvtsi2ss32 | Cvtsi2ss64 | Cvttsd2si32 | Cvttsd2si64 | Cvtss2sd | Cvtsd2ss
+        )
+    }
+
+    /// Can a scalar operation on `a` and `b` with result `r`, rounded to nearest, have raised no flag that `mxcsr` lacks?
+    /// `false` if in doubt.
+    #[inline(always)]
+    fn quiet(self, a: u64, b: u64, r: u64, mxcsr: u32) -> bool {
+        use SseOp::*;
+        const PE: u32 = 1 << 5;
+        let inexact = mxcsr & PE != 0;
+        match self {
+            Addsd | Subsd | Mulsd | Divsd => inexact && normal64(a) && normal64(b) && normal64(r),
+            Addss | Subss | Mulss | Divss => inexact && normal32(a) && normal32(b) && normal32(r),
+            Comisd | Ucomisd => (normal64(a) || a << 1 == 0) && (normal64(b) || b << 1 == 0),
+            Comiss | Ucomiss => (normal32(a) || a << 33 == 0) && (normal32(b) || b << 33 == 0),
+            Cvtsi2sd32 => true,
+            Cvtsi2sd64 | Cvtsi2ss32 | Cvtsi2ss64 => inexact,
+            Cvttsd2si32 => inexact && r as u32 != 1 << 31,
+            Cvttsd2si64 => inexact && r != 1 << 63,
+            Cvtss2sd => normal32(b) || b << 33 == 0,
+            Cvtsd2ss => inexact && normal64(b) && normal32(r),
+            _ => false,
         }
-        let flags = self.flags_unmasked(&mut r, b, mxcsr);
-        (r, flags)
+    }
+
+    /// Runs with xmm0 = `a` and xmm1 = `hi`:`lo` under the guest's `mxcsr`; `a` becomes the result. Gives the exception
+    /// flags to be set; if one of them is unmasked in `mxcsr` the destination must not be written (SDM 1 "SSE, SSE2, and
+    /// SSE3 Exception Conditions").
+    #[inline]
+    pub fn run(self, a: &mut u128, lo: u64, hi: u64, mxcsr: u32) -> u32 {
+        if mxcsr & MXCSR_MASKS == MXCSR_MASKS {
+            return Self::CODE[self as usize](a, lo, hi, mxcsr);
+        }
+        self.run_unmasked(a, lo, hi, mxcsr)
     }
 
     /// Flags as the CPU sets them when some exception is unmasked: exceptions found before computing (IE DE ZE) end the
     /// operation if unmasked; with underflow unmasked FTZ is ignored and an exact tiny result signals.
     #[cold]
-    fn flags_unmasked(self, r: &mut u128, b: &u128, mxcsr: u32) -> u32 {
+    fn run_unmasked(self, a: &mut u128, lo: u64, hi: u64, mxcsr: u32) -> u32 {
         const UM: u32 = 1 << 11;
         const FTZ: u32 = 1 << 15;
         let control = if mxcsr & UM == 0 { mxcsr & !FTZ } else { mxcsr };
-        let mut flags = Self::CODE[self as usize](r, b, control & CONTROL | MXCSR_MASKS);
+        let mut flags = Self::CODE[self as usize](a, lo, hi, control & CONTROL | MXCSR_MASKS);
         let unmasked = !(mxcsr >> 7) & MXCSR_FLAGS;
-        if unmasked & 1 << 4 != 0 && self.arithmetic() && self.has_tiny_lane(*r) {
+        if unmasked & 1 << 4 != 0 && self.arithmetic() && self.has_tiny_lane(*a) {
             flags |= 1 << 4;
         }
         if flags & unmasked & 7 != 0 {
@@ -194,4 +237,16 @@ impl SseOp {
         }
         flags
     }
+}
+
+/// Neither zero, denormal, infinite nor NaN, and not the smallest normal exponent: a result there may have been tiny
+/// before its last rounding.
+#[inline(always)]
+fn normal64(x: u64) -> bool {
+    (x >> 52 & 0x7ff).wrapping_sub(2) < 0x7fd
+}
+
+#[inline(always)]
+fn normal32(x: u64) -> bool {
+    (x >> 23 & 0xff).wrapping_sub(2) < 0xfd
 }

@@ -118,7 +118,7 @@ impl Area {
             self.fx[4] = !(1u8 << ((top + 7) & 7));
         }
         let control = if r.below(2) == 0 { 0 } else { r.next() as u32 & 0xe040 };
-        let mxcsr = 0x1f80 | control | r.next() as u32 & 0x3f & if r.below(2) == 0 { 0 } else { !0 };
+        let mxcsr = 0x1f80 | control | [0, 0x20, r.next() as u32 & 0x3f][r.below(3) as usize];
         self.fx[24..28].copy_from_slice(&mxcsr.to_le_bytes());
         for i in 0..8 {
             self.fx[32 + 16 * i..][..10].copy_from_slice(&r.f80());

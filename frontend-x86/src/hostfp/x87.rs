@@ -56,8 +56,6 @@ macro_rules! ops {
         impl X87Op {
             pub const ALL: &'static [X87Op] = &[$(X87Op::$name,)*];
             const CODE: &'static [fn(&mut X87Io)] = &[$({ fn run(io: &mut X87Io) { body!($asm, io) } run },)*];
-            #[cfg(test)]
-            pub const TEXT: &'static [&'static str] = &[$($asm,)*];
         }
     };
 }
