@@ -1,6 +1,8 @@
-//! Test harness: the filetest engine, runs on the host processor, and the workspace seen from outside.
+//! Test harness: the filetest engine, a bare x86 guest on the engines under test, runs on the host processor, and the
+//! workspace seen from outside.
 
 pub mod filetest;
 #[cfg(target_arch = "x86_64")]
 pub mod hostrun;
 pub mod workspace;
+pub mod x86;

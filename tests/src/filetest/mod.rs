@@ -3,6 +3,7 @@
 
 mod ir_cases;
 mod values;
+mod x86_cases;
 
 use std::path::{Path, PathBuf};
 
@@ -59,7 +60,7 @@ pub(crate) enum Verdict {
     Fail(String),
 }
 
-const FIELDS: [&str; 3] = ["in", "out", "error"];
+const FIELDS: [&str; 6] = ["in", "out", "error", "mode", "bytes", "asm"];
 
 /// Runs every file under this crate's `filetests/`.
 pub fn run_all(mode: Mode) -> Report {
@@ -93,6 +94,7 @@ fn collect(dir: &Path, out: &mut Vec<PathBuf>, report: &mut Report) {
 fn run_file(path: &Path, mode: Mode, report: &mut Report) -> std::io::Result<()> {
     let run = match path.extension().and_then(|e| e.to_str()) {
         Some("ir") => ir_cases::run,
+        Some("x86") => x86_cases::run,
         _ => return Err(std::io::Error::other("no engine for this type of file")),
     };
     let text = std::fs::read_to_string(path)?;

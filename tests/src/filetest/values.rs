@@ -68,7 +68,7 @@ impl Values {
     }
 }
 
-fn bytes(hex: &str) -> Result<Vec<u8>, String> {
+pub fn bytes(hex: &str) -> Result<Vec<u8>, String> {
     if hex.len() % 2 != 0 || !hex.is_ascii() {
         return Err(format!("`{hex}` is no list of bytes"));
     }
