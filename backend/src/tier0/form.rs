@@ -478,12 +478,13 @@ impl Former {
         let inst = block.insts[at];
         let mut a = self.operand::<C>(block, inst.a)?;
         let mut x = inst.imm;
+        // Given back once the op is out: its other operands must not land in the address.
+        let mut spare = [None; 2];
         if x != i64::from(x as i32) || x != 0 && matches!(inst.op, Op::AtomicRmw | Op::AtomicCas) {
             let (t, u) = (self.temp::<C>()?, self.temp::<C>()?);
             self.emit_const(Ty::I64, t, x as u64);
             self.emit(COp::new(ops::bin::<C>(Op::Add, Ty::I64, false), u, a, t.into()));
-            self.free.push(t);
-            self.free.push(u);
+            spare = [Some(t), Some(u)];
             (a, x) = (u, 0);
         }
         let (x, ctx) = (x as u32, usize::from(inst.aux & 3));
@@ -506,6 +507,7 @@ impl Former {
                 self.emit(COp::pack_atomic(AtomicArgs { ty: inst.ty, ctx: ctx as u8, rmw }));
             }
         }
+        self.free.extend(spare.into_iter().flatten());
         Ok(())
     }
 }
