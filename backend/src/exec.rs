@@ -347,6 +347,13 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
     fn find(&mut self, b: &mut VcpuBlock<C>, one: bool) -> Result<*mut Record, Fault> {
         let (pc, mode) = (b.cpu.pc(), b.cpu.mode());
         b.eng.mode = mode;
+        b.eng.pc_mask = (self.fe.layout().pc_mask)(mode);
+        // The jump cache knows program counters, not linear addresses.
+        let base = b.cpu.code_base();
+        if base != b.eng.code_base {
+            b.eng.code_base = base;
+            b.jc_clear_all();
+        }
         let e = b.eng.jc[jc_index(pc)];
         // SAFETY: records named by the jump cache are freed only after it was cleared.
         if !one && e.pc == pc && e.mode == mode && !unsafe { (*e.rec).dead } {
@@ -354,7 +361,6 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
             return Ok(e.rec);
         }
         b.eng.stats.lookups += 1;
-        b.eng.pc_mask = (self.fe.layout().pc_mask)(mode);
         let (va, ctx) = (b.cpu.linear(pc), C::mode_ctx(mode));
         b.set_page_pc(pc, (va.0 & 0xfff) as u32);
         let offset = match b.quick(va.0, 1, Access::Execute, ctx) {

@@ -115,6 +115,8 @@ pub struct Engine {
     /// Offsets from the seam of the program counter and of the page's program counter.
     pub pc_off: u32,
     pub pc_page_off: u32,
+    /// `GuestCpu::code_base` that the jump cache holds for.
+    pub code_base: u64,
     pub why: Why,
     pub fault: Fault,
     pub edge: *mut Edge,
@@ -124,7 +126,7 @@ pub struct Engine {
     /// One instruction runs alone: it may write to its own code.
     pub single: bool,
     pub stats: Stats,
-    pad: [u64; 2],
+    pad: [u64; 1],
     /// What the register-preserving stub calls; must be the last word (checked in `VcpuBlock`).
     pub access_fn: usize,
 }
