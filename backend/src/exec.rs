@@ -461,6 +461,9 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
                     });
                     let p = &raw mut *rec;
                     rec.ops[0].set_record(p);
+                    if one {
+                        rec.ops[0].set_handler(ops::start_alone::<C>);
+                    }
                     fetch.b.eng.stats.insns_translated += u64::from(rec.insns);
                     fetch.b.eng.stats.translate_ns += t.elapsed().as_nanos() as u64;
                     return Ok(rec);

@@ -738,6 +738,17 @@ pub unsafe extern "C" fn start<C: GuestCpu>(s: *mut u8, op: *mut COp) -> *mut CO
     }
 }
 
+/// Starts a block of one instruction: it runs whatever the exit flag says, as its caller counts on it having run.
+pub unsafe extern "C" fn start_alone<C: GuestCpu>(s: *mut u8, op: *mut COp) -> *mut COp {
+    // SAFETY: as `start`.
+    unsafe {
+        let rec = (*op).record_here();
+        VcpuBlock::<C>::from_seam(s).eng.cur = rec;
+        (*rec).runs = (*rec).runs.wrapping_add(1);
+        op.add(1)
+    }
+}
+
 /// Replaces `start` once the block has compiled code.
 pub unsafe extern "C" fn start_compiled<C: GuestCpu>(s: *mut u8, op: *mut COp) -> *mut COp {
     // SAFETY: as `start`.
