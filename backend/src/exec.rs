@@ -6,7 +6,7 @@
 use crate::cache::Record;
 use crate::jit::Jit;
 use crate::mmu::Place;
-use crate::tier0::form::{Former, TooLarge};
+use crate::tier0::form::{Edge, Former, TooLarge};
 use crate::tier0::ops;
 use crate::vblock::{Helper, LEAVE, VcpuBlock, VcpuRef, Why, jc_index};
 use ir::{Block, BlockKey, CodeFetch, Frontend, TranslateError};
@@ -268,10 +268,14 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
         match b.eng.why {
             Why::Lookup | Why::Kicked | Why::Compiled => Ok(()),
             Why::Link => {
-                let edge = b.eng.edge;
+                let (edge, from) = (b.eng.edge, b.eng.cur);
                 if let (Ok(to), false) = (self.find(b, false), log::enabled(Item::NOCHAIN)) {
-                    // SAFETY: the edge belongs to the block that just ran; nothing was dropped since.
-                    unsafe { b.cache.link(edge, to) };
+                    // SAFETY: the edge belongs to the block that just ran; nothing was freed since.
+                    unsafe {
+                        if linkable(from, edge, to) {
+                            b.cache.link(edge, to);
+                        }
+                    }
                 }
                 Ok(())
             }
@@ -519,6 +523,18 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
         }
         text
     }
+}
+
+/// A link is followed without a look at anything: both ends must be kept blocks of the same page, the target all in it
+/// (its second page may be mapped elsewhere next time) and where the edge says (16-bit program counters wrap).
+///
+/// # Safety
+/// The records are not freed, `edge` is one of `from`'s.
+unsafe fn linkable(from: *const Record, edge: *const Edge, to: *const Record) -> bool {
+    // SAFETY: by the caller's promise.
+    let (from, edge, to) = unsafe { (&*from, &*edge, &*to) };
+    let same_page = from.key.phys >> 12 == to.key.phys >> 12 && i64::from(to.start) == i64::from(edge.off);
+    same_page && !from.dead && to.second.is_none() && to.key.mode == from.key.mode && to.key.mode & ONE == 0
 }
 
 impl<C: GuestCpu> VcpuBlock<C> {
