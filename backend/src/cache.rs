@@ -56,7 +56,7 @@ impl Record {
     fn ranges(&self) -> [Option<(u64, u64)>; 2] {
         let page = self.key.phys & !0xfff;
         let first = (page + u64::from(self.start), page + u64::from(self.end.min(4096)));
-        let second = self.second.map(|p| (p << 12, (p << 12) + u64::from(self.end) - 4096));
+        let second = self.second.map(|p| (p << 12, (p << 12) + u64::from(self.end.saturating_sub(4096)).max(1)));
         [Some(first), second]
     }
 
