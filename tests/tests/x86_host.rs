@@ -203,6 +203,7 @@ fn table() -> Vec<(Vec<u8>, Form)> {
     t.push((vec![0x0f, 0xc7], Ext(1, 0)));
     t.extend([(vec![0x0f, 0xc8], Low), (vec![0x50], Low), (vec![0x58], Low)]);
     t.push((vec![0x8d], Reg(0)));
+    t.extend([(vec![0x0f, 0xb8], Reg(0)), (vec![0x0f, 0x38, 0xf0], Reg(0)), (vec![0x0f, 0x38, 0xf1], Reg(0))]);
     for o in [0xa4u8, 0xa5, 0xa6, 0xa7, 0xaa, 0xab, 0xac, 0xad, 0xae, 0xaf] {
         t.push((vec![o], Plain(0)));
     }
@@ -219,7 +220,7 @@ struct Case {
 
 fn case(rng: &mut Rng, (op, form): &(Vec<u8>, Form), scratch: u64) -> Case {
     let string = matches!(op[..], [0xa4..=0xa7 | 0xaa..=0xaf]);
-    let memory = rng.below(2) == 0 || matches!(op[..], [0x0f, 0xc7] | [0x8d]);
+    let memory = rng.below(2) == 0 || matches!(op[..], [0x0f, 0xc7] | [0x8d] | [0x0f, 0x38, _]);
     let (small, rex_w) = (rng.below(4) == 0, rng.below(3) == 0);
     let mut code = Vec::new();
     let lockable = memory && matches!(form, Form::Reg(0) | Form::Ext(..)) && rng.below(4) == 0;
@@ -229,7 +230,7 @@ fn case(rng: &mut Rng, (op, form): &(Vec<u8>, Form), scratch: u64) -> Case {
     if string && rng.below(2) == 0 {
         code.push(0xf2 | (rng.next() & 1) as u8);
     }
-    if matches!(op[..], [0x0f, 0xbc | 0xbd]) && rng.below(2) == 0 {
+    if matches!(op[..], [0x0f, 0xbc | 0xbd]) && rng.below(2) == 0 || matches!(op[..], [0x0f, 0xb8]) {
         code.push(0xf3);
     }
     if small {
@@ -314,13 +315,10 @@ enum End {
     Faults,
 }
 
-fn run(x86: &X86, code: &[u8], regs: &Regs, mem: &mut Scratch) -> End {
+fn run(x86: &X86, code: &[u8], insns: u32, regs: &Regs, mem: &mut Scratch) -> End {
     let mode = 2 << Mode::CODE_SHIFT | Mode::FLAT | Mode::PE | Mode::LMA | Mode::OSFXSR | 3;
     let mut page = Code([0x90; PAGE]);
     page.0[..code.len()].copy_from_slice(code);
-    let mut b = Block::default();
-    x86.translate(mode, 0, 1, &mut page, &mut b).expect("the page can be fetched");
-    ir::verify(&b, x86.layout(), x86.helpers()).expect("the block is well formed");
     let config = CpuConfigured { model: 0, features: [!0; 16], cpus: 1, dropped: Vec::new() };
     let mut cpu = CpuState::new(&config, 0);
     cpu.gpr = regs.gpr;
@@ -328,17 +326,22 @@ fn run(x86: &X86, code: &[u8], regs: &Regs, mem: &mut Scratch) -> End {
     cpu.eflags = regs.flags & !bit::ARITH | bit::ONE;
     cpu.set_cc(Cc::bits(regs.flags));
     let interp = Interp { layout: x86.layout(), helpers: x86.helpers(), mode };
-    loop {
+    let mut at = 0;
+    while at < code.len() as i64 {
+        // All instructions in one block, so that the second knows what made the flags; a block that ended early goes on.
+        let limit = if at == 0 { insns } else { 1 };
+        let mut b = Block::default();
+        x86.translate(mode, at as u32, limit, &mut page, &mut b).expect("the page can be fetched");
+        ir::verify(&b, x86.layout(), x86.helpers()).expect("the block is well formed");
         let end = interpret(&interp, &b, &mut cpu, mem, |cpu, mem, id, [x, y, z]| {
             let mut env = TestEnv { cpu, mem };
             helpers::table::<TestEnv<'_>>()[usize::from(id.0)](&mut env, x, y, z)
         });
-        match end {
-            Outcome::Jump { to: 0 } => {}
-            Outcome::Jump { .. } | Outcome::ExitNext { .. } => break,
+        at = match end {
+            Outcome::Jump { to } | Outcome::ExitNext { to } => to,
             Outcome::Raise { .. } | Outcome::Fault { .. } => return End::Faults,
             other => panic!("{other:?}"),
-        }
+        };
     }
     End::Done(Regs { gpr: cpu.gpr, flags: cpu.rflags() })
 }
@@ -355,10 +358,33 @@ fn skip(insn: &Instruction, regs: &Regs) -> bool {
     }
 }
 
+fn is_shift(m: Mnemonic) -> bool {
+    use Mnemonic::*;
+    matches!(m, Shl | Sal | Shr | Sar | Rol | Ror | Rcl | Rcr | Shld | Shrd)
+}
+
+/// Sometimes a second instruction, if the first defines all flags but AF and the second's operands stay in the page
+/// whatever the first computed. `mask`: flags that the first defines.
+fn follower(rng: &mut Rng, table: &[(Vec<u8>, Form)], base: u64, mask: u64) -> Option<(Vec<u8>, Instruction)> {
+    use Mnemonic::*;
+    if rng.below(3) == 0 || mask & bit::ARITH | bit::AF != bit::ARITH {
+        return None;
+    }
+    let row = &table[rng.below(table.len() as u64) as usize];
+    if matches!(row.0[..], [0xa4..=0xa7 | 0xaa..=0xaf | 0xd7]) {
+        return None;
+    }
+    let c = case(rng, row, base);
+    let insn = Decoder::new(64, &c.code, DecoderOptions::NONE).decode();
+    let far = matches!(insn.mnemonic(), Bt | Bts | Btr | Btc) && insn.op0_kind() == OpKind::Memory;
+    let open = matches!(insn.mnemonic(), Lahf | Pushfq | Pushf | Shld | Shrd | Bswap);
+    let whole = !insn.is_invalid() && insn.len() == c.code.len();
+    (whole && !far && !open).then_some((c.code, insn))
+}
+
 fn flags_mask(insn: &Instruction, regs: &Regs) -> u64 {
     let last = insn.op_count().saturating_sub(1);
-    let shifts = matches!(insn.mnemonic(), Mnemonic::Shl | Mnemonic::Sal | Mnemonic::Shr | Mnemonic::Sar | Mnemonic::Rol
-        | Mnemonic::Ror | Mnemonic::Rcl | Mnemonic::Rcr | Mnemonic::Shld | Mnemonic::Shrd);
+    let shifts = is_shift(insn.mnemonic());
     let count = if shifts { shift_count(insn, regs, last) } else { 0 };
     let open = if shifts && count == 0 { 0 } else { undefined(insn.mnemonic(), count) };
     (bit::ARITH | bit::DF) & !open
@@ -381,17 +407,24 @@ fn integer_instructions_agree_with_the_host() {
         let mut mem = Scratch { base, bytes: Box::new([0; PAGE]) };
         mem.bytes.chunks_mut(8).for_each(|b| b.copy_from_slice(&rng.value().to_le_bytes()));
         host.scratch().copy_from_slice(&mem.bytes[..]);
-        let End::Done(ours) = run(&x86, &c.code, &c.regs, &mut mem) else { continue };
-        let theirs = host.run(&c.code, &c.regs);
-        let mask = flags_mask(&insn, &c.regs);
+        let first_mask = flags_mask(&insn, &c.regs);
+        let (mut code, mut mask, mut text, mut insns) = (c.code.clone(), first_mask, insn.to_string(), 1);
+        if let Some((second, i)) = follower(&mut rng, &table, base, first_mask) {
+            code.extend(second);
+            mask &= if is_shift(i.mnemonic()) { 0 } else { flags_mask(&i, &c.regs) };
+            text += &format!("; {i}");
+            insns = 2;
+        }
+        let End::Done(ours) = run(&x86, &code, insns, &c.regs, &mut mem) else { continue };
+        let theirs = host.run(&code, &c.regs);
         let same_memory = host.scratch()[..] == mem.bytes[..];
         compared += 1;
         if ours.gpr != theirs.gpr || (ours.flags ^ theirs.flags) & mask != 0 || !same_memory {
             let at = (0..PAGE).find(|i| host.scratch()[*i] != mem.bytes[*i]);
             let regs: Vec<_> = (0..16).filter(|i| ours.gpr[*i] != theirs.gpr[*i]).map(|i| (i, c.regs.gpr[i], ours.gpr[i], theirs.gpr[i])).collect();
             bad.push((insn.mnemonic(), format!(
-                "{} {:02x?}: flags in {:x} ours {:x} host {:x} (mask {mask:x}); (register, in, ours, host) {regs:x?}; memory differs at {at:?}",
-                insn, c.code, c.regs.flags, ours.flags, theirs.flags)));
+                "{text} {:02x?}: flags in {:x} ours {:x} host {:x} (mask {mask:x}); (register, in, ours, host) {regs:x?}; memory differs at {at:?}",
+                code, c.regs.flags, ours.flags, theirs.flags)));
         }
     }
     assert!(compared as usize > CASES / 2, "only {compared} cases ran");

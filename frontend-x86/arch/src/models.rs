@@ -31,14 +31,16 @@ const BRAND: &str = "QEMU Virtual CPU version 2.5+";
 pub const IMPLEMENTED: [u32; WORDS] = [
     // fpu de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat pse36 clflush mmx fxsr sse sse2 ht
     0x178b_fbfd,
-    // pni cx16 hypervisor
-    0x8000_2001,
-    // the copies of 1.EDX, syscall nx lm
-    0x2193_fbfd,
-    // lahf_lm cmp_legacy
-    0x0000_0003,
-    0,
-    0,
+    // pni cx16 movbe popcnt hypervisor
+    0x80c0_2001,
+    // the copies of 1.EDX, syscall nx rdtscp lm
+    0x2993_fbfd,
+    // lahf_lm cmp_legacy abm 3dnowprefetch
+    0x0000_0123,
+    // clflushopt clwb
+    0x0180_0000,
+    // rdpid
+    0x0040_0000,
     0,
     0,
     0,

@@ -314,4 +314,14 @@ impl Tr<'_> {
         let bits = self.b.bin(Op::Or, rest, cf);
         self.flags_bits(bits);
     }
+
+    /// CF replaced by `cf` (I8, 0 or 1) and ZF kept, as bit tests do; the other four are undefined then.
+    pub fn flags_bit_test(&mut self, cf: Val) {
+        if matches!(self.lazy.kind, None | Some(CcKind::Bits)) {
+            return self.set_cf_only(cf);
+        }
+        let not_zero = self.cond(5);
+        let (res, cf) = (self.b.zext(Ty::I64, not_zero), self.b.zext(Ty::I64, cf));
+        self.flags_cfof(res, cf);
+    }
 }
