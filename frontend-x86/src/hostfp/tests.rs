@@ -3,6 +3,7 @@
 
 mod guest;
 mod native;
+mod state;
 mod x87_sse;
 
 /// Architectural state on both sides, as FXSAVE lays it out.
@@ -14,7 +15,7 @@ pub struct Area {
     /// RAX RCX RDX, then RFLAGS.
     pub gpr: [u64; 4],
     /// What RSI points at.
-    pub mem: [u8; 256],
+    pub mem: [u8; 512],
     /// The host's own state while the guest's is loaded.
     host: [u8; 576],
 }
@@ -101,7 +102,7 @@ impl Rng {
 
 impl Area {
     pub fn zeroed() -> Box<Area> {
-        Box::new(Area { fx: [0; 512], gpr: [0; 4], mem: [0; 256], host: [0; 576] })
+        Box::new(Area { fx: [0; 512], gpr: [0; 4], mem: [0; 512], host: [0; 576] })
     }
 
     /// Fills everything; SSE exceptions masked, x87 ones only if `unmask`.
@@ -126,7 +127,7 @@ impl Area {
         for i in 0..32 {
             self.fx[160 + 8 * i..][..8].copy_from_slice(&r.lane().to_le_bytes());
         }
-        for b in self.mem.chunks_exact_mut(8) {
+        for b in self.mem[..256].chunks_exact_mut(8) {
             b.copy_from_slice(&r.lane().to_le_bytes());
         }
         if r.below(3) == 0 {

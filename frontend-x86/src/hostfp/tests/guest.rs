@@ -12,7 +12,7 @@ use vm_core::{Access, CpuIo, Fault, GuestEnv, Va};
 /// Where the guest's memory lies.
 const MEM: u64 = 0x10_0000;
 
-pub struct Mem([u8; 256]);
+pub struct Mem([u8; 512]);
 
 impl Mem {
     fn at(&self, addr: u64, n: u64) -> Result<usize, Fault> {
@@ -140,6 +140,7 @@ impl Guest {
         helpers::x87::restore(&mut self.cpu, &a.fx, true).expect("MXCSR is valid");
         self.cpu.gpr[..3].copy_from_slice(&a.gpr[..3]);
         self.cpu.gpr[6] = MEM;
+        self.cpu.gpr[7] = MEM;
         self.cpu.set_rflags(a.gpr[3]);
         let mut mem = Mem(a.mem);
         let outcome = self.interpret(&mut mem);
