@@ -195,12 +195,12 @@ const FIRST_BIN: u8 = Op::Add as u8;
 
 /// Handler of an integer op, Add to Bswap; `imm`: the second operand is in `x`.
 pub fn bin<C: GuestCpu>(op: Op, ty: Ty, imm: bool) -> Handler {
-    const { assert!(FIRST_BIN == 5 && Op::Bswap as u8 == 26) };
+    const { assert!(FIRST_BIN == 5 && Op::Bswap as u8 == 27) };
     let n = op as u8;
     if imm {
-        by_type!(bin_ri, ty, n; 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26)
+        by_type!(bin_ri, ty, n; 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27)
     } else {
-        by_type!(bin_rr, ty, n; 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26)
+        by_type!(bin_rr, ty, n; 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27)
     }
 }
 
