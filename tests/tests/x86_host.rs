@@ -1,5 +1,5 @@
 //! The integer instruction set against the host processor: the same random instruction runs natively and on the reference
-//! interpreter; registers, memory and defined flags must agree.
+//! interpreter, with and without the passes; registers, memory and defined flags must agree.
 #![cfg(target_arch = "x86_64")]
 
 use arch_x86::cpuid::CpuConfigured;
@@ -315,7 +315,7 @@ enum End {
     Faults,
 }
 
-fn run(x86: &X86, code: &[u8], insns: u32, regs: &Regs, mem: &mut Scratch) -> End {
+fn run(x86: &X86, code: &[u8], insns: u32, optimize: bool, regs: &Regs, mem: &mut Scratch) -> End {
     let mode = 2 << Mode::CODE_SHIFT | Mode::FLAT | Mode::PE | Mode::LMA | Mode::OSFXSR | 3;
     let mut page = Code([0x90; PAGE]);
     page.0[..code.len()].copy_from_slice(code);
@@ -333,6 +333,9 @@ fn run(x86: &X86, code: &[u8], insns: u32, regs: &Regs, mem: &mut Scratch) -> En
         let mut b = Block::default();
         x86.translate(mode, at as u32, limit, &mut page, &mut b).expect("the page can be fetched");
         ir::verify(&b, x86.layout(), x86.helpers()).expect("the block is well formed");
+        if optimize {
+            ir::optimize(&mut b, x86.layout(), x86.helpers());
+        }
         let end = interpret(&interp, &b, &mut cpu, mem, |cpu, mem, id, [x, y, z]| {
             let mut env = TestEnv { cpu, mem };
             helpers::table::<TestEnv<'_>>()[usize::from(id.0)](&mut env, x, y, z)
@@ -415,7 +418,7 @@ fn integer_instructions_agree_with_the_host() {
             text += &format!("; {i}");
             insns = 2;
         }
-        let End::Done(ours) = run(&x86, &code, insns, &c.regs, &mut mem) else { continue };
+        let End::Done(ours) = run(&x86, &code, insns, round / table.len() % 2 == 1, &c.regs, &mut mem) else { continue };
         let theirs = host.run(&code, &c.regs);
         let same_memory = host.scratch()[..] == mem.bytes[..];
         compared += 1;
@@ -423,7 +426,7 @@ fn integer_instructions_agree_with_the_host() {
             let at = (0..PAGE).find(|i| host.scratch()[*i] != mem.bytes[*i]);
             let regs: Vec<_> = (0..16).filter(|i| ours.gpr[*i] != theirs.gpr[*i]).map(|i| (i, c.regs.gpr[i], ours.gpr[i], theirs.gpr[i])).collect();
             bad.push((insn.mnemonic(), format!(
-                "{text} {:02x?}: flags in {:x} ours {:x} host {:x} (mask {mask:x}); (register, in, ours, host) {regs:x?}; memory differs at {at:?}",
+                "{text} {:02x?} (round {round}): flags in {:x} ours {:x} host {:x} (mask {mask:x}); (register, in, ours, host) {regs:x?}; memory differs at {at:?}",
                 code, c.regs.flags, ours.flags, theirs.flags)));
         }
     }
