@@ -152,7 +152,10 @@ impl MmxOp {
             MmxOp::Vec(VecOp::UnpkHi32) => (VecOp::UnpkLo32.eval(x, y) >> 64) as u64,
             MmxOp::Vec(v) => v.eval(x, y) as u64,
             MmxOp::Int(i) => i.eval(x, y) as u64,
-            MmxOp::Shuffle(imm) => (0..4).fold(0, |r, i| r | (b >> (u32::from(imm) >> (2 * i) & 3) * 16 & 0xffff) << (16 * i)),
+            MmxOp::Shuffle(imm) => (0..4).fold(0, |r, i| {
+                let lane = u32::from(imm) >> (2 * i) & 3;
+                r | (b >> (16 * lane) & 0xffff) << (16 * i)
+            }),
         }
     }
 }

@@ -15,6 +15,20 @@ static HOST_MXCSR: u32 = MXCSR_DEFAULT;
 /// Everything but the flags: DAZ, masks, RC, FTZ.
 const CONTROL: u32 = 0xffc0;
 
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn register(v: u128) -> __m128i {
+    // SAFETY: both types have 16 bytes, for which all patterns are values.
+    unsafe { transmute::<u128, __m128i>(v) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn value(v: __m128i) -> u128 {
+    // SAFETY: as in `register`.
+    unsafe { transmute::<__m128i, u128>(v) }
+}
+
 /// Runs `$asm` on xmm0 = `*a`, xmm1 = `hi`:`lo`; xmm0 is the result. Returns the exception flags raised that `mxcsr` lacks,
 /// at least.
 ///
@@ -26,8 +40,7 @@ const CONTROL: u32 = 0xffc0;
 macro_rules! body {
     ($op:expr, $asm:literal, $a:ident, $lo:ident, $hi:ident, $mxcsr:ident) => {{
         let before = *$a;
-        // SAFETY: both types are 16 bytes for which all patterns are values.
-        let (x, b): (__m128i, __m128i) = unsafe { (transmute(before), transmute(u128::from($hi) << 64 | u128::from($lo))) };
+        let (x, b) = (register(before), register(u128::from($hi) << 64 | u128::from($lo)));
         let (r, mut csr): (__m128i, u32);
         if $mxcsr & CONTROL == MXCSR_DEFAULT {
             if $op.often_quiet() {
@@ -36,8 +49,7 @@ macro_rules! body {
                 unsafe {
                     asm!($asm, inout("xmm0") x => r, inout("xmm1") b => _, out("rax") _, options(nostack, nomem));
                 }
-                // SAFETY: as above.
-                let r: u128 = unsafe { transmute(r) };
+                let r = value(r);
                 if $op.quiet(before as u64, $lo, r as u64, $mxcsr) {
                     *$a = r;
                     return 0;
@@ -51,8 +63,7 @@ macro_rules! body {
                         options(nostack));
                 }
                 if csr & MXCSR_FLAGS & !$mxcsr == 0 {
-                    // SAFETY: as above.
-                    *$a = unsafe { transmute::<__m128i, u128>(r) };
+                    *$a = value(r);
                     return 0;
                 }
             }
@@ -70,8 +81,7 @@ macro_rules! body {
                     in("rcx") &raw mut csr, in("rdx") &raw const HOST_MXCSR, out("rax") _, options(nostack));
             }
         }
-        // SAFETY: as above.
-        *$a = unsafe { transmute::<__m128i, u128>(r) };
+        *$a = value(r);
         csr & MXCSR_FLAGS
     }};
 }

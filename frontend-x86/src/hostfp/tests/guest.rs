@@ -158,11 +158,10 @@ impl Guest {
         // SAFETY: the state was made of zero bytes and is repr(C); blocks write whole fields.
         let bytes = unsafe { std::slice::from_raw_parts_mut((&raw mut *self.cpu).cast::<u8>(), size) };
         interp.run(&self.block, bytes, mem, &mut |state, mem, id: HelperId, [x, y, z]| {
+            let mem = &raw mut *mem;
             // SAFETY: `state` is the CpuState above; the interpreter does not touch it during the call. The helpers ask
             // for an environment of any lifetime and keep none.
-            let mut env: TestEnv<'static> = unsafe {
-                TestEnv { cpu: &mut *state.as_mut_ptr().cast::<CpuState>(), mem: &mut *(&raw mut *mem) }
-            };
+            let mut env: TestEnv<'static> = unsafe { TestEnv { cpu: &mut *state.as_mut_ptr().cast::<CpuState>(), mem: &mut *mem } };
             table[usize::from(id.0)](&mut env, x, y, z)
         })
     }

@@ -22,7 +22,9 @@ fn unmasked_sse_exceptions_fault_before_the_result_is_written() {
     const ADDSD: &[u8] = &[0xf2, 0x0f, 0x58, 0xca]; // addsd xmm1, xmm2
     const DIVSD: &[u8] = &[0xf2, 0x0f, 0x5e, 0xca];
     let denormal = 1u64.to_le_bytes();
-    let cases: [(&[u8], [u8; 8], [u8; 8], u32, u32); 5] = [
+    // Instruction, operands, mask bit cleared, flags that follow.
+    type Case = (&'static [u8], [u8; 8], [u8; 8], u32, u32);
+    let cases: [Case; 5] = [
         (DIVSD, 1f64.to_le_bytes(), 0f64.to_le_bytes(), 1 << 9, 1 << 2),
         (DIVSD, 1f64.to_le_bytes(), 3f64.to_le_bytes(), 1 << 12, 1 << 5),
         (ADDSD, f64::INFINITY.to_le_bytes(), f64::NEG_INFINITY.to_le_bytes(), 1 << 7, 1),
