@@ -218,11 +218,13 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
     fn run_until_event(&mut self, b: &mut VcpuBlock<C>) -> Result<(), Shutdown> {
         let io = b.machine();
         loop {
-            if b.cpu.in_shadow() {
-                self.step(b)?;
-                b.cpu.end_shadow();
-            } else if b.cpu.single_step() {
-                if self.step(b)? {
+            let (shadow, trap) = (b.cpu.in_shadow(), b.cpu.single_step());
+            if shadow || trap {
+                let done = self.step(b)?;
+                if shadow {
+                    b.cpu.end_shadow();
+                }
+                if done && trap {
                     C::after_insn(b)?;
                 }
             } else {
