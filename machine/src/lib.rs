@@ -1,9 +1,16 @@
 //! The machine: command line, loaders, board and run loop around the CPU engines.
 
+pub mod board;
+pub mod boot;
 pub mod chardev;
+pub mod consoles;
+pub mod control;
+pub mod engine;
 pub mod event_loop;
 pub mod firstrun;
 pub mod loader;
+pub mod machine;
 pub mod monitor;
 pub mod options;
 pub mod run;
+pub mod vcpu_thread;

@@ -1,16 +1,129 @@
 //! Runs the machine that a `Config` describes.
 
-use crate::options::Config;
+use crate::board::{Board, BoardError, Outside};
+use crate::chardev::{OpenError, term};
+use crate::consoles::Consoles;
+use crate::control::{Control, RunState};
+use crate::engine::{self, EngineError};
+use crate::event_loop::EventLoop;
+use crate::loader::{Images, LoadError};
+use crate::machine::Machine;
+use crate::options::{Config, LogConfig, RtcBase, RtcConfig};
+use crate::vcpu_thread::{Policy, Runner};
+use std::fs::File;
+use std::io::{self, LineWriter};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+use vm_core::{Clock, VcpuSignals};
 
 /// Why the machine could not be started, or stopped running.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    #[error("the board is not wired yet")]
-    NotWired,
+    #[error("no firmware is built in yet: name a kernel with -kernel")]
+    NoKernel,
+    #[error("-rtc base=localtime: not built yet; use utc or a date")]
+    LocalTime,
+    #[error("{path}: {source}", path = .0.display(), source = .1)]
+    File(PathBuf, #[source] io::Error),
+    #[error("{0}: {1}")]
+    Chardev(String, #[source] io::Error),
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error(transparent)]
+    Board(#[from] BoardError),
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    #[error("cannot start a thread: {0}")]
+    Thread(#[source] io::Error),
+    #[error("the CPU's thread panicked")]
+    Panicked,
 }
 
 /// Builds the machine, runs it until the guest or the user ends it, and gives the program's exit status.
-pub fn run(_config: Config) -> Result<ExitCode, RunError> {
-    Err(RunError::NotWired)
+pub fn run(config: Config) -> Result<ExitCode, RunError> {
+    let _terminal = term::RestoreOnDrop;
+    start_log(&config.log)?;
+    let settings = engine::settings(&config.accel)?;
+    let kernel = config.kernel.as_deref().ok_or(RunError::NoKernel)?;
+    let images = Images::read(kernel, config.initrd.as_deref(), &config.append, config.mem_bytes)?;
+    let unix_seconds = rtc_base(&config.rtc)?;
+    let signals = Arc::new(VcpuSignals::default());
+    let state = if config.start_paused { RunState::Prelaunch } else { RunState::Running };
+    let control = Control::new(signals.clone(), state);
+    let (engine, frontend) = engine::make(&config.cpu, settings, &signals)?;
+
+    let clock = Clock::new();
+    let events = EventLoop::start(clock.clone()).map_err(RunError::Thread)?;
+    let quit = control.clone();
+    let mut consoles = Consoles::open(&config, &events.waker(), move || quit.end(0))?;
+    let a20 = control.clone();
+    let outside = Outside {
+        clock,
+        signals: signals.clone(),
+        power: Arc::new(control.clone()),
+        a20: Arc::new(move |on| a20.set_a20(on)),
+        serials: consoles.serials(&config),
+        devices: consoles.devices(&config),
+        unix_seconds,
+    };
+    let board = Arc::new(Board::new(config.machine, config.mem_bytes, outside)?);
+    board.ram.add_listener(signals);
+    let policy = Policy { reset_ends: config.no_reboot, power_off_pauses: config.no_shutdown };
+    let runner = Runner::new(engine, board.clone(), images, control.clone(), policy)?;
+    let machine = Arc::new(Machine { board, control: control.clone(), chardevs: consoles.all(), frontend });
+    consoles.connect(&config, &machine);
+
+    let on_signal = control.clone();
+    term::handle_signals(move |signal| {
+        eprintln!("rhea: terminating on signal {signal}");
+        on_signal.end(0);
+    })
+    .map_err(RunError::Thread)?;
+    let _pidfile = config.pidfile.as_deref().map(PidFile::write).transpose()?;
+    let vcpu = std::thread::Builder::new().name("vcpu0".into()).spawn(move || runner.run()).map_err(RunError::Thread)?;
+    let status = vcpu.join().map_err(|_| RunError::Panicked)?;
+    consoles.drain();
+    drop(events);
+    vm_core::log::flush();
+    Ok(ExitCode::from(status))
+}
+
+fn start_log(log: &LogConfig) -> Result<(), RunError> {
+    if let Some(path) = &log.file {
+        let file = File::create(path).map_err(|e| RunError::File(path.clone(), e))?;
+        // By lines, so that nothing is lost however the program ends.
+        vm_core::log::set_output(Box::new(LineWriter::new(file)));
+    }
+    vm_core::log::set_filter(log.filter.clone());
+    vm_core::log::set_mask(log.items);
+    Ok(())
+}
+
+/// Seconds since 1970 that the RTC shows at guest time 0.
+fn rtc_base(rtc: &RtcConfig) -> Result<i64, RunError> {
+    match rtc.base {
+        RtcBase::Utc => Ok(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64)),
+        RtcBase::Date(seconds) => Ok(seconds),
+        RtcBase::Localtime => Err(RunError::LocalTime),
+    }
+}
+
+/// The file of `-pidfile`; removed when the program ends.
+struct PidFile(PathBuf);
+
+impl PidFile {
+    fn write(path: &Path) -> Result<Self, RunError> {
+        std::fs::write(path, format!("{}\n", std::process::id())).map_err(|e| RunError::File(path.into(), e))?;
+        Ok(Self(path.into()))
+    }
+}
+
+impl Drop for PidFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
 }

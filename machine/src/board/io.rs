@@ -1,0 +1,110 @@
+//! The board as its vCPU sees it. All of this runs on the vCPU's thread.
+
+use super::{Board, TSC_HZ};
+use std::sync::Arc;
+use vm_core::{CpuIo, Pa, Ram, Target, VcpuSignals, dlog};
+
+const _: () = assert!(TSC_HZ == 1_000_000_000, "tsc() hands out the clock's nanoseconds");
+const APIC_PAGE: u64 = 0xfff;
+
+/// Way of one vCPU to the board, by way of its own local APIC.
+pub struct BoardIo(pub Arc<Board>);
+
+impl BoardIo {
+    /// Offset in the local APIC's page, if `pa` lies in it.
+    fn apic_offset(&self, pa: Pa) -> Option<u64> {
+        (self.0.lapic.mmio_base()? == pa.0 & !APIC_PAGE).then_some(pa.0 & APIC_PAGE)
+    }
+
+    /// SDM 3A "Local APIC Register Address Map": registers are accessed by aligned 32-bit loads and stores; what other
+    /// sizes do is undefined. Here they read the register's bytes, and write nothing.
+    fn apic_read(&self, offset: u64, size: u8) -> u64 {
+        let lapic = &self.0.lapic;
+        let low = u64::from(lapic.mmio_read(offset & !3));
+        match size {
+            4 if offset & 3 == 0 => low,
+            8 if offset & 7 == 0 => low | u64::from(lapic.mmio_read(offset | 4)) << 32,
+            _ => low >> (8 * (offset & 3)),
+        }
+    }
+
+    fn apic_write(&self, offset: u64, size: u8, value: u64) {
+        if size >= 4 && offset & 3 == 0 {
+            self.0.lapic.mmio_write(offset, value as u32);
+        } else {
+            dlog!(GUEST_ERRORS, "lapic: {size}-byte write of {value:#x} at {offset:#x}");
+        }
+    }
+}
+
+impl CpuIo for BoardIo {
+    fn port_read(&self, port: u16, size: u8) -> u32 {
+        self.0.ports.read(port, size)
+    }
+
+    fn port_write(&self, port: u16, size: u8, value: u32) {
+        self.0.ports.write(port, size, value);
+    }
+
+    fn mmio_read(&self, pa: Pa, size: u8) -> u64 {
+        if let Some(offset) = self.apic_offset(pa) {
+            return self.apic_read(offset, size);
+        }
+        match self.0.map.target(pa) {
+            Target::Ram { offset, .. } => self.0.ram.read_uint(offset, size),
+            Target::Mmio => self.0.mmio.read(pa, size),
+        }
+    }
+
+    fn mmio_write(&self, pa: Pa, size: u8, value: u64) {
+        if let Some(offset) = self.apic_offset(pa) {
+            return self.apic_write(offset, size, value);
+        }
+        match self.0.map.target(pa) {
+            Target::Ram { offset, writable: true } => self.0.ram.write_uint(offset, size, value),
+            Target::Ram { .. } => dlog!(GUEST_ERRORS, "write of {value:#x} to ROM at {pa:?}"),
+            Target::Mmio => self.0.mmio.write(pa, size, value),
+        }
+    }
+
+    fn msr_read(&self, index: u32) -> Option<u64> {
+        self.0.lapic.msr_read(index)
+    }
+
+    fn msr_write(&self, index: u32, value: u64) -> bool {
+        self.0.lapic.msr_write(index, value)
+    }
+
+    fn cr8(&self) -> u8 {
+        self.0.lapic.tpr()
+    }
+
+    fn set_cr8(&self, v: u8) {
+        self.0.lapic.set_tpr(v);
+    }
+
+    /// The local APIC's page lies over RAM.
+    fn target(&self, pa: Pa) -> Target {
+        if self.apic_offset(pa).is_some() { Target::Mmio } else { self.0.map.target(pa) }
+    }
+
+    fn ram(&self) -> &Ram {
+        &self.0.ram
+    }
+
+    fn signals(&self) -> &VcpuSignals {
+        self.0.lapic.signals()
+    }
+
+    fn ack_intr(&self) -> Option<u8> {
+        self.0.lapic.ack()
+    }
+
+    fn sipi_vector(&self) -> u8 {
+        self.0.lapic.sipi_vector()
+    }
+
+    fn tsc(&self) -> u64 {
+        self.0.clock.now()
+    }
+}

@@ -1,0 +1,230 @@
+//! The board of a PC: RAM, devices and the wires between them.
+
+mod io;
+mod memory;
+mod ports;
+mod wires;
+
+pub use io::BoardIo;
+
+use crate::options::{DeviceSpec, MachineConfig};
+use arch_x86::paging::PHYS_BITS;
+use devices::chr::CharSink;
+use devices::chr::debugcon::DebugCon;
+use devices::chr::uart16550::Uart16550;
+use devices::fw::acpi;
+use devices::input::i8042::{self, I8042};
+use devices::irq::{ApicBus, IoApic, IoApicInputs, Lapic, LapicConfig, Pic, ioapic, pic};
+use devices::pci::{Bridge, PciBus, PciEcam, PciPorts};
+use devices::power::PowerSink;
+use devices::power::debug_exit::DebugExit;
+use devices::power::reset::Port92;
+use devices::timer::hpet::{HPET_SIZE, Hpet};
+use devices::timer::pit::{self, Pit};
+use devices::timer::pm::{self, Pm};
+use devices::timer::rtc::Rtc;
+use memory::ECAM;
+use parking_lot::Mutex;
+use ports::Ports;
+use std::sync::Arc;
+use vm_core::{Clock, Device, DeviceCell, IrqLine, MemMap, MmioBus, Pa, PortBus, Ram, VcpuSignals};
+use wires::Wires;
+
+/// Frequency of the virtual time-stamp counter: one tick a nanosecond of guest time, whatever the host's own is.
+pub const TSC_HZ: u64 = 1_000_000_000;
+
+const ECAM_BUSES: u64 = 256;
+/// COM1 to COM4: name, first port, ISA interrupt.
+const COM: [(&str, u16, u32); 4] = [("serial0", 0x3f8, 4), ("serial1", 0x2f8, 3), ("serial2", 0x3e8, 4), ("serial3", 0x2e8, 3)];
+const COM_PORTS: u16 = 8;
+
+/// Why a board cannot be built; one line each.
+#[derive(Debug, thiserror::Error)]
+pub enum BoardError {
+    #[error("cannot reserve {mib} MiB for the guest's RAM: {source}", mib = .0 >> 20, source = .1)]
+    Ram(u64, #[source] std::io::Error),
+    #[error("{mib} MiB of RAM do not fit: this CPU has {PHYS_BITS} physical address bits", mib = .0 >> 20)]
+    TooMuchRam(u64),
+    #[error("{new} and {old} both want port {port:#x}")]
+    PortClash { new: &'static str, old: &'static str, port: u16 },
+    #[error("{0} wants ports beyond ffffh")]
+    PortsBeyondEnd(&'static str),
+}
+
+/// What the board is built from, beside the configuration: the ways out of it.
+pub struct Outside {
+    pub clock: Clock,
+    pub signals: Arc<VcpuSignals>,
+    pub power: Arc<dyn PowerSink>,
+    /// Told of every change of address line 20 (`true`: enabled); called with a device's lock held.
+    pub a20: Arc<dyn Fn(bool) + Send + Sync>,
+    /// Output of COM1 to COM4; `None`: no such port.
+    pub serials: [Option<Arc<dyn CharSink>>; 4],
+    /// Devices beyond the board's own; a debug console comes with its output.
+    pub devices: Vec<(DeviceSpec, Option<Arc<dyn CharSink>>)>,
+    /// What the real-time clock shows at guest time 0, in seconds since 1970.
+    pub unix_seconds: i64,
+}
+
+/// The machine's hardware, less its CPU.
+pub struct Board {
+    pub ram: Arc<Ram>,
+    pub map: MemMap,
+    pub clock: Clock,
+    pub lapic: Arc<Lapic>,
+    pub pm: Arc<Mutex<Pm>>,
+    pub uarts: [Option<Arc<Mutex<Uart16550>>>; 4],
+    ports: PortBus,
+    mmio: MmioBus,
+    pic: Arc<Mutex<Pic>>,
+    /// All devices but the local APIC, for reset.
+    devices: Vec<DeviceCell>,
+    config: MachineConfig,
+}
+
+/// Buses and list of devices while the board is built.
+#[derive(Default)]
+struct Builder {
+    ports: Ports,
+    mmio: MmioBus,
+    devices: Vec<DeviceCell>,
+}
+
+impl Builder {
+    /// Puts a device on the port bus, at (first port, number, region) each.
+    fn ports<D: Device + 'static>(&mut self, cell: &Arc<Mutex<D>>, at: &[(u16, u16, u32)]) -> Result<(), BoardError> {
+        self.devices.push(cell.clone());
+        let name = cell.lock().name();
+        at.iter().try_for_each(|&(start, len, region)| self.ports.add(name, start, len, region, cell.clone()))
+    }
+
+    fn mmio<D: Device + 'static>(&mut self, cell: &Arc<Mutex<D>>, start: Pa, len: u64) {
+        self.devices.push(cell.clone());
+        self.mmio.add(start, len, 0, cell.clone());
+    }
+}
+
+impl Board {
+    /// Builds a board as after power-on.
+    pub fn new(config: MachineConfig, mem_bytes: u64, out: Outside) -> Result<Self, BoardError> {
+        let (ram, map) = memory::make(mem_bytes)?;
+        let mut b = Builder::default();
+        let bus = ApicBus::new();
+        let pic = Arc::new(Mutex::new(Pic::new(IrqLine::new(bus.clone(), 0))));
+        let ioapic = Arc::new(Mutex::new(IoApic::new(bus.clone())));
+        bus.add_eoi_sink(Arc::new(IoApicInputs(ioapic.clone())));
+        let lapic_config = LapicConfig { id: 0, bsp: true, x2apic: false, tsc_hz: TSC_HZ, phys_bits: PHYS_BITS as u8 };
+        let ack = pic.clone();
+        let lapic = Lapic::new(lapic_config, out.signals.clone(), &out.clock, &bus, Arc::new(move || Some(ack.lock().ack())));
+        let wires = Wires::new(pic.clone(), ioapic.clone());
+
+        b.ports(&pic, &[(0x20, 2, pic::REGION_MASTER), (0xa0, 2, pic::REGION_SLAVE), (0x4d0, 2, pic::REGION_ELCR)])?;
+        b.mmio(&ioapic, Pa(acpi::IO_APIC_BASE.into()), ioapic::MMIO_LEN);
+        add_timers(&mut b, config, &out, &wires, &map)?;
+        let pm = add_power(&mut b, &out, &wires)?;
+        add_pci(&mut b, &out)?;
+        let uarts = add_serials(&mut b, &out, &wires)?;
+        add_extra(&mut b, &out)?;
+        let Builder { ports, mmio, devices } = b;
+        Ok(Self { ram, map, clock: out.clock, lapic, pm, uarts, ports: ports.into_bus(), mmio, pic, devices, config })
+    }
+
+    /// Brings all devices to their power-on state; RAM keeps its content. The CPU is the caller's.
+    pub fn reset(&self) {
+        self.devices.iter().for_each(|d| d.lock().reset());
+        self.lapic.reset();
+    }
+
+    /// What firmware would have done before it starts a kernel: the interrupt controllers are wired for the 8259s.
+    pub fn prepare_direct_boot(&self) {
+        self.lapic.set_virtual_wire();
+        // The reset of the PIC may have left its output as the local APIC has not seen it.
+        let level = self.pic.lock().intr();
+        self.lapic.set_lint(0, level);
+    }
+
+    /// The ACPI tables of this board, or `None` with `acpi=off`.
+    pub fn acpi_tables(&self) -> Option<acpi::AcpiTables> {
+        let com_ports = self.uarts.iter().rposition(Option::is_some).map_or(0, |i| i as u8 + 1);
+        let cfg = acpi::AcpiConfig { hpet: self.config.hpet, com_ports, ecam: Some(ECAM), ..Default::default() };
+        self.config.acpi.then(|| acpi::build(&cfg, memory::ACPI_TABLES))
+    }
+
+    /// Ranges that are neither RAM nor free for the kernel to give to devices.
+    pub fn ecam(&self) -> (Pa, u64) {
+        (ECAM, ECAM_BUSES * devices::pci::bus::ECAM_BUS_SIZE)
+    }
+}
+
+fn add_timers(b: &mut Builder, config: MachineConfig, out: &Outside, wires: &Wires, map: &MemMap) -> Result<(), BoardError> {
+    let pit = Pit::new_shared(wires.isa(0), out.clock.clone());
+    let rtc = Rtc::new_shared(wires.isa(8), out.clock.clone(), out.unix_seconds);
+    let (below, above) = memory::sizes(map);
+    rtc.lock().set_memory(below, above);
+    if config.hpet {
+        let hpet = Hpet::new_shared(wires.gsis(), [wires.isa(0), wires.isa(8)], out.clock.clone());
+        let flag = hpet.lock().legacy_flag();
+        pit.lock().cut_by(flag.clone());
+        rtc.lock().cut_by(flag);
+        b.mmio(&hpet, Pa(acpi::HPET_BASE.into()), HPET_SIZE);
+    }
+    b.ports(&pit, &[(0x40, 4, pit::REGION_COUNTERS), (0x61, 1, pit::REGION_PORT_B)])?;
+    b.ports(&rtc, &[(0x70, 2, 0)])
+}
+
+fn add_power(b: &mut Builder, out: &Outside, wires: &Wires) -> Result<Arc<Mutex<Pm>>, BoardError> {
+    let (reset, a20) = (out.power.clone(), out.a20.clone());
+    let kbd = I8042::new(i8042::Wires {
+        kbd_irq: wires.isa(1),
+        aux_irq: wires.isa(12),
+        reset: Box::new(move || reset.reset()),
+        a20: Box::new(move |on| a20(on)),
+    });
+    b.ports(&Arc::new(Mutex::new(kbd)), &[(0x60, 1, i8042::REGION_DATA), (0x64, 1, i8042::REGION_COMMAND)])?;
+    b.ports(&Arc::new(Mutex::new(Port92::new(out.power.clone(), out.a20.clone()))), &[(0x92, 1, 0)])?;
+    let pm = Pm::new_shared(wires.isa(acpi::SCI_IRQ.into()), out.power.clone(), out.clock.clone());
+    b.ports(&pm, &[(acpi::PM1A_EVT, pm::REGION_PM1_LEN, pm::REGION_PM1), (acpi::GPE0, pm::REGION_GPE0_LEN, pm::REGION_GPE0)])?;
+    Ok(pm)
+}
+
+fn add_pci(b: &mut Builder, out: &Outside) -> Result<(), BoardError> {
+    let bus = PciBus::new();
+    let host = Arc::new(Mutex::new(Bridge::host(Some(ECAM))));
+    let isa = Arc::new(Mutex::new(Bridge::isa()));
+    bus.add(0, 0, host.clone());
+    bus.add(1, 0, isa.clone());
+    b.devices.extend([host as DeviceCell, isa]);
+    b.ports(&Arc::new(Mutex::new(PciPorts::new(bus.clone(), out.power.clone()))), &[(0xcf8, 8, 0)])?;
+    b.mmio(&Arc::new(Mutex::new(PciEcam::new(bus))), ECAM, ECAM_BUSES * devices::pci::bus::ECAM_BUS_SIZE);
+    Ok(())
+}
+
+type Uarts = [Option<Arc<Mutex<Uart16550>>>; 4];
+
+fn add_serials(b: &mut Builder, out: &Outside, wires: &Wires) -> Result<Uarts, BoardError> {
+    let mut uarts = Uarts::default();
+    for (i, (name, port, irq)) in COM.into_iter().enumerate() {
+        let Some(sink) = &out.serials[i] else { continue };
+        let cell = Arc::new(Mutex::new(Uart16550::new(name, wires.isa_shared(irq, i as u32), &out.clock, sink.clone())));
+        Uart16550::bind_timer(&cell);
+        b.ports(&cell, &[(port, COM_PORTS, 0)])?;
+        uarts[i] = Some(cell);
+    }
+    Ok(uarts)
+}
+
+fn add_extra(b: &mut Builder, out: &Outside) -> Result<(), BoardError> {
+    for (spec, sink) in &out.devices {
+        match (spec, sink) {
+            (DeviceSpec::IsaDebugExit { iobase, iosize }, _) => {
+                let exit = Arc::new(Mutex::new(DebugExit::new(out.power.clone())));
+                b.ports(&exit, &[(*iobase, (*iosize).into(), 0)])?;
+            }
+            (DeviceSpec::IsaDebugcon { iobase, .. }, Some(sink)) => {
+                b.ports(&Arc::new(Mutex::new(DebugCon::new(sink.clone()))), &[(*iobase, 1, 0)])?;
+            }
+            (DeviceSpec::IsaDebugcon { .. }, None) => {}
+        }
+    }
+    Ok(())
+}

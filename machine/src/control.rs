@@ -1,0 +1,159 @@
+//! What other threads, and devices, ask of the vCPU thread: requests, and jobs that need the CPU to stand still.
+
+use crate::vcpu_thread::Runner;
+use devices::power::PowerSink;
+use parking_lot::Mutex;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
+use vm_core::{Events, VcpuSignals};
+
+/// Jobs that may wait for the vCPU thread.
+const MAX_JOBS: usize = 16;
+/// Longest wait for a job: a vCPU answers within a block of code, or a stalled write of a character back end.
+const JOB_LIMIT: Duration = Duration::from_secs(5);
+
+/// Whether the guest runs, for `info status`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunState {
+    Running,
+    /// Not started yet (`-S`).
+    Prelaunch,
+    Paused,
+    /// The guest has powered off, and `-no-shutdown` keeps the program.
+    Shutdown,
+}
+
+impl RunState {
+    /// QEMU's words for it.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Prelaunch => "paused (prelaunch)",
+            Self::Paused => "paused",
+            Self::Shutdown => "paused (shutdown)",
+        }
+    }
+}
+
+/// Runs on the vCPU thread, between two instructions.
+pub type Job = Box<dyn FnOnce(&mut Runner) + Send>;
+
+/// What was asked for since the last look.
+#[derive(Default)]
+pub struct Requests {
+    pub reset: bool,
+    pub power_off: bool,
+    /// The program ends with this status.
+    pub end: Option<u8>,
+    /// New level of address line 20 (`true`: enabled).
+    pub a20: Option<bool>,
+    pub jobs: VecDeque<Job>,
+}
+
+struct Inner {
+    signals: Arc<VcpuSignals>,
+    requests: Mutex<Requests>,
+    state: Mutex<RunState>,
+}
+
+/// Handle to the vCPU thread; cheap to clone. All but `with_runner` only notes the request, so devices may call it
+/// with their lock held.
+#[derive(Clone)]
+pub struct Control(Arc<Inner>);
+
+impl Control {
+    pub fn new(signals: Arc<VcpuSignals>, state: RunState) -> Self {
+        Self(Arc::new(Inner { signals, requests: Mutex::default(), state: Mutex::new(state) }))
+    }
+
+    fn ask(&self, what: impl FnOnce(&mut Requests)) {
+        what(&mut self.0.requests.lock());
+        self.0.signals.raise(Events::STOP);
+    }
+
+    /// Ends the program with this status. The first one asked for counts.
+    pub fn end(&self, status: u8) {
+        self.ask(|r| r.end = r.end.or(Some(status)));
+    }
+
+    pub fn set_a20(&self, on: bool) {
+        self.ask(|r| r.a20 = Some(on));
+    }
+
+    /// Takes all requests. `Events::STOP` is cleared first: what is asked later raises it again.
+    pub fn take(&self) -> Requests {
+        self.0.signals.clear(Events::STOP);
+        std::mem::take(&mut self.0.requests.lock())
+    }
+
+    /// Runs `job` on the vCPU thread and waits for its result. `None`: that thread has ended or does not answer.
+    pub fn with_runner<R: Send + 'static>(&self, job: impl FnOnce(&mut Runner) -> R + Send + 'static) -> Option<R> {
+        let (tx, rx) = mpsc::sync_channel(1);
+        {
+            let mut r = self.0.requests.lock();
+            if r.jobs.len() >= MAX_JOBS {
+                return None;
+            }
+            // A receiver that has given up is no error.
+            r.jobs.push_back(Box::new(move |runner| drop(tx.send(job(runner)))));
+        }
+        self.0.signals.raise(Events::STOP);
+        match rx.recv_timeout(JOB_LIMIT) {
+            Ok(r) => Some(r),
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
+        }
+    }
+
+    pub fn state(&self) -> RunState {
+        *self.0.state.lock()
+    }
+
+    /// For the vCPU thread.
+    pub fn set_state(&self, s: RunState) {
+        *self.0.state.lock() = s;
+    }
+}
+
+impl PowerSink for Control {
+    fn reset(&self) {
+        self.ask(|r| r.reset = true);
+    }
+
+    fn power_off(&self) {
+        self.ask(|r| r.power_off = true);
+    }
+
+    fn exit(&self, status: i32) {
+        self.end((status & 0xff) as u8);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_raise_stop_and_are_taken_once() {
+        let signals = Arc::new(VcpuSignals::default());
+        let c = Control::new(signals.clone(), RunState::Running);
+        c.exit(33);
+        c.end(0);
+        c.reset();
+        assert_eq!(signals.pending(), Events::STOP);
+        let r = c.take();
+        assert_eq!((r.end, r.reset, r.power_off), (Some(33), true, false));
+        assert!(signals.pending().is_empty());
+        assert!(c.take().end.is_none());
+    }
+
+    #[test]
+    fn jobs_beyond_the_bound_are_refused() {
+        let c = Control::new(Arc::default(), RunState::Running);
+        let mut full = VecDeque::new();
+        full.resize_with(MAX_JOBS, || Box::new(|_: &mut Runner| ()) as Job);
+        c.0.requests.lock().jobs = full;
+        assert_eq!(c.with_runner(|_| 1), None);
+    }
+}

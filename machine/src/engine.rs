@@ -1,0 +1,100 @@
+//! Chooses and makes the CPU engine from `-accel` and `-cpu`.
+
+use crate::options::{AccelConfig, CpuConfig, CpuModel, JitConfig, RegionKind};
+use crate::vcpu_thread::Engine;
+use arch_x86::CpuState;
+use arch_x86::models;
+use backend::{Settings, VcpuBlock};
+use frontend_x86::X86;
+use std::sync::Arc;
+use vm_core::VcpuSignals;
+
+/// Runs of a block before it is compiled on another thread, and on this one: a thread that also runs the guest must be
+/// surer that compiling pays.
+const THRESHOLD: u32 = 200;
+const THRESHOLD_ALONE: u32 = 1000;
+
+/// Why there is no engine; one line each.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    #[error("-accel kvm: KVM is not built yet; use -accel jit or -accel interp")]
+    NoKvm,
+    #[error("-cpu: {0}")]
+    Cpu(String),
+    #[error("the host gives no memory for generated code: {0}")]
+    Memory(#[from] std::io::Error),
+}
+
+/// The first engine of the list that there is.
+pub fn settings(accels: &[AccelConfig]) -> Result<Settings, EngineError> {
+    let found = accels.iter().find_map(|a| match a {
+        AccelConfig::Interp => Some(interp()),
+        AccelConfig::Jit(jit) => Some(jit_settings(jit, host_cpus())),
+        AccelConfig::Kvm => None,
+    });
+    if found.is_some() && accels.first() == Some(&AccelConfig::Kvm) {
+        eprintln!("rhea: -accel kvm: KVM is not built yet; the next -accel is used");
+    }
+    found.ok_or(EngineError::NoKvm)
+}
+
+/// CPUs that this process may run on.
+fn host_cpus() -> u32 {
+    rustix::thread::sched_getaffinity(None).map_or(1, |set| set.count())
+}
+
+fn interp() -> Settings {
+    Settings { jit: false, threshold: u32::MAX, single_block_regions: false, bisect: None, background: false }
+}
+
+fn jit_settings(jit: &JitConfig, host_cpus: u32) -> Settings {
+    let alone = host_cpus < 2;
+    let threshold = jit.threshold.unwrap_or(if alone { THRESHOLD_ALONE } else { THRESHOLD });
+    Settings {
+        jit: true,
+        threshold,
+        single_block_regions: jit.region == RegionKind::Block,
+        // Ours ends before the last number, the engine's with it; an empty range compiles nothing.
+        bisect: jit.bisect.as_ref().map(|r| if r.is_empty() { (1, 0) } else { (r.start, r.end - 1) }),
+        background: threshold > 0 && !alone,
+    }
+}
+
+/// The CPU at power-on and its engine.
+pub fn make(cpu: &CpuConfig, settings: Settings, signals: &Arc<VcpuSignals>) -> Result<(Engine, Arc<X86>), EngineError> {
+    let model = match cpu.model {
+        CpuModel::Qemu64 => "qemu64",
+        CpuModel::Max => "max",
+    };
+    let tweaks: Vec<_> = cpu.features.iter().map(|(name, on)| (*on, (*name).to_owned())).collect();
+    let configured = models::configure(model, &tweaks).map_err(EngineError::Cpu)?;
+    if !configured.dropped.is_empty() {
+        eprintln!("rhea: warning: -cpu: not implemented, left out: {}", configured.dropped.join(", "));
+    }
+    let frontend = Arc::new(X86::new(configured.features));
+    let helpers = frontend_x86::helpers::table::<VcpuBlock<CpuState>>().into();
+    let engine = backend::Engine::new(frontend.clone(), CpuState::new(&configured, 0), helpers, settings)?;
+    signals.set_kick(engine.kick());
+    Ok((Box::new(engine), frontend))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kvm_alone_is_refused_and_passed_over_in_a_list() {
+        assert!(matches!(settings(&[AccelConfig::Kvm]), Err(EngineError::NoKvm)));
+        assert!(!settings(&[AccelConfig::Kvm, AccelConfig::Interp]).unwrap().jit);
+    }
+
+    #[test]
+    fn one_host_cpu_compiles_in_the_foreground() {
+        let one = jit_settings(&JitConfig::default(), 1);
+        let two = jit_settings(&JitConfig::default(), 2);
+        assert_eq!((one.background, one.threshold), (false, THRESHOLD_ALONE));
+        assert_eq!((two.background, two.threshold), (true, THRESHOLD));
+        let zero = jit_settings(&JitConfig { threshold: Some(0), bisect: Some(3..7), ..Default::default() }, 2);
+        assert_eq!((zero.background, zero.threshold, zero.bisect), (false, 0, Some((3, 6))));
+    }
+}

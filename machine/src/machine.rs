@@ -1,0 +1,192 @@
+//! The machine as the monitor sees it.
+
+use crate::board::Board;
+use crate::chardev::Chardev;
+use crate::control::{Control, RunState};
+use crate::monitor::MonitorTarget;
+use crate::vcpu_thread::Runner;
+use arch_x86::CpuState;
+use frontend_x86::X86;
+use ir::Frontend;
+use std::sync::Arc;
+use vm_core::addr::PAGE_SIZE;
+use vm_core::{CpuIo, GuestCpu, MemMap, Pa, Ram, Target, Va};
+
+/// Handles to the parts that run; dropping it does not end them.
+pub struct Machine {
+    pub board: Arc<Board>,
+    pub control: Control,
+    pub chardevs: Vec<Arc<Chardev>>,
+    pub frontend: Arc<X86>,
+}
+
+const GPR: [&str; 16] =
+    ["rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"];
+
+/// A register by gdb's name; those of 32 bits are their lower halves.
+fn register(cpu: &CpuState, name: &str) -> Option<u64> {
+    if let Some(i) = GPR.iter().position(|r| *r == name) {
+        return Some(cpu.gpr[i]);
+    }
+    if let Some(i) = GPR[..8].iter().position(|r| name.strip_prefix('e').is_some_and(|n| n == &r[1..])) {
+        return Some(cpu.gpr[i] & 0xffff_ffff);
+    }
+    const SEGMENTS: [&str; 6] = ["es", "cs", "ss", "ds", "fs", "gs"];
+    if let Some(i) = SEGMENTS.iter().position(|s| *s == name) {
+        return Some(cpu.seg[i].selector.into());
+    }
+    Some(match name {
+        "rip" | "pc" => cpu.rip,
+        "eip" => cpu.rip & 0xffff_ffff,
+        "eflags" | "rflags" => cpu.rflags(),
+        "cr0" => cpu.cr0,
+        "cr2" => cpu.cr2,
+        "cr3" => cpu.cr3,
+        "cr4" => cpu.cr4,
+        "efer" => cpu.efer,
+        _ => return None,
+    })
+}
+
+/// Reads guest-physical RAM page by page; `false` if some of it is none.
+fn read_phys(ram: &Ram, map: &MemMap, pa: u64, buf: &mut [u8]) -> bool {
+    pieces(pa, buf, |at, piece| match map.target(Pa(at)) {
+        Target::Ram { offset, .. } => {
+            ram.read(offset, piece);
+            true
+        }
+        Target::Mmio => false,
+    })
+}
+
+fn read_virt(r: &mut Runner, va: u64, buf: &mut [u8]) -> bool {
+    let board = r.io.0.clone();
+    pieces(va, buf, |at, piece| match r.engine.debug_translate(&r.io, Va(at)) {
+        Some(pa) => read_phys(r.io.ram(), &board.map, pa.0, piece),
+        None => false,
+    })
+}
+
+/// Calls `read` for each part of `buf` that lies in one page, until one fails. Addresses wrap.
+fn pieces(mut addr: u64, mut buf: &mut [u8], mut read: impl FnMut(u64, &mut [u8]) -> bool) -> bool {
+    while !buf.is_empty() {
+        let room = (PAGE_SIZE - addr % PAGE_SIZE).min(buf.len() as u64);
+        let (piece, rest) = buf.split_at_mut(room as usize);
+        if !read(addr, piece) {
+            return false;
+        }
+        addr = addr.wrapping_add(room);
+        buf = rest;
+    }
+    true
+}
+
+impl Machine {
+    fn text(&self, f: impl FnOnce(&mut Runner) -> String + Send + 'static) -> String {
+        self.control.with_runner(f).unwrap_or_else(|| "the CPU does not answer\n".into())
+    }
+
+    fn act(&self, f: impl FnOnce(&mut Runner) + Send + 'static) {
+        if self.control.with_runner(f).is_none() {
+            eprintln!("rhea: the CPU does not answer");
+        }
+    }
+}
+
+impl MonitorTarget for Machine {
+    fn info_registers(&self) -> String {
+        self.text(|r| r.engine.cpu().dump())
+    }
+
+    fn info_tlb(&self) -> String {
+        self.text(|r| r.engine.info_tlb(&r.io))
+    }
+
+    fn info_jit(&self) -> String {
+        self.text(|r| r.engine.info_jit())
+    }
+
+    fn info_chardev(&self) -> String {
+        self.chardevs.iter().map(|c| c.info() + "\n").collect()
+    }
+
+    fn status(&self) -> String {
+        self.control.state().text().into()
+    }
+
+    fn read_phys(&self, pa: u64, buf: &mut [u8]) -> bool {
+        read_phys(&self.board.ram, &self.board.map, pa, buf)
+    }
+
+    fn read_virt(&self, va: u64, buf: &mut [u8]) -> bool {
+        let len = buf.len();
+        let read = self.control.with_runner(move |r| {
+            let mut bytes = vec![0; len];
+            read_virt(r, va, &mut bytes).then_some(bytes)
+        });
+        match read.flatten() {
+            Some(bytes) => {
+                buf.copy_from_slice(&bytes);
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn register(&self, name: &str) -> Option<u64> {
+        let name = name.to_owned();
+        self.control.with_runner(move |r| register(r.engine.cpu(), &name)).flatten()
+    }
+
+    fn disassemble(&self, va: u64, code: &[u8]) -> Option<(usize, String)> {
+        let mode = self.control.with_runner(|r| GuestCpu::mode(r.engine.cpu()))?;
+        let (text, len) = self.frontend.disassemble(mode, va, code);
+        Some((len, text))
+    }
+
+    fn stop(&self) {
+        self.act(|r| r.pause());
+    }
+
+    fn cont(&self) {
+        self.act(|r| r.set_state(RunState::Running));
+    }
+
+    fn quit(&self) {
+        self.control.end(0);
+    }
+
+    fn reset(&self) {
+        self.act(Runner::reset);
+    }
+
+    fn powerdown(&self) {
+        self.board.pm.lock().press_power_button();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_are_split_at_pages_and_wrap() {
+        let mut seen = vec![];
+        let mut buf = [0; 0x1800];
+        assert!(pieces(u64::MAX - 0xff, &mut buf, |a, p| {
+            seen.push((a, p.len()));
+            true
+        }));
+        assert_eq!(seen, [(u64::MAX - 0xff, 0x100), (0, 0x1000), (0x1000, 0x700)]);
+        assert!(!pieces(0, &mut buf, |a, _| a == 0));
+    }
+
+    #[test]
+    fn registers_by_name() {
+        let mut cpu = CpuState::new(&arch_x86::models::configure("qemu64", &[]).unwrap(), 0);
+        cpu.gpr[0] = 0x1_2345_6789;
+        assert_eq!((register(&cpu, "rax"), register(&cpu, "eax")), (Some(0x1_2345_6789), Some(0x2345_6789)));
+        assert_eq!((register(&cpu, "cs"), register(&cpu, "pc")), (Some(0xf000), Some(0xfff0)));
+        assert_eq!((register(&cpu, "er8"), register(&cpu, "")), (None, None));
+    }
+}

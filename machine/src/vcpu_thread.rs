@@ -1,0 +1,138 @@
+//! The vCPU's thread: owns the engine, runs it, sleeps while the guest is halted, and serves requests between
+//! instructions.
+
+use crate::board::{Board, BoardIo};
+use crate::boot;
+use crate::control::{Control, RunState};
+use crate::loader::{Images, LoadError};
+use arch_x86::CpuState;
+use std::sync::Arc;
+use std::time::Duration;
+use vm_core::{CpuIo, Events, StopReason, Vcpu, dlog};
+
+/// A halted or stopped vCPU looks around this often even if nothing wakes it.
+const NAP: Duration = Duration::from_secs(1);
+const IF: u64 = 1 << 9;
+
+/// What happens on reset and power-off (`-no-reboot`, `-no-shutdown`).
+#[derive(Clone, Copy, Debug)]
+pub struct Policy {
+    pub reset_ends: bool,
+    pub power_off_pauses: bool,
+}
+
+pub type Engine = Box<dyn Vcpu<Cpu = CpuState>>;
+
+/// The vCPU, and what it takes to start over.
+pub struct Runner {
+    pub engine: Engine,
+    pub io: BoardIo,
+    images: Images,
+    control: Control,
+    policy: Policy,
+    /// Set when the program is to end.
+    end: Option<u8>,
+}
+
+impl Runner {
+    /// A vCPU at the entry of the kernel in `images`.
+    pub fn new(engine: Engine, board: Arc<Board>, images: Images, control: Control, policy: Policy) -> Result<Self, LoadError> {
+        let mut r = Self { engine, io: BoardIo(board), images, control, policy, end: None };
+        r.start_over()?;
+        Ok(r)
+    }
+
+    /// Devices and CPU as after power-on, the kernel loaded anew.
+    fn start_over(&mut self) -> Result<(), LoadError> {
+        let board = self.io.0.clone();
+        board.reset();
+        let cpu = self.engine.cpu();
+        cpu.reset();
+        let loaded = boot::start(&board, &self.images, cpu);
+        self.engine.cpu_changed();
+        loaded
+    }
+
+    /// Reset of the machine; with `-no-reboot` the end of the program.
+    pub fn reset(&mut self) {
+        if self.policy.reset_ends {
+            self.end = self.end.or(Some(0));
+        } else if let Err(e) = self.start_over() {
+            eprintln!("rhea: cannot load the kernel again: {e}");
+            self.end = self.end.or(Some(1));
+        }
+    }
+
+    /// Pauses a running guest; one that has not started, or has ended, stays as it is.
+    pub fn pause(&mut self) {
+        if self.control.state() == RunState::Running {
+            self.set_state(RunState::Paused);
+        }
+    }
+
+    /// Lets the guest and its time stand still, or go on.
+    pub fn set_state(&mut self, state: RunState) {
+        let clock = &self.io.0.clock;
+        if state == RunState::Running { clock.start() } else { clock.stop() }
+        self.control.set_state(state);
+    }
+
+    /// Runs until the program is to end; gives its exit status.
+    pub fn run(mut self) -> u8 {
+        self.set_state(self.control.state());
+        loop {
+            if let Some(status) = self.end {
+                self.io.0.clock.stop();
+                return status;
+            }
+            if self.control.state() != RunState::Running {
+                self.io.signals().wait(Events::STOP, NAP);
+                self.serve();
+                continue;
+            }
+            match self.engine.run(&self.io) {
+                StopReason::Stopped => self.serve(),
+                StopReason::Halted => self.sleep(),
+                StopReason::TripleFault => {
+                    dlog!(INT, "triple fault\n{}", vm_core::GuestCpu::dump(self.engine.cpu()));
+                    self.reset();
+                }
+            }
+        }
+    }
+
+    /// Sleeps until an event comes that ends HLT (SDM 2A "HLT"), or something to be done that the engine sees to.
+    fn sleep(&mut self) {
+        let mut mask = Events::all() - Events::INTR - Events::NMI - Events::SIPI;
+        let cpu = self.engine.cpu();
+        if cpu.wait_sipi {
+            mask |= Events::SIPI;
+        } else {
+            mask.set(Events::INTR, cpu.eflags & IF != 0);
+            mask.set(Events::NMI, !cpu.nmi_blocked);
+        }
+        self.io.signals().wait(mask, NAP);
+    }
+
+    /// Does what was asked for.
+    fn serve(&mut self) {
+        let mut asked = self.control.take();
+        if let Some(on) = asked.a20 {
+            self.engine.cpu().a20_masked = !on;
+            self.engine.cpu_changed();
+        }
+        for job in asked.jobs.drain(..) {
+            job(self);
+        }
+        if asked.power_off {
+            match self.policy.power_off_pauses {
+                true => self.set_state(RunState::Shutdown),
+                false => self.end = self.end.or(Some(0)),
+            }
+        }
+        self.end = asked.end.or(self.end);
+        if asked.reset && self.end.is_none() {
+            self.reset();
+        }
+    }
+}
