@@ -1,6 +1,7 @@
 //! Test harness: the filetest engine, a bare x86 guest on the engines under test, runs on the host processor, and the
 //! workspace seen from outside.
 
+pub mod engines;
 pub mod filetest;
 #[cfg(target_arch = "x86_64")]
 pub mod hostrun;

@@ -1,0 +1,162 @@
+//! The translating engine on all its settings: random programs, and what they do not reach.
+
+use rhea_tests::engines::campaign::Campaign;
+use rhea_tests::engines::machine::{Image, Machine, World, at, engines};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use vm_core::{CpuIo, Events, StopReason};
+
+/// A case is some thirty instructions and five engines; the long form is the binary `engines`.
+const CASES: u64 = if cfg!(debug_assertions) { 200 } else { 1000 };
+
+#[test]
+fn random_programs_end_alike_on_every_setting() {
+    let s = Campaign::new().unwrap().run(1, CASES).unwrap_or_else(|report| panic!("{report}"));
+    assert_eq!(s.cases, CASES);
+    assert!(s.endless * 20 < CASES && s.faults * 10 < CASES * 8, "{s:?}: the programs are of little use");
+}
+
+fn on_all(f: impl Fn(&str, &mut Machine)) {
+    for (name, settings) in engines() {
+        f(name, &mut Machine::new(settings).unwrap());
+    }
+}
+
+fn image(world: World, offset: u64, code: &[u8]) -> Image {
+    let mut i = Image::new(world);
+    i.put(at::CODE + offset, code);
+    i.cpu.rip = at::CODE + offset;
+    i
+}
+
+#[test]
+fn endless_loops_stop_when_asked_to() {
+    let loops: [(&str, &[u8], &[u8]); 5] = [
+        ("jump to itself", &[0xfa, 0xeb, 0xfe], &[]),
+        // cli; L: inc eax; test eax, 1; jz M; nop; M: jmp L
+        ("two blocks", &[0xfa, 0xff, 0xc0, 0xa9, 1, 0, 0, 0, 0x74, 1, 0x90, 0xeb, 0xf4], &[]),
+        // cli; mov eax, CODE + 1; jmp rax
+        ("indirect", &[0xfa, 0xb8, 1, 0, 0x20, 0, 0xff, 0xe0], &[]),
+        // cli; jmp CODE + 1000h, where there is a jump back to CODE + 1
+        ("two pages", &[0xfa, 0xe9, 0xfa, 0x0f, 0, 0], &[0xe9, 0xfc, 0xef, 0xff, 0xff]),
+        // cli; L: call M; jmp L; M: ret
+        ("calls", &[0xfa, 0xe8, 2, 0, 0, 0, 0xeb, 0xf9, 0xc3], &[]),
+    ];
+    on_all(|name, m| {
+        for (what, code, second) in loops {
+            let mut i = image(World::Long, 0, code);
+            i.put(at::CODE + 0x1000, second);
+            m.load(&i);
+            let signals = m.signals();
+            let asked = std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_millis(30));
+                signals.raise(Events::STOP);
+                Instant::now()
+            });
+            assert_eq!(m.run(), StopReason::Stopped, "{name}: {what}");
+            let late = asked.join().unwrap().elapsed();
+            // Asked for are 100 ms; the rest is for hosts that run other tests at the same time.
+            assert!(late < Duration::from_millis(400), "{name}: {what}: {late:?}");
+            m.signals().clear(Events::STOP);
+        }
+    });
+}
+
+#[test]
+fn code_that_the_host_changes_is_seen() {
+    on_all(|name, m| {
+        // L: mov eax, 1; cmp eax, 2; jne L; hlt
+        let seen = AtomicBool::new(false);
+        m.load(&image(World::Long, 0x10, &[0xb8, 1, 0, 0, 0, 0x83, 0xf8, 2, 0x75, 0xf6, 0xf4]));
+        std::thread::scope(|s| {
+            let (board, engine, seen) = (&m.board, &mut m.engine, &seen);
+            s.spawn(move || {
+                std::thread::sleep(Duration::from_millis(30));
+                board.ram().write(at::CODE + 0x11, &[2]);
+                // The guest has a second to see it.
+                (0..100).take_while(|_| !seen.load(Ordering::SeqCst)).for_each(|_| std::thread::sleep(Duration::from_millis(10)));
+                board.signals().raise(Events::STOP);
+            });
+            let stop = vm_core::Vcpu::run(engine, board);
+            seen.store(true, Ordering::SeqCst);
+            assert_eq!(stop, StopReason::Halted, "{name}");
+        });
+    });
+}
+
+#[test]
+fn the_instruction_after_sti_runs_before_an_interrupt() {
+    on_all(|name, m| {
+        // L: sti; inc eax; cli; dec ecx; jnz L; hlt
+        let mut i = image(World::Long, 0, &[0xfb, 0xff, 0xc0, 0xfa, 0xff, 0xc9, 0x75, 0xf8, 0xf4]);
+        i.cpu.gpr[1] = 100_000;
+        i.cpu.gpr[0] = 0;
+        // cmp dword [rsp], CODE + 3; jne bad; inc edx; iretq; bad: ud2
+        let handler = [0x81, 0x3c, 0x24, 3, 0, 0x20, 0, 0x75, 4, 0xff, 0xc2, 0x48, 0xcf, 0x0f, 0x0b];
+        i.put(at::CODE + 0x2000, &handler);
+        i.handler(World::Long, 0x1f, at::CODE + 0x2000);
+        m.board.vector.store(0x1f, Ordering::SeqCst);
+        m.load(&i);
+        let (signals, quit) = (m.signals(), AtomicBool::new(false));
+        let stop = std::thread::scope(|s| {
+            s.spawn(|| {
+                while !quit.load(Ordering::SeqCst) {
+                    signals.raise(Events::INTR);
+                    std::thread::sleep(Duration::from_micros(20));
+                }
+            });
+            let stop = m.run();
+            quit.store(true, Ordering::SeqCst);
+            stop
+        });
+        signals.clear(Events::INTR);
+        let cpu = vm_core::Vcpu::cpu(&mut m.engine);
+        assert_eq!(stop, StopReason::Halted);
+        assert_eq!((cpu.rip, cpu.gpr[0]), (at::CODE + 9, 100_000), "{name}: {} interrupts", cpu.gpr[2]);
+        assert!(cpu.gpr[2] > 10, "{name}: {} interrupts", cpu.gpr[2]);
+    });
+}
+
+#[test]
+fn a_straddling_instruction_follows_its_second_page() {
+    let pte = at::TABLES + 0x3000 + 0x1000 + 8;
+    on_all(|name, m| {
+        // L: jmp S; T: add ebx, eax; mov qword [pte], page 202h; invlpg [CODE + 1000h]; dec ecx; jnz L; hlt
+        let mut code = vec![0xe9, 0xf8, 0x0e, 0, 0, 0x01, 0xc3, 0x48, 0xc7, 0x04, 0x25];
+        code.extend((pte as u32).to_le_bytes());
+        code.extend([0x63, 0x20, 0x20, 0]);
+        code.extend([0x0f, 0x01, 0x3c, 0x25, 0, 0x10, 0x20, 0, 0xff, 0xc9, 0x75, 0xe1, 0xf4]);
+        let mut i = image(World::Long, 0x100, &code);
+        // S: mov eax, imm, its last three bytes in either page; then jmp T
+        i.put(at::CODE + 0xffd, &[0xb8, 0x11, 0x22]);
+        for (page, byte) in [(at::CODE + 0x1000, 1), (at::CODE + 0x2000, 2)] {
+            i.put(page, &[byte, 0, 0xe9, 0xfe, 0xf0, 0xff, 0xff]);
+        }
+        (i.cpu.gpr[1], i.cpu.gpr[3]) = (50, 0);
+        let o = m.outcome(&i);
+        assert_eq!((o.stop, o.cpu.rip), (StopReason::Halted, at::CODE + 0x100 + code.len() as u64), "{name}");
+        assert_eq!(o.cpu.gpr[3], 0x12211 + 49 * 0x22211, "{name}");
+    });
+}
+
+#[test]
+fn equal_program_counters_of_two_segments_are_different_code() {
+    on_all(|name, m| {
+        let mut i = Image::new(World::Flat);
+        let real = &mut i.cpu;
+        real.cr0 &= !1;
+        for s in &mut real.seg {
+            (s.base, s.limit, s.attr, s.selector) = (0, 0xffff, 0x9300, 0);
+        }
+        // At 0:5200h and at 10h:5200h (linear 5300h): inc ax / inc bx; dec cx; jz end; jmp far to the other; end: hlt
+        for (linear, inc, other) in [(0x5200, 0x40, 0x10u8), (0x5300, 0x43, 0)] {
+            i.put(linear, &[inc, 0x49, 0x74, 5, 0xea, 0, 0x52, other, 0, 0xf4]);
+        }
+        i.cpu.gpr[..4].copy_from_slice(&[0, 101, 0, 0]);
+        i.cpu.rip = 0x5200;
+        i.cpu.set_rflags(2);
+        let o = m.outcome(&i);
+        assert_eq!(o.stop, StopReason::Halted);
+        assert_eq!((o.cpu.gpr[0], o.cpu.gpr[3], o.cpu.rip), (51, 50, 0x520a), "{name}");
+    });
+}
