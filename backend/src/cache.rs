@@ -367,3 +367,146 @@ impl Drop for Cache {
         self.bury();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::jit::arena::Range;
+
+    unsafe extern "C" fn alive(_: *mut u8, _: *mut COp) -> *mut COp {
+        ptr::null_mut()
+    }
+
+    unsafe extern "C" fn dead(_: *mut u8, op: *mut COp) -> *mut COp {
+        op
+    }
+
+    const SLOT: COp = COp { h: 0, d: 0, a: 0, x: 0 };
+
+    /// A block at RAM offset `phys`, `len` bytes long, with edges in slots 1 and 2.
+    fn block(c: &mut Cache, ram: &Ram, phys: u64, len: u32) -> *mut Record {
+        let start = (phys & 0xfff) as u32;
+        let end = start + len;
+        let second = (end > 4096).then_some((phys >> 12) + 1);
+        let mut r = Box::new(Record {
+            runs: 0,
+            threshold: 10,
+            code: 0,
+            key: BlockKey { phys, mode: 1 },
+            start,
+            end,
+            second,
+            insns: 1,
+            ops: Box::new([SLOT; 3]),
+            insn_at: Box::new([]),
+            edges: [1, 2],
+            incoming: Vec::new(),
+            dead: false,
+            dead_start: dead,
+        });
+        let p = &raw mut *r;
+        r.ops[0].set_record(p);
+        r.ops[0].set_handler(alive);
+        for page in [Some(phys >> 12), second].into_iter().flatten() {
+            ram.set_page_bits(page, PageBits::CODE);
+        }
+        c.insert(r)
+    }
+
+    fn get(c: &Cache, phys: u64) -> bool {
+        c.get(&BlockKey { phys, mode: 1 }).is_some()
+    }
+
+    fn setup() -> (Cache, Ram) {
+        (Cache::default(), Ram::new(4 * 4096).unwrap())
+    }
+
+    #[test]
+    fn a_write_drops_what_it_overlaps_to_the_byte() {
+        let (mut c, ram) = setup();
+        block(&mut c, &ram, 0x1010, 4);
+        block(&mut c, &ram, 0x1014, 4);
+        assert!(!c.overlaps(0x1008, 8) && c.overlaps(0x1008, 9) && c.overlaps(0x1017, 1) && !c.overlaps(0x1018, 8));
+        assert!(!c.overlaps(0x2010, 4), "another page");
+        c.invalidate(&ram, 0x1008, 8);
+        assert_eq!((c.len(), ram.page_bits(1)), (2, PageBits::CODE));
+        c.invalidate(&ram, 0x1013, 1);
+        assert!(!get(&c, 0x1010) && get(&c, 0x1014) && ram.page_bits(1) == PageBits::CODE);
+        let version = ram.version(1);
+        c.invalidate(&ram, 0x1000, 0x1000);
+        assert!(c.is_empty() && ram.page_bits(1).is_empty() && ram.version(1) != version && !c.overlaps(0x1014, 4));
+    }
+
+    #[test]
+    fn a_straddling_block_is_found_by_both_pages() {
+        let (mut c, ram) = setup();
+        block(&mut c, &ram, 0x1ffe, 5);
+        assert!(c.overlaps(0x2002, 1) && !c.overlaps(0x2003, 1) && c.overlaps(0x1fff, 1));
+        c.invalidate(&ram, 0x2002, 1);
+        assert!(c.is_empty() && !c.overlaps(0x1ffe, 2) && ram.page_bits(2).is_empty());
+    }
+
+    #[test]
+    fn links_go_with_either_end() {
+        let (mut c, ram) = setup();
+        let (a, b) = (block(&mut c, &ram, 0x1000, 4), block(&mut c, &ram, 0x1100, 4));
+        // SAFETY: records stay allocated until `bury`.
+        unsafe {
+            let (to_b, to_a, back) = ((*a).edge(0).unwrap(), (*a).edge(1).unwrap(), (*b).edge(0).unwrap());
+            c.link(to_b, b);
+            c.link(to_a, a);
+            c.link(back, a);
+            assert_eq!(((*to_b).link, (*a).incoming.len(), (*b).incoming.len()), ((*b).ops.as_mut_ptr(), 2, 1));
+            c.invalidate(&ram, 0x1100, 1);
+            assert!((*to_b).link.is_null() && (*back).link.is_null() && !(*to_a).link.is_null());
+            assert_eq!((*a).incoming.len(), 1);
+            c.invalidate(&ram, 0x1000, 1);
+            assert!((*to_a).link.is_null() && (*a).incoming.is_empty());
+        }
+        assert_eq!(c.dead(), 2);
+        c.bury();
+        assert_eq!(c.dead(), 0);
+    }
+
+    #[test]
+    fn a_dead_block_has_no_code_and_another_start_until_it_is_buried() {
+        let (mut c, ram) = setup();
+        let old = block(&mut c, &ram, 0x1000, 4);
+        let new = block(&mut c, &ram, 0x1000, 4);
+        // SAFETY: as above.
+        unsafe {
+            (*new).runs = 3;
+            assert!((*old).dead && (*old).ops[0].h == dead as *const () as usize && (*old).code == 0);
+            assert!(!(*new).dead && (*new).ops[0].h == alive as *const () as usize);
+        }
+        assert!(c.overlaps(0x1000, 1));
+        c.invalidate(&ram, 0x1000, 1);
+        assert_eq!((c.dead(), c.bury()), (2, 3));
+    }
+
+    #[test]
+    fn a_region_goes_with_any_of_its_bytes_and_its_entry_stays() {
+        let (mut c, ram) = setup();
+        let entry = block(&mut c, &ram, 0x1000, 4);
+        let code = Range { offset: 32, len: 16 };
+        let region = move || Region { entry, ranges: vec![(0x1000, 0x1004), (0x1200, 0x1208)], code, start: alive, threshold: 5 };
+        // SAFETY: as above.
+        unsafe {
+            (*entry).code = 0x1234;
+            (*entry).runs = 20;
+        }
+        c.add_region(region());
+        assert!(c.overlaps(0x1207, 1) && !c.overlaps(0x1208, 1), "bytes of no block of its own");
+        c.invalidate(&ram, 0x1207, 1);
+        assert!(c.region_count() == 0 && get(&c, 0x1000) && !c.overlaps(0x1207, 1));
+        // SAFETY: as above.
+        unsafe {
+            assert_eq!(((*entry).code, (*entry).threshold), (0, 25));
+            (*entry).code = 0x1234;
+        }
+        assert_eq!(std::mem::take(&mut c.freed), [code]);
+        c.add_region(region());
+        c.invalidate(&ram, 0x1000, 1);
+        assert!(c.region_count() == 0 && c.is_empty() && c.freed == [code] && ram.page_bits(1).is_empty());
+    }
+}
