@@ -1,6 +1,7 @@
-//! Test harness: the filetest engine, a bare x86 guest on the engines under test, runs on the host processor, and the
-//! workspace seen from outside.
+//! Test harness: filetests, a bare x86 guest on the engines under test, runs on the host processor, boots of the built
+//! program, and the workspace seen from outside.
 
+pub mod boot;
 pub mod engines;
 pub mod filetest;
 #[cfg(target_arch = "x86_64")]

@@ -46,6 +46,11 @@ pub fn prepare(config: Config) -> Result<Config, FirstRunError> {
     prepare_in(&cache::directory()?, config, Path::new("apt-get"))
 }
 
+/// The built-in guest: an ELF file with a PVH entry, and a command prompt on COM1.
+pub fn built_in() -> Result<Vec<u8>, FirstRunError> {
+    Ok(payload::elf()?)
+}
+
 fn prepare_in(dir: &Path, mut config: Config, apt_get: &Path) -> Result<Config, FirstRunError> {
     match debian(dir, apt_get) {
         Ok((kernel, initrd)) => {
@@ -57,7 +62,7 @@ fn prepare_in(dir: &Path, mut config: Config, apt_get: &Path) -> Result<Config, 
             eprintln!("rhea: cannot get Debian's kernel: {why}");
             eprintln!("rhea: starting the small built-in guest instead; -kernel FILE starts one of yours");
             let elf = dir.join("guest.elf");
-            cache::write(&elf, &payload::elf()?)?;
+            cache::write(&elf, &built_in()?)?;
             config.kernel = Some(elf);
             config.initrd = None;
             config.append = String::new();
