@@ -99,12 +99,12 @@ fn built_in_guest_on_the_jit() {
 
 #[test]
 fn built_in_guest_with_everything_compiled() {
-    built_in("built-in-jit-1", "jit,threshold=1");
+    built_in("built-in-jit-0", "jit,threshold=0");
 }
 
 #[test]
 fn built_in_guest_with_single_blocks_compiled() {
-    built_in("built-in-jit-block", "jit,threshold=1,region=block");
+    built_in("built-in-jit-block", "jit,threshold=0,region=block");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use rhea_tests::boot::{ENTRY, Guest, file, pvh_elf};
 use std::time::{Duration, Instant};
 
 const LIMIT: Duration = Duration::from_secs(60);
-const ENGINES: [&str; 2] = ["interp", "jit,threshold=1"];
+const ENGINES: [&str; 2] = ["interp", "jit,threshold=0"];
 const COM1: u32 = 0x3f8;
 const RUNNING: u8 = b'!';
 

@@ -66,7 +66,7 @@ const MACHINE: &[PropSpec] = &[
 ];
 
 const JIT: &[PropSpec] = &[
-    prop("threshold", Kind::Positive(u32::MAX as u64), "runs of a block before it is compiled"),
+    prop("threshold", Kind::Number(u32::MAX as u64), "runs of a block before it is compiled (0: all at first sight)"),
     prop("region", Kind::Word(&["auto", "block", "loop"]), "what is compiled at once (auto)"),
     prop("bisect", Kind::Span, "compile only regions numbered LO..HI, to find a miscompiled one"),
     THREAD,
