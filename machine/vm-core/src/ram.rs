@@ -48,7 +48,9 @@ impl Ram {
     pub fn new(size: u64) -> io::Result<Self> {
         let len = usize::try_from(size).map_err(io::Error::other)?;
         let map = MmapOptions::new().len(len).no_reserve_swap().map_anon()?.into();
-        let pages = (0..size / PAGE_SIZE).map(|_| Page::default()).collect();
+        let pages = Box::<[Page]>::new_zeroed_slice(len / PAGE_SIZE as usize);
+        // SAFETY: all zeroes is what `Page::default` gives; zeroed memory costs nothing before it is touched.
+        let pages = unsafe { pages.assume_init() };
         Ok(Self { map, size, pages, code_writes: Mutex::default(), listeners: Mutex::default() })
     }
 
