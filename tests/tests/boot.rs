@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 /// Limits that only a hang exceeds: this many times as long in a build without optimisation.
 const SLOW: u32 = if cfg!(debug_assertions) { 10 } else { 1 };
-const SHORT: Duration = Duration::from_secs(30 * SLOW as u64);
-const LONG: Duration = Duration::from_secs(180 * SLOW as u64);
+const SHORT: Duration = Duration::from_secs(60 * SLOW as u64);
+const LONG: Duration = Duration::from_secs(300 * SLOW as u64);
 
 /// Kernel and initial RAM disk of the first command, fetched once; `None` on a host that cannot fetch them.
 fn debian() -> Option<&'static (String, String)> {
@@ -69,7 +69,8 @@ fn debian_to_shell(name: &str, accel: &str) {
     let start = Instant::now();
     let args = ["-accel", accel, "-m", "512M", "-nographic", "-no-reboot", "-kernel", kernel, "-initrd", initrd];
     let mut g = Guest::start(name, &[&args[..], &["-append", "console=ttyS0"]].concat());
-    g.wait_for("# ", LONG);
+    g.wait_for("in rhea", LONG);
+    g.wait_for("# ", SHORT);
     eprintln!("{name}: prompt after {:.1} s", start.elapsed().as_secs_f64());
     use_shell(&mut g);
 }
