@@ -48,7 +48,11 @@ impl PhysMem for WalkMem<'_> {
 #[derive(Clone, Copy, Debug)]
 pub enum Place {
     /// Byte offset in RAM.
-    Ram { offset: u64, writable: bool, bits: PageBits },
+    Ram {
+        offset: u64,
+        writable: bool,
+        bits: PageBits,
+    },
     Mmio(Pa),
 }
 

@@ -129,7 +129,14 @@ mod tests {
     #[test]
     fn slots_are_where_the_constants_say_and_do_not_overlap() {
         let l = layout();
-        for (id, name) in [(RSP, "rsp"), (xmm(15), "xmm15"), (fpr(7), "fpr7"), (seg_base(SegReg::Gs), "gs_base"), (RIP, "rip"), (IDT_LIMIT, "idt_limit")] {
+        for (id, name) in [
+            (RSP, "rsp"),
+            (xmm(15), "xmm15"),
+            (fpr(7), "fpr7"),
+            (seg_base(SegReg::Gs), "gs_base"),
+            (RIP, "rip"),
+            (IDT_LIMIT, "idt_limit"),
+        ] {
             assert_eq!(l.slot(id).name, name);
         }
         let mut s = l.slots.clone();

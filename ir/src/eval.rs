@@ -37,7 +37,13 @@ pub fn integer(i: &Inst, from: Ty, a: u64, b: u64, c: u64) -> Option<u64> {
         Op::ZExt | Op::Trunc => a,
         Op::SExt => sext(from, a) as u64,
         Op::Cmp => return Some(u64::from(i.cond().eval(i.ty, a, b))),
-        Op::Select => if a != 0 { b } else { c },
+        Op::Select => {
+            if a != 0 {
+                b
+            } else {
+                c
+            }
+        }
         _ => return None,
     };
     Some(r & i.ty.mask())

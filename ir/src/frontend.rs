@@ -34,7 +34,14 @@ pub trait Frontend: Send + Sync + 'static {
     fn helpers(&self) -> &[HelperDesc];
     /// Translates from page offset `start`, at most `max_insns` instructions, within one page, into `out` (cleared first).
     /// Never fails for bytes that are no instruction: the block then raises the guest's exception.
-    fn translate<C: CodeFetch>(&self, mode: u64, start: u32, max_insns: u32, code: &mut C, out: &mut Block) -> Result<(), TranslateError<C::Fault>>;
+    fn translate<C: CodeFetch>(
+        &self,
+        mode: u64,
+        start: u32,
+        max_insns: u32,
+        code: &mut C,
+        out: &mut Block,
+    ) -> Result<(), TranslateError<C::Fault>>;
     /// One line of assembly for the instruction at the start of `bytes`, and its length (at least 1).
     fn disassemble(&self, mode: u64, pc: u64, bytes: &[u8]) -> (String, usize);
 }

@@ -97,7 +97,11 @@ impl<'a> Parser<'a, '_> {
     }
 
     fn expect(&mut self, want: &str) -> Parsed<()> {
-        if self.eat(want) { Ok(()) } else { Err(format!("`{want}` expected, not `{}`", self.toks.first().unwrap_or(&"end of line"))) }
+        if self.eat(want) {
+            Ok(())
+        } else {
+            Err(format!("`{want}` expected, not `{}`", self.toks.first().unwrap_or(&"end of line")))
+        }
     }
 
     fn header(&mut self, block: &mut Block) -> Parsed<()> {
@@ -213,7 +217,9 @@ impl<'a> Parser<'a, '_> {
             _ => {}
         }
         match (op, op.result()) {
-            (Op::Set | Op::Store | Op::Cmp, _) => suffix.ok_or_else(|| format!("`{}` needs the type of its operand: `{}.i32`", op.name(), op.name())),
+            (Op::Set | Op::Store | Op::Cmp, _) => {
+                suffix.ok_or_else(|| format!("`{}` needs the type of its operand: `{}.i32`", op.name(), op.name()))
+            }
             _ if suffix.is_some() => Err(format!("`{}` takes no type", op.name())),
             (Op::VLane | Op::VSetLane | Op::VMask, _) => Ok(Ty::V128),
             (Op::RaiseIf | Op::Br, _) => Ok(Ty::I8),

@@ -127,8 +127,20 @@ fn types(block: &Block, i: &Inst) -> Result<(), Reason> {
             want(0, i.a, i.ty)?;
             want(1, i.b, i.ty)
         }
-        Op::Add | Op::Sub | Op::Mul | Op::MulHiU | Op::MulHiS | Op::And | Op::Or | Op::Xor | Op::Cmp
-        | Op::Shl | Op::Shr | Op::Sar | Op::Rotl | Op::Rotr => {
+        Op::Add
+        | Op::Sub
+        | Op::Mul
+        | Op::MulHiU
+        | Op::MulHiS
+        | Op::And
+        | Op::Or
+        | Op::Xor
+        | Op::Cmp
+        | Op::Shl
+        | Op::Shr
+        | Op::Sar
+        | Op::Rotl
+        | Op::Rotr => {
             form(int)?;
             want(0, i.a, i.ty)?;
             want(1, i.b, i.ty)

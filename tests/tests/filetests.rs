@@ -6,5 +6,11 @@ use rhea_tests::filetest::{Mode, run_all};
 fn filetests() {
     let report = run_all(Mode::Check);
     assert!(report.cases > 0, "no filetests found");
-    assert!(report.failures.is_empty(), "{} of {} cases failed\n\n{}", report.failures.len(), report.cases, report.failures.join("\n\n"));
+    assert!(
+        report.failures.is_empty(),
+        "{} of {} cases failed\n\n{}",
+        report.failures.len(),
+        report.cases,
+        report.failures.join("\n\n")
+    );
 }

@@ -291,7 +291,13 @@ fn undefined(m: Mnemonic, count: u64) -> u64 {
     match m {
         And | Or | Xor | Test => bit::AF,
         Shl | Sal | Shr | Sar | Shld | Shrd => bit::AF | if count == 1 { 0 } else { bit::OF },
-        Rol | Ror | Rcl | Rcr => if count == 1 { 0 } else { bit::OF },
+        Rol | Ror | Rcl | Rcr => {
+            if count == 1 {
+                0
+            } else {
+                bit::OF
+            }
+        }
         Mul | Imul => SZAP,
         Div | Idiv => bit::ARITH,
         Bt | Bts | Btr | Btc => bit::OF | bit::SF | bit::AF | bit::PF,
@@ -424,7 +430,10 @@ fn integer_instructions_agree_with_the_host() {
         compared += 1;
         if ours.gpr != theirs.gpr || (ours.flags ^ theirs.flags) & mask != 0 || !same_memory {
             let at = (0..PAGE).find(|i| host.scratch()[*i] != mem.bytes[*i]);
-            let regs: Vec<_> = (0..16).filter(|i| ours.gpr[*i] != theirs.gpr[*i]).map(|i| (i, c.regs.gpr[i], ours.gpr[i], theirs.gpr[i])).collect();
+            let regs: Vec<_> = (0..16)
+                .filter(|i| ours.gpr[*i] != theirs.gpr[*i])
+                .map(|i| (i, c.regs.gpr[i], ours.gpr[i], theirs.gpr[i]))
+                .collect();
             bad.push((insn.mnemonic(), format!(
                 "{text} {:02x?} (round {round}): flags in {:x} ours {:x} host {:x} (mask {mask:x}); (register, in, ours, host) {regs:x?}; memory differs at {at:?}",
                 code, c.regs.flags, ours.flags, theirs.flags)));
@@ -434,6 +443,7 @@ fn integer_instructions_agree_with_the_host() {
     let mut kinds: Vec<_> = bad.iter().map(|(m, _)| *m).collect();
     kinds.sort_by_key(|m| *m as u32);
     kinds.dedup();
-    let first: Vec<_> = kinds.iter().flat_map(|k| bad.iter().filter(move |(m, _)| m == k).take(2)).map(|(_, t)| t.as_str()).collect();
+    let first: Vec<_> =
+        kinds.iter().flat_map(|k| bad.iter().filter(move |(m, _)| m == k).take(2)).map(|(_, t)| t.as_str()).collect();
     assert!(bad.is_empty(), "{} of {compared} differ:\n{}", bad.len(), first.join("\n"));
 }

@@ -290,7 +290,13 @@ impl Former {
         }
     }
 
-    fn one<C: GuestCpu>(&mut self, block: &Block, layout: &StateLayout, helpers: &[HelperDesc], at: usize) -> Result<(), TooLarge> {
+    fn one<C: GuestCpu>(
+        &mut self,
+        block: &Block,
+        layout: &StateLayout,
+        helpers: &[HelperDesc],
+        at: usize,
+    ) -> Result<(), TooLarge> {
         let inst = &block.insts[at];
         match inst.op {
             Op::Insn => {

@@ -211,11 +211,7 @@ pub fn cmp<C: GuestCpu>(cond: Cond, ty: Ty, imm: bool) -> Handler {
 
 pub fn cmp_br<C: GuestCpu>(cond: Cond, ty: Ty, imm: bool) -> Handler {
     let n = cond as u8;
-    if imm {
-        by_type!(cbr_ri, ty, n; 0 1 2 3 4 5 6 7 8 9)
-    } else {
-        by_type!(cbr_rr, ty, n; 0 1 2 3 4 5 6 7 8 9)
-    }
+    if imm { by_type!(cbr_ri, ty, n; 0 1 2 3 4 5 6 7 8 9) } else { by_type!(cbr_rr, ty, n; 0 1 2 3 4 5 6 7 8 9) }
 }
 
 // --- moves and conversions

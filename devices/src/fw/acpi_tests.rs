@@ -3,13 +3,7 @@
 use super::*;
 
 fn full() -> AcpiConfig {
-    AcpiConfig {
-        cpus: 255,
-        com_ports: 4,
-        vga: true,
-        pci_mmio64: Some(0x80_0000_0000..=0xff_ffff_ffff),
-        ..AcpiConfig::default()
-    }
+    AcpiConfig { cpus: 255, com_ports: 4, vga: true, pci_mmio64: Some(0x80_0000_0000..=0xff_ffff_ffff), ..AcpiConfig::default() }
 }
 
 fn find<'a>(t: &'a AcpiTables, signature: &[u8; 4]) -> Option<&'a (Pa, Vec<u8>)> {
@@ -59,8 +53,7 @@ fn both_roots_list_the_same_tables() {
     let four: Vec<u64> = rsdt.1[36..].chunks(4).map(|c| u32_at(c, 0).into()).collect();
     let eight: Vec<u64> = xsdt.1[36..].chunks(8).map(|c| u64::from_le_bytes(c.try_into().unwrap())).collect();
     assert_eq!(four, eight);
-    let names: Vec<&[u8]> =
-        eight.iter().map(|a| &t.blobs.iter().find(|(pa, _)| pa.0 == *a).unwrap().1[..4]).collect();
+    let names: Vec<&[u8]> = eight.iter().map(|a| &t.blobs.iter().find(|(pa, _)| pa.0 == *a).unwrap().1[..4]).collect();
     assert_eq!(names, [b"FACP", b"APIC", b"HPET", b"MCFG"]);
 }
 

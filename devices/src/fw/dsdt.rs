@@ -99,9 +99,10 @@ fn root_resources(cfg: &AcpiConfig) -> Raw {
     let (low, high) = (*cfg.pci_mmio32.start(), *cfg.pci_mmio32.end());
     let mmio32 = AddressSpace::<u32>::new_memory(AddressSpaceCacheable::NotCacheable, true, low, high, None);
     let mut r: Vec<&dyn Aml> = vec![&buses, &config, &io_low, &io_high, &vga, &mmio32];
-    let mmio64 = cfg.pci_mmio64.as_ref().map(|m| {
-        AddressSpace::<u64>::new_memory(AddressSpaceCacheable::Cacheable, true, *m.start(), *m.end(), None)
-    });
+    let mmio64 = cfg
+        .pci_mmio64
+        .as_ref()
+        .map(|m| AddressSpace::<u64>::new_memory(AddressSpaceCacheable::Cacheable, true, *m.start(), *m.end(), None));
     if let Some(m) = &mmio64 {
         r.push(m);
     }

@@ -156,7 +156,13 @@ mod tests {
     use super::*;
 
     fn send(k: &mut Keyboard, bytes: &[u8]) -> Vec<u8> {
-        bytes.iter().flat_map(|&b| { k.write(b); std::iter::from_fn(|| k.pop()).collect::<Vec<_>>() }).collect()
+        bytes
+            .iter()
+            .flat_map(|&b| {
+                k.write(b);
+                std::iter::from_fn(|| k.pop()).collect::<Vec<_>>()
+            })
+            .collect()
     }
 
     #[test]

@@ -234,7 +234,13 @@ mod tests {
     }
 
     fn send(m: &mut Mouse, bytes: &[u8]) -> Vec<u8> {
-        bytes.iter().flat_map(|&b| { m.write(b); drain(m) }).collect()
+        bytes
+            .iter()
+            .flat_map(|&b| {
+                m.write(b);
+                drain(m)
+            })
+            .collect()
     }
 
     #[test]

@@ -49,13 +49,7 @@ pub struct Lapic {
 
 impl Lapic {
     /// A local APIC at power-on, registered on `bus`.
-    pub fn new(
-        config: LapicConfig,
-        signals: Arc<VcpuSignals>,
-        clock: &Clock,
-        bus: &Arc<ApicBus>,
-        extint: ExtInt,
-    ) -> Arc<Self> {
+    pub fn new(config: LapicConfig, signals: Arc<VcpuSignals>, clock: &Clock, bus: &Arc<ApicBus>, extint: ExtInt) -> Arc<Self> {
         let timer = clock.timer("lapic");
         let core = Mutex::new(Core::power_on(config.id, config.bsp));
         let weak_bus = Arc::downgrade(bus);

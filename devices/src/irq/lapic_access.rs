@@ -136,9 +136,7 @@ impl Core {
             reg::EOI | reg::ESR => 0,
             reg::INITIAL_COUNT => 0xffff_ffff,
             reg::DIVIDE => DIVIDE_WRITABLE.into(),
-            reg::LVT_TIMER..=reg::LVT_ERROR => {
-                (lvt::WRITABLE[usize::from(r - reg::LVT_TIMER)] | lvt::READ_ONLY).into()
-            }
+            reg::LVT_TIMER..=reg::LVT_ERROR => (lvt::WRITABLE[usize::from(r - reg::LVT_TIMER)] | lvt::READ_ONLY).into(),
             _ => return None,
         };
         if v & !allowed != 0 {

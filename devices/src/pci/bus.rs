@@ -188,9 +188,7 @@ impl Device for PciEcam {
 
 impl Mmio for PciEcam {
     fn read(&mut self, _: u32, offset: u64, size: u8) -> u64 {
-        let part = |at: u64, size| {
-            u64::from(self.bus.read((at >> 20) as u8, (at >> 12) as u8, (at & 0xfff) as u16, size))
-        };
+        let part = |at: u64, size| u64::from(self.bus.read((at >> 20) as u8, (at >> 12) as u8, (at & 0xfff) as u16, size));
         if size == 8 { part(offset, 4) | part(offset.wrapping_add(4), 4) << 32 } else { part(offset, size) }
     }
 

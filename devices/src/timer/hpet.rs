@@ -37,8 +37,7 @@ const TN_VAL_SET: u64 = 1 << 6;
 const TN_32MODE: u64 = 1 << 8;
 const TN_INT_ROUTE: u64 = 31 << 9;
 /// What the guest can write; FSB delivery is not offered.
-const TN_WRITABLE: u64 =
-    TN_INT_TYPE_LEVEL | TN_INT_ENB | TN_TYPE_PERIODIC | TN_VAL_SET | TN_32MODE | TN_INT_ROUTE;
+const TN_WRITABLE: u64 = TN_INT_TYPE_LEVEL | TN_INT_ENB | TN_TYPE_PERIODIC | TN_VAL_SET | TN_32MODE | TN_INT_ROUTE;
 /// INT_ROUTE_CAP: IO-APIC inputs each timer can use.
 const ROUTE_CAP: [u32; TIMERS] = [0x00f0_0000, 0x00f0_0000, 0x00f0_0800];
 

@@ -221,9 +221,7 @@ impl Device for Pit {
 /// An 8-bit device: a wider access is a row of byte accesses, as the ISA bridge makes it.
 impl PortIo for Pit {
     fn read(&mut self, region: u32, offset: u16, size: u8) -> u32 {
-        (0..size.min(4)).fold(0, |v, i| {
-            v | u32::from(self.read_byte(region, offset.wrapping_add(i.into()))) << (8 * i)
-        })
+        (0..size.min(4)).fold(0, |v, i| v | u32::from(self.read_byte(region, offset.wrapping_add(i.into()))) << (8 * i))
     }
 
     fn write(&mut self, region: u32, offset: u16, size: u8, value: u32) {

@@ -56,12 +56,7 @@ impl Event {
 
 /// INT n, INT3 (`vector` 3), INTO (4), INT1 (1 as `Source::Exception`). `next_rip` is the return address.
 /// Errors: the caller raises the fault at the instruction itself; nothing has changed.
-pub fn software_int<E: GuestEnv<Cpu = CpuState>>(
-    env: &mut E,
-    vector: u8,
-    next_rip: u64,
-    source: Source,
-) -> Result<(), Fault> {
+pub fn software_int<E: GuestEnv<Cpu = CpuState>>(env: &mut E, vector: u8, next_rip: u64, source: Source) -> Result<(), Fault> {
     let cpu = env.cpu_ref();
     if cpu.v86() && source == Source::SoftInt && cpu.iopl() < 3 {
         return Err(gp(0));

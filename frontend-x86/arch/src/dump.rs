@@ -39,15 +39,8 @@ fn general(cpu: &CpuState, s: &mut String) -> std::fmt::Result {
         write!(s, "EIP={:08x} EFL=", cpu.rip as u32)?;
     }
     let f = cpu.rflags();
-    let letters = [
-        (bit::DF, 'D'),
-        (bit::OF, 'O'),
-        (bit::SF, 'S'),
-        (bit::ZF, 'Z'),
-        (bit::AF, 'A'),
-        (bit::PF, 'P'),
-        (bit::CF, 'C'),
-    ];
+    let letters =
+        [(bit::DF, 'D'), (bit::OF, 'O'), (bit::SF, 'S'), (bit::ZF, 'Z'), (bit::AF, 'A'), (bit::PF, 'P'), (bit::CF, 'C')];
     let letters: String = letters.iter().map(|&(b, c)| if f & b != 0 { c } else { '-' }).collect();
     let (a20, smm, hlt) = (!cpu.a20_masked as u8, cpu.smm as u8, cpu.halted as u8);
     writeln!(s, "{f:08x} [{letters}] CPL={} II={} A20={a20} SMM={smm} HLT={hlt}", cpu.cpl, cpu.shadow)

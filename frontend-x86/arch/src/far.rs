@@ -420,13 +420,7 @@ fn iret_real<E: GuestEnv<Cpu = CpuState>>(env: &mut E, size: u8) -> Result<(), F
 }
 
 /// Return from CPL 0 to virtual-8086 mode (SDM 3A §20.2.2).
-fn iret_v86<E: GuestEnv<Cpu = CpuState>>(
-    env: &mut E,
-    mut stack: Stack,
-    rip: u64,
-    cs: u16,
-    flags: u64,
-) -> Result<(), Fault> {
+fn iret_v86<E: GuestEnv<Cpu = CpuState>>(env: &mut E, mut stack: Stack, rip: u64, cs: u16, flags: u64) -> Result<(), Fault> {
     let sp = stack.pop(env, 4)?;
     let mut selectors = [0u16; 5];
     for s in &mut selectors {

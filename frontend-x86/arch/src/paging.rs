@@ -70,11 +70,7 @@ impl Gate<'_> {
 
     fn cas(&self, pa: u64, old: u64, new: u64) -> bool {
         let pa = Pa(pa & self.mask);
-        if self.format == Format::Legacy {
-            self.mem.cas_u32(pa, old as u32, new as u32)
-        } else {
-            self.mem.cas_u64(pa, old, new)
-        }
+        if self.format == Format::Legacy { self.mem.cas_u32(pa, old as u32, new as u32) } else { self.mem.cas_u64(pa, old, new) }
     }
 }
 

@@ -24,11 +24,7 @@ pub(crate) fn null_segment(selector: u16) -> Segment {
 /// Real-mode load: base and selector change; limit and attributes stay, as on hardware ("unreal" mode).
 pub(crate) fn real_load(old: &Segment, selector: u16) -> Segment {
     let base = u64::from(selector) << 4;
-    if old.usable() {
-        Segment { base, selector, ..*old }
-    } else {
-        Segment { base, selector, limit: 0xffff, attr: DATA_RW }
-    }
+    if old.usable() { Segment { base, selector, ..*old } } else { Segment { base, selector, limit: 0xffff, attr: DATA_RW } }
 }
 
 /// Linear address of `size` bytes at `offset` in `seg`, checked for limit, type and canonical form.
@@ -199,7 +195,11 @@ pub fn load_table<E: GuestEnv<Cpu = CpuState>>(env: &mut E, idt: bool, limit: u1
         return Err(gp(0));
     }
     let table = DescTable { base: if cpu.mode().is_64() { base } else { base & 0xffff_ffff }, limit };
-    if idt { cpu.idt = table } else { cpu.gdt = table }
+    if idt {
+        cpu.idt = table
+    } else {
+        cpu.gdt = table
+    }
     Ok(())
 }
 

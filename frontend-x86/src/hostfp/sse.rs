@@ -162,7 +162,9 @@ impl SseOp {
     /// May the result be tiny without being inexact? Then an unmasked underflow is signalled all the same.
     fn arithmetic(self) -> bool {
         let i = self as u16;
-        i <= SseOp::Divsd as u16 || (SseOp::Addsubps as u16..=SseOp::Hsubpd as u16).contains(&i) || matches!(self, SseOp::Cvtpd2ps | SseOp::Cvtsd2ss)
+        i <= SseOp::Divsd as u16
+            || (SseOp::Addsubps as u16..=SseOp::Hsubpd as u16).contains(&i)
+            || matches!(self, SseOp::Cvtpd2ps | SseOp::Cvtsd2ss)
     }
 
     /// Bits of the result's lanes that hold a number computed by this operation, and the lanes' width.
@@ -192,8 +194,26 @@ impl SseOp {
         use SseOp::*;
         matches!(
             self,
-            Addsd | Subsd | Mulsd | Divsd | Addss | Subss | Mulss | Divss | Comisd | Ucomisd | Comiss | Ucomiss | Cvtsi2sd32
-                | Cvtsi2sd64 | Cvtsi2ss32 | Cvtsi2ss64 | Cvttsd2si32 | Cvttsd2si64 | Cvtss2sd | Cvtsd2ss
+            Addsd
+                | Subsd
+                | Mulsd
+                | Divsd
+                | Addss
+                | Subss
+                | Mulss
+                | Divss
+                | Comisd
+                | Ucomisd
+                | Comiss
+                | Ucomiss
+                | Cvtsi2sd32
+                | Cvtsi2sd64
+                | Cvtsi2ss32
+                | Cvtsi2ss64
+                | Cvttsd2si32
+                | Cvttsd2si64
+                | Cvtss2sd
+                | Cvtsd2ss
         )
     }
 

@@ -150,9 +150,12 @@ fn count_ty(tr: &Tr<'_>) -> Ty {
         Jcxz_rel8_16 | Jcxz_rel8_32 => Ty::I16,
         Jecxz_rel8_16 | Jecxz_rel8_32 | Jecxz_rel8_64 => Ty::I32,
         Jrcxz_rel8_16 | Jrcxz_rel8_64 => Ty::I64,
-        Loop_rel8_16_CX | Loop_rel8_32_CX | Loope_rel8_16_CX | Loope_rel8_32_CX | Loopne_rel8_16_CX | Loopne_rel8_32_CX => Ty::I16,
-        Loop_rel8_16_RCX | Loop_rel8_64_RCX | Loope_rel8_16_RCX | Loope_rel8_64_RCX | Loopne_rel8_16_RCX
-        | Loopne_rel8_64_RCX => Ty::I64,
+        Loop_rel8_16_CX | Loop_rel8_32_CX | Loope_rel8_16_CX | Loope_rel8_32_CX | Loopne_rel8_16_CX | Loopne_rel8_32_CX => {
+            Ty::I16
+        }
+        Loop_rel8_16_RCX | Loop_rel8_64_RCX | Loope_rel8_16_RCX | Loope_rel8_64_RCX | Loopne_rel8_16_RCX | Loopne_rel8_64_RCX => {
+            Ty::I64
+        }
         _ => Ty::I32,
     }
 }

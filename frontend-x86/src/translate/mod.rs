@@ -57,8 +57,8 @@ const TOPICS: &[fn(&mut Tr<'_>) -> bool] = &[
 
 /// CPUID features that decide whether instructions translated here exist.
 pub(crate) mod feature {
-    pub use arch_x86::cpuid::feature::{FSGSBASE, RDPID, RDTSCP, SMAP};
     use arch_x86::cpuid::Word;
+    pub use arch_x86::cpuid::feature::{FSGSBASE, RDPID, RDTSCP, SMAP};
     pub const CLFSH: (Word, u32) = (Word::L1Edx, 19);
     pub const MONITOR: (Word, u32) = (Word::L1Ecx, 3);
     pub const CX16: (Word, u32) = (Word::L1Ecx, 13);
@@ -187,7 +187,11 @@ fn block(tr: &mut Tr<'_>, bytes: &[u8], limit: u32) -> bool {
         }
     }
     let next = tr.next;
-    if tr.mode.has(Mode::STEP) { tr.exit_next() } else { tr.jump(next) }
+    if tr.mode.has(Mode::STEP) {
+        tr.exit_next()
+    } else {
+        tr.jump(next)
+    }
     true
 }
 

@@ -20,8 +20,7 @@ pub fn translate(tr: &mut Tr<'_>) -> bool {
         }
         Cmovo | Cmovno | Cmovb | Cmovae | Cmove | Cmovne | Cmovbe | Cmova | Cmovs | Cmovns | Cmovp | Cmovnp | Cmovl | Cmovge
         | Cmovle | Cmovg => cmov(tr),
-        Seto | Setno | Setb | Setae | Sete | Setne | Setbe | Seta | Sets | Setns | Setp | Setnp | Setl | Setge | Setle
-        | Setg => {
+        Seto | Setno | Setb | Setae | Sete | Setne | Setbe | Seta | Sets | Setns | Setp | Setnp | Setl | Setge | Setle | Setg => {
             let c = tr.cond(tr.cc());
             tr.dst(0, c);
         }

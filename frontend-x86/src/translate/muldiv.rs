@@ -50,7 +50,11 @@ fn mul(tr: &mut Tr<'_>, signed: bool) {
     let a = tr.get(ty, RAX);
     let (low, high) = product(tr, signed, a, b);
     tr.put(RAX, low);
-    if ty == Ty::I8 { tr.set_reg(Register::AH, high) } else { tr.put(RDX, high) }
+    if ty == Ty::I8 {
+        tr.set_reg(Register::AH, high)
+    } else {
+        tr.put(RDX, high)
+    }
     set_flags(tr, signed, low, high);
 }
 

@@ -143,4 +143,3 @@ fn once(tr: &mut Tr<'_>, kind: Kind, ty: Ty) {
         step(tr, addr, RDI, ty);
     }
 }
-

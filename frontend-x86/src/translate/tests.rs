@@ -52,7 +52,11 @@ fn check(x: &X86, mode: u64, start: u32, max: u32, code: &mut Page) -> Block {
     let b = translate(x, mode, start, max, code);
     if let Err(e) = verify(&b, &x.layout, &x.helpers) {
         let (text, _) = x.disassemble(mode, 0, &code.0[start as usize..]);
-        panic!("{e:?} in mode {mode:#x}: {text} {:02x?}\n{}", &code.0[start as usize..][..16.min(PAGE - start as usize)], b.display(&x.layout, &x.helpers));
+        panic!(
+            "{e:?} in mode {mode:#x}: {text} {:02x?}\n{}",
+            &code.0[start as usize..][..16.min(PAGE - start as usize)],
+            b.display(&x.layout, &x.helpers)
+        );
     }
     b
 }
@@ -89,7 +93,9 @@ fn every_opcode_gives_a_well_formed_block() {
     for prefix in [&[][..], &[0x66], &[0xf0], &[0xf2], &[0xf3], &[0x48], &[0x67]] {
         for escape in [&[][..], &[0x0f], &[0x0f, 0x38], &[0x0f, 0x3a]] {
             for op in 0..=255u8 {
-                for modrm in [0x00u8, 0xc0, 0x08, 0xc8, 0x10, 0xd1, 0x18, 0xd9, 0x20, 0xe1, 0x28, 0xe9, 0x30, 0xf1, 0x3a, 0xfb, 0x44] {
+                for modrm in
+                    [0x00u8, 0xc0, 0x08, 0xc8, 0x10, 0xd1, 0x18, 0xd9, 0x20, 0xe1, 0x28, 0xe9, 0x30, 0xf1, 0x3a, 0xfb, 0x44]
+                {
                     let code = [prefix, escape, &[op, modrm, 0x24, 0x11, 0x22, 0x33, 0x44, 0x55, 0x66]].concat();
                     p.0[..code.len()].copy_from_slice(&code);
                     for mode in modes() {

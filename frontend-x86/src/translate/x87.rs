@@ -287,7 +287,9 @@ fn transfer(tr: &Tr<'_>) -> Option<Code> {
         M::Fxch => reg(Form::Exchange, 1, 0),
         M::Ffree => reg(Form::Free, 0, 0),
         M::Ffreep => reg(Form::Free, 0, 1),
-        M::Fcmovb | M::Fcmovnb | M::Fcmove | M::Fcmovne | M::Fcmovbe | M::Fcmovnbe | M::Fcmovu | M::Fcmovnu => reg(Form::Move, 1, 0),
+        M::Fcmovb | M::Fcmovnb | M::Fcmove | M::Fcmovne | M::Fcmovbe | M::Fcmovnbe | M::Fcmovu | M::Fcmovnu => {
+            reg(Form::Move, 1, 0)
+        }
         _ => None,
     }
 }

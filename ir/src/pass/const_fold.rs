@@ -38,7 +38,17 @@ pub fn run(p: &mut Passes, block: &mut Block, _: Tables) {
 
 fn step(out: &mut Block, i: &Inst) -> Step {
     match i.op {
-        Op::Add | Op::Mul | Op::MulHiU | Op::MulHiS | Op::And | Op::Or | Op::Xor | Op::Sub | Op::DivU | Op::RemU | Op::DivS
+        Op::Add
+        | Op::Mul
+        | Op::MulHiU
+        | Op::MulHiS
+        | Op::And
+        | Op::Or
+        | Op::Xor
+        | Op::Sub
+        | Op::DivU
+        | Op::RemU
+        | Op::DivS
         | Op::RemS => binary(out, i),
         Op::Shl | Op::Shr | Op::Sar | Op::Rotl | Op::Rotr => shift(out, i),
         Op::Neg | Op::Not | Op::Clz | Op::Ctz | Op::Popcnt | Op::Bswap => unary(out, i),
@@ -115,7 +125,9 @@ fn binary_const(out: &mut Block, i: &Inst, c: u64) -> Step {
         (Op::And, Some(d)) => chain(out, i, &x, c & d),
         (Op::Or, Some(d)) => chain(out, i, &x, c | d),
         (Op::Xor, Some(d)) => chain(out, i, &x, c ^ d),
-        (Op::Add, None) if x.op == Op::PcRel => Step::Again(Inst { op: Op::PcRel, a: Val::NONE, b: Val::NONE, imm: x.imm.wrapping_add(c as i64), ..*i }),
+        (Op::Add, None) if x.op == Op::PcRel => {
+            Step::Again(Inst { op: Op::PcRel, a: Val::NONE, b: Val::NONE, imm: x.imm.wrapping_add(c as i64), ..*i })
+        }
         // What the mask lets through is all there is.
         (Op::And, _) if x.op == Op::ZExt && out.ty(x.a).mask() & !c == 0 => Step::Value(i.a),
         (Op::And, _) if is_bool(out, i.a) && c & 1 == 1 => Step::Value(i.a),
@@ -294,7 +306,9 @@ fn select(out: &mut Block, i: &Inst) -> Step {
     }
     match (out.as_const(i.b), out.as_const(i.c)) {
         (Some(1), Some(0)) if i.ty == Ty::I8 && is_bool(out, i.a) => Step::Value(i.a),
-        (Some(1), Some(0)) if i.ty != Ty::V128 && is_bool(out, i.a) => Step::Again(Inst { op: Op::ZExt, b: Val::NONE, c: Val::NONE, ..*i }),
+        (Some(1), Some(0)) if i.ty != Ty::V128 && is_bool(out, i.a) => {
+            Step::Again(Inst { op: Op::ZExt, b: Val::NONE, c: Val::NONE, ..*i })
+        }
         _ => Step::Done,
     }
 }

@@ -29,9 +29,21 @@ pub struct Pass {
 
 /// Every pass, in the order in which `optimize` runs them.
 pub const PASSES: &[Pass] = &[
-    Pass { name: "state_forward", about: "a get takes the value that an earlier set or get of the slot had", run: state_forward::run },
-    Pass { name: "const_fold", about: "constants, algebraic identities, chains of conversions and comparisons", run: const_fold::run },
-    Pass { name: "copy_prop", about: "an op equal to one of its operands or to an earlier op is replaced by it", run: copy_prop::run },
+    Pass {
+        name: "state_forward",
+        about: "a get takes the value that an earlier set or get of the slot had",
+        run: state_forward::run,
+    },
+    Pass {
+        name: "const_fold",
+        about: "constants, algebraic identities, chains of conversions and comparisons",
+        run: const_fold::run,
+    },
+    Pass {
+        name: "copy_prop",
+        about: "an op equal to one of its operands or to an earlier op is replaced by it",
+        run: copy_prop::run,
+    },
     Pass { name: "dead_flags", about: "sets that are overwritten before anything can see them go", run: dead_state::run },
     Pass { name: "dce", about: "ops without effects whose results nobody uses go", run: dce::run },
 ];
@@ -69,7 +81,13 @@ impl Passes {
 
     /// `dead_flags` for a block inside a region. `dead_out`: bytes that every successor overwrites before it can leave or
     /// read them; empty if unknown. Returns the same for this block's entry. Run `dce` afterwards.
-    pub fn dead_state_at_edges(&mut self, block: &mut Block, layout: &StateLayout, helpers: &[HelperDesc], dead_out: &SlotBytes) -> &SlotBytes {
+    pub fn dead_state_at_edges(
+        &mut self,
+        block: &mut Block,
+        layout: &StateLayout,
+        helpers: &[HelperDesc],
+        dead_out: &SlotBytes,
+    ) -> &SlotBytes {
         dead_state::with_edges(self, block, Tables { layout, helpers }, dead_out);
         self.dead.entry(layout)
     }

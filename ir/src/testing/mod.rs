@@ -19,8 +19,17 @@ const fn slot(name: &'static str, offset: u32, size: u32) -> SlotDesc {
 
 /// Slots of the toy guest. The last two belong to the engine.
 pub const SLOTS: [SlotDesc; 11] = [
-    slot("v", 0, 16), slot("w", 16, 16), slot("a", 32, 8), slot("b", 40, 8), slot("c", 48, 8), slot("d", 56, 8),
-    slot("f32", 64, 4), slot("f16", 68, 2), slot("f8", 70, 1), slot("pc", 72, 8), slot("pc_page", 80, 8),
+    slot("v", 0, 16),
+    slot("w", 16, 16),
+    slot("a", 32, 8),
+    slot("b", 40, 8),
+    slot("c", 48, 8),
+    slot("d", 56, 8),
+    slot("f32", 64, 4),
+    slot("f16", 68, 2),
+    slot("f8", 70, 1),
+    slot("pc", 72, 8),
+    slot("pc_page", 80, 8),
 ];
 
 /// Bytes of the toy guest's state.

@@ -31,11 +31,25 @@ impl<'a> Choices<'a> {
 }
 
 const INTS: [Ty; 4] = [Ty::I8, Ty::I16, Ty::I32, Ty::I64];
-const CONSTS: [u64; 16] =
-    [0, 1, 2, 3, 4, 8, 15, 0x7f, 0x80, 0xff, 0x7fff, 0xffff, 0x8000_0000, 0xffff_ffff, 1 << 63, u64::MAX];
+const CONSTS: [u64; 16] = [0, 1, 2, 3, 4, 8, 15, 0x7f, 0x80, 0xff, 0x7fff, 0xffff, 0x8000_0000, 0xffff_ffff, 1 << 63, u64::MAX];
 const BINARY: [Op; 17] = [
-    Op::Add, Op::Sub, Op::And, Op::Or, Op::Xor, Op::Shl, Op::Shr, Op::Sar, Op::Add, Op::And, Op::Sub, Op::Mul, Op::MulHiU,
-    Op::MulHiS, Op::Rotl, Op::Rotr, Op::Xor,
+    Op::Add,
+    Op::Sub,
+    Op::And,
+    Op::Or,
+    Op::Xor,
+    Op::Shl,
+    Op::Shr,
+    Op::Sar,
+    Op::Add,
+    Op::And,
+    Op::Sub,
+    Op::Mul,
+    Op::MulHiU,
+    Op::MulHiS,
+    Op::Rotl,
+    Op::Rotr,
+    Op::Xor,
 ];
 const UNARY: [Op; 6] = [Op::Neg, Op::Not, Op::Clz, Op::Ctz, Op::Popcnt, Op::Bswap];
 
@@ -215,7 +229,11 @@ impl Gen<'_> {
             8 | 9 => {
                 let from = self.c.of(&INTS);
                 let x = self.int(from);
-                if self.c.below(2) == 0 { self.b.zext(ty, x) } else { self.b.sext(ty, x) };
+                if self.c.below(2) == 0 {
+                    self.b.zext(ty, x)
+                } else {
+                    self.b.sext(ty, x)
+                };
             }
             10 | 11 => {
                 let (cond, x, y) = (self.c.of(Cond::ALL), self.int(ty), self.int(ty));

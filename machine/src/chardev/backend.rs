@@ -1,11 +1,11 @@
 //! One host back end at work: input under flow control, output, peers that come and go.
 
-use super::output::Output;
 use super::open::{self, Listener};
+use super::output::Output;
 use super::spec::Kind;
 use super::{Event, Front};
-use crate::options::SocketAddress as Address;
 use crate::event_loop::{Source, Waker, Want};
+use crate::options::SocketAddress as Address;
 use devices::chr::CharSink;
 use parking_lot::Mutex;
 use rustix::event::PollFlags;
@@ -38,8 +38,15 @@ const LISTENER: u32 = 2;
 pub(super) enum Origin {
     /// The descriptors given at the start are all there will be.
     Fixed,
-    Server { listener: Listener, fd: Arc<OwnedFd> },
-    Client { address: Address, reconnect: Option<Duration>, next_try: Option<Instant> },
+    Server {
+        listener: Listener,
+        fd: Arc<OwnedFd>,
+    },
+    Client {
+        address: Address,
+        reconnect: Option<Duration>,
+        next_try: Option<Instant>,
+    },
 }
 
 pub(super) struct Link {

@@ -8,14 +8,25 @@ use std::time::Duration;
 pub enum Kind {
     Null,
     /// `signal`: Ctrl-C and Ctrl-\ end the emulator and do not reach the guest.
-    Stdio { signal: bool },
+    Stdio {
+        signal: bool,
+    },
     /// Output only.
-    File { path: PathBuf, append: bool },
+    File {
+        path: PathBuf,
+        append: bool,
+    },
     /// One client after another; while one is served the next waits. `wait`: return when the first has come.
     /// An empty TCP host stands for all addresses.
-    Server { address: SocketAddress, wait: bool },
+    Server {
+        address: SocketAddress,
+        wait: bool,
+    },
     /// With `reconnect`, a lost or missing server is tried again after that time. An empty TCP host is this one.
-    Client { address: SocketAddress, reconnect: Option<Duration> },
+    Client {
+        address: SocketAddress,
+        reconnect: Option<Duration>,
+    },
     /// A pseudo-terminal; its path is told on standard error and in `info chardev`.
     Pty,
 }

@@ -25,8 +25,7 @@ sync
 poweroff -f
 "#;
 
-const DIRECTORIES: [&str; 11] =
-    ["bin", "dev", "etc", "proc", "root", "sbin", "sys", "tmp", "usr", "usr/bin", "usr/sbin"];
+const DIRECTORIES: [&str; 11] = ["bin", "dev", "etc", "proc", "root", "sbin", "sys", "tmp", "usr", "usr/bin", "usr/sbin"];
 
 /// Builds the archive. The same busybox always gives the same bytes.
 pub fn build(busybox: &[u8]) -> io::Result<Vec<u8>> {

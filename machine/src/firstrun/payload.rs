@@ -65,8 +65,7 @@ struct Subs {
 pub fn elf() -> Result<Vec<u8>, IcedError> {
     let mut data = Data::default();
     let mut a = CodeAssembler::new(32)?;
-    let mut subs =
-        Subs { putc: a.create_label(), puts: a.create_label(), getc: a.create_label(), put_number: a.create_label() };
+    let mut subs = Subs { putc: a.create_label(), puts: a.create_label(), getc: a.create_label(), put_number: a.create_label() };
     start(&mut a, &mut data, &subs)?;
     prompt(&mut a, &mut data, &subs)?;
     subroutines(&mut a, &mut subs)?;

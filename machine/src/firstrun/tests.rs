@@ -98,7 +98,8 @@ fn without_package_tools_the_built_in_guest_is_started() {
 fn the_kernel_package_is_found_in_apts_words() {
     let debian = "linux-image-cloud-amd64\n  Depends: linux-image-6.1.0-56-cloud-amd64\n";
     assert_eq!(debian::image_dependency(debian).as_deref(), Some("linux-image-6.1.0-56-cloud-amd64"));
-    let ubuntu = "linux-image-virtual\n  Depends: linux-image-6.8.0-45-generic\n    linux-image-unsigned\n  Recommends: grub-pc\n";
+    let ubuntu =
+        "linux-image-virtual\n  Depends: linux-image-6.8.0-45-generic\n    linux-image-unsigned\n  Recommends: grub-pc\n";
     assert_eq!(debian::image_dependency(ubuntu).as_deref(), Some("linux-image-6.8.0-45-generic"));
     assert_eq!(debian::image_dependency("x\n  Depends: linux-image-amd64\n  Depends: linux-image-6/../x\n"), None);
 }

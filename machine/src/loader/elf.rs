@@ -90,8 +90,7 @@ fn pvh_entry(file: &[u8], headers: &[ProgramHeader]) -> Result<u32, LoadError> {
                 let mut b = [0; 8];
                 let len = desc.len().min(8);
                 b[..len].copy_from_slice(&desc[..len]);
-                return u32::try_from(u64::from_le_bytes(b))
-                    .map_err(|_| LoadError::Elf("the PVH entry is above 4 GiB".into()));
+                return u32::try_from(u64::from_le_bytes(b)).map_err(|_| LoadError::Elf("the PVH entry is above 4 GiB".into()));
             }
             rest = next;
         }

@@ -44,7 +44,8 @@ impl<'a> Guest<'a> {
         let Target::Ram { offset, writable: true } = self.map.target(Pa(pa)) else { return 0 };
         let mut end = pa;
         for (start, len, writable) in self.map.ram_ranges().filter(|(s, l, _)| s.0.saturating_add(*l) > pa) {
-            let follows = start.0 <= end && self.map.target(Pa(end)) == Target::Ram { offset: offset + (end - pa), writable: true };
+            let follows =
+                start.0 <= end && self.map.target(Pa(end)) == Target::Ram { offset: offset + (end - pa), writable: true };
             if !writable || !follows {
                 break;
             }

@@ -100,7 +100,8 @@ fn bzimage_is_entered_in_64_bit_mode_with_a_zero_page() {
     assert_eq!((initrd, len), (64 * MIB - 0x2000, 5000));
     assert_eq!(bytes(&ram, initrd, 5000), vec![0xab; 5000]);
     assert_eq!(bytes(&ram, page(0x228, 4), 14), b"console=ttyS0\0");
-    let e820: Vec<_> = (0..page(0x1e8, 1)).map(|n| 0x2d0 + n * 20).map(|at| (page(at, 8), page(at + 8, 8), page(at + 16, 4))).collect();
+    let e820: Vec<_> =
+        (0..page(0x1e8, 1)).map(|n| 0x2d0 + n * 20).map(|at| (page(at, 8), page(at + 8, 8), page(at + 16, 4))).collect();
     let ecam = (0xb000_0000, 256 * MIB, 2);
     assert_eq!(e820, [(0, 0x9fc00, 1), (0x9fc00, 0x400, 2), (0xe0000, 0x20000, 2), (MIB, 63 * MIB, 1), ecam]);
 }

@@ -173,8 +173,28 @@ fn long_lines_are_cut() {
 #[test]
 fn hostile_input_is_survived() {
     let words: [&[u8]; 22] = [
-        b"x ", b"xp ", b"/", b"4096", b"9999999999999999999", b"g", b"i", b"c", b"o", b"d", //
-        b"0xffffffffffffffff", b"$rip", b"+", b"-", b" ", b"info ", b"help ", b"\r", b"\x1b[A", b"\x15", b"\xff\0", b"0x",
+        b"x ",
+        b"xp ",
+        b"/",
+        b"4096",
+        b"9999999999999999999",
+        b"g",
+        b"i",
+        b"c",
+        b"o",
+        b"d", //
+        b"0xffffffffffffffff",
+        b"$rip",
+        b"+",
+        b"-",
+        b" ",
+        b"info ",
+        b"help ",
+        b"\r",
+        b"\x1b[A",
+        b"\x15",
+        b"\xff\0",
+        b"0x",
     ];
     let mut r = Rng(7);
     let fake = Arc::new(Fake::default());

@@ -193,10 +193,7 @@ fn backend(o: &Object) -> Result<CharBackend, OptionError> {
 fn device(o: &Object) -> Option<DeviceSpec> {
     let small = |name, default: u16| o.number(name).and_then(|n| u16::try_from(n).ok()).unwrap_or(default);
     match o.driver {
-        "isa-debug-exit" => Some(DeviceSpec::IsaDebugExit {
-            iobase: small("iobase", 0x501),
-            iosize: small("iosize", 2) as u8,
-        }),
+        "isa-debug-exit" => Some(DeviceSpec::IsaDebugExit { iobase: small("iobase", 0x501), iosize: small("iosize", 2) as u8 }),
         "isa-debugcon" => Some(DeviceSpec::IsaDebugcon {
             iobase: small("iobase", 0xe9),
             readback: small("readback", 0xe9) as u8,

@@ -42,10 +42,12 @@ fn short(tree: &mut Tree, spec: &str, id: &str, mux: bool, origin: &str) -> Resu
         "unix" => keyvals(rest, Some("path")),
         "tcp" => tcp(rest, origin)?,
         // Unknown words, and properties on back ends that have none in this notation, are checked as a driver name.
-        _ => return add(tree, if rest.is_empty() { spec } else { driver }, vec![], origin).and_then(|()| {
-            let why = "it takes nothing after the name here";
-            Err(OptionError::BadValue(origin.to_owned(), spec.into(), why.into()))
-        }),
+        _ => {
+            return add(tree, if rest.is_empty() { spec } else { driver }, vec![], origin).and_then(|()| {
+                let why = "it takes nothing after the name here";
+                Err(OptionError::BadValue(origin.to_owned(), spec.into(), why.into()))
+            });
+        }
     };
     let driver = if matches!(driver, "unix" | "tcp") { "socket" } else { driver };
     let id = match take(&mut kvs, "id") {

@@ -104,20 +104,34 @@ pub struct Chardev {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CharBackend {
     /// The terminal; with `signal`, Ctrl-C ends the program (never when muxed).
-    Stdio { signal: bool },
+    Stdio {
+        signal: bool,
+    },
     Null,
     /// A new pseudo-terminal; its path is told on standard error.
     Pty,
-    File { path: PathBuf, append: bool },
+    File {
+        path: PathBuf,
+        append: bool,
+    },
     /// `reconnect`: as a client, try a lost or missing server again after this time.
-    Socket { address: SocketAddress, server: bool, wait: bool, nodelay: bool, reconnect: Option<Duration> },
+    Socket {
+        address: SocketAddress,
+        server: bool,
+        wait: bool,
+        nodelay: bool,
+        reconnect: Option<Duration>,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SocketAddress {
     Unix(PathBuf),
     /// An empty host listens on all addresses.
-    Tcp { host: String, port: u16 },
+    Tcp {
+        host: String,
+        port: u16,
+    },
 }
 
 /// Devices added beyond the board's own.

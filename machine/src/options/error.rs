@@ -62,11 +62,7 @@ impl Hint {
         // Long words cost quadratic time and are close to nothing.
         let near = (word.len() <= 64)
             .then(|| {
-                known
-                    .iter()
-                    .map(|k| (likeness(word, k), *k))
-                    .filter(|(score, _)| *score > 0.6)
-                    .max_by(|a, b| a.0.total_cmp(&b.0))
+                known.iter().map(|k| (likeness(word, k), *k)).filter(|(score, _)| *score > 0.6).max_by(|a, b| a.0.total_cmp(&b.0))
             })
             .flatten();
         match near {

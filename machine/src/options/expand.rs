@@ -30,8 +30,20 @@ pub fn expand(tree: &mut Tree, name: &'static str, value: &str) -> Result<(), Op
         "device" => device(tree, value, &origin),
         "display" if value != "none" => absent(&origin, value),
         "display" => process(tree, vec![KeyVal::new("display", value)], &origin),
-        "vga" | "nic" | "net" => if value == "none" { Ok(()) } else { absent(&origin, value) },
-        "parallel" => if matches!(value, "none" | "null") { Ok(()) } else { absent(&origin, value) },
+        "vga" | "nic" | "net" => {
+            if value == "none" {
+                Ok(())
+            } else {
+                absent(&origin, value)
+            }
+        }
+        "parallel" => {
+            if matches!(value, "none" | "null") {
+                Ok(())
+            } else {
+                absent(&origin, value)
+            }
+        }
         "nographic" => process(tree, vec![KeyVal::new("graphic", "off")], &origin),
         "nodefaults" => process(tree, vec![KeyVal::new("defaults", "off")], &origin),
         "S" => process(tree, vec![KeyVal::new("paused", "on")], &origin),

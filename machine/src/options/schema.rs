@@ -102,7 +102,6 @@ const SOCKET: &[PropSpec] = &[
     prop("reconnect-ms", Kind::Number(86_400_000), "the same in milliseconds"),
 ];
 
-
 const PORT: Kind = Kind::Number(0xffff);
 
 /// CPU features that can be added or removed, with QEMU's names (CPUID leaves 1, 7 and 80000001h).
@@ -111,15 +110,89 @@ pub const FEATURES: &[PropSpec] = &{
         prop(name, Kind::Switch, "")
     }
     [
-        f("fpu"), f("vme"), f("de"), f("pse"), f("tsc"), f("msr"), f("pae"), f("mce"), f("cx8"), f("apic"), f("sep"),
-        f("mtrr"), f("pge"), f("mca"), f("cmov"), f("pat"), f("pse36"), f("clflush"), f("mmx"), f("fxsr"), f("sse"),
-        f("sse2"), f("ss"), f("ht"), f("pni"), f("sse3"), f("pclmulqdq"), f("monitor"), f("ssse3"), f("fma"), f("cx16"),
-        f("pcid"), f("sse4.1"), f("sse4.2"), f("x2apic"), f("movbe"), f("popcnt"), f("tsc-deadline"), f("aes"),
-        f("xsave"), f("avx"), f("f16c"), f("rdrand"), f("hypervisor"), f("syscall"), f("nx"), f("mmxext"),
-        f("fxsr-opt"), f("pdpe1gb"), f("rdtscp"), f("lm"), f("lahf-lm"), f("svm"), f("vmx"), f("cr8legacy"), f("abm"),
-        f("lzcnt"), f("sse4a"), f("3dnowprefetch"), f("fsgsbase"), f("bmi1"), f("avx2"), f("smep"), f("bmi2"), f("erms"),
-        f("invpcid"), f("rdseed"), f("adx"), f("smap"), f("clflushopt"), f("clwb"), f("sha-ni"), f("umip"), f("fsrm"),
-        f("pku"), f("la57"), f("rdpid"), f("vaes"), f("vpclmulqdq"), f("xsaveopt"), f("xsavec"), f("arat"), f("invtsc"),
+        f("fpu"),
+        f("vme"),
+        f("de"),
+        f("pse"),
+        f("tsc"),
+        f("msr"),
+        f("pae"),
+        f("mce"),
+        f("cx8"),
+        f("apic"),
+        f("sep"),
+        f("mtrr"),
+        f("pge"),
+        f("mca"),
+        f("cmov"),
+        f("pat"),
+        f("pse36"),
+        f("clflush"),
+        f("mmx"),
+        f("fxsr"),
+        f("sse"),
+        f("sse2"),
+        f("ss"),
+        f("ht"),
+        f("pni"),
+        f("sse3"),
+        f("pclmulqdq"),
+        f("monitor"),
+        f("ssse3"),
+        f("fma"),
+        f("cx16"),
+        f("pcid"),
+        f("sse4.1"),
+        f("sse4.2"),
+        f("x2apic"),
+        f("movbe"),
+        f("popcnt"),
+        f("tsc-deadline"),
+        f("aes"),
+        f("xsave"),
+        f("avx"),
+        f("f16c"),
+        f("rdrand"),
+        f("hypervisor"),
+        f("syscall"),
+        f("nx"),
+        f("mmxext"),
+        f("fxsr-opt"),
+        f("pdpe1gb"),
+        f("rdtscp"),
+        f("lm"),
+        f("lahf-lm"),
+        f("svm"),
+        f("vmx"),
+        f("cr8legacy"),
+        f("abm"),
+        f("lzcnt"),
+        f("sse4a"),
+        f("3dnowprefetch"),
+        f("fsgsbase"),
+        f("bmi1"),
+        f("avx2"),
+        f("smep"),
+        f("bmi2"),
+        f("erms"),
+        f("invpcid"),
+        f("rdseed"),
+        f("adx"),
+        f("smap"),
+        f("clflushopt"),
+        f("clwb"),
+        f("sha-ni"),
+        f("umip"),
+        f("fsrm"),
+        f("pku"),
+        f("la57"),
+        f("rdpid"),
+        f("vaes"),
+        f("vpclmulqdq"),
+        f("xsaveopt"),
+        f("xsavec"),
+        f("arat"),
+        f("invtsc"),
     ]
 };
 
@@ -259,9 +332,7 @@ pub fn drivers(group: Group) -> impl Iterator<Item = &'static DriverSpec> {
 /// Finds a driver by name or alias; `origin` starts the error message.
 pub fn driver(group: Group, name: &str, origin: &str) -> Result<&'static DriverSpec, OptionError> {
     match drivers(group).find(|d| d.name == name || d.aliases.contains(&name)) {
-        Some(DriverSpec { missing: Some(why), .. }) => {
-            Err(OptionError::NotBuilt(format!("{origin} {name}"), (*why).to_owned()))
-        }
+        Some(DriverSpec { missing: Some(why), .. }) => Err(OptionError::NotBuilt(format!("{origin} {name}"), (*why).to_owned())),
         Some(d) => Ok(d),
         None => {
             let known = drivers(group).filter(|d| d.missing.is_none()).flat_map(|d| d.aliases.iter().copied().chain([d.name]));

@@ -118,7 +118,8 @@ fn serial_and_monitor_back_ends() {
     assert!(c.serials.iter().all(Option::is_none) && c.monitors.is_empty());
     let c = config("-serial pty -monitor unix:/m,reconnect=2");
     let reconnect = Some(std::time::Duration::from_secs(2));
-    let client = CharBackend::Socket { address: SocketAddress::Unix("/m".into()), server: false, wait: false, nodelay: false, reconnect };
+    let client =
+        CharBackend::Socket { address: SocketAddress::Unix("/m".into()), server: false, wait: false, nodelay: false, reconnect };
     assert_eq!(backends(&c), [("serial0", &CharBackend::Pty, false), ("compat_monitor0", &client, false)]);
     let c = config("-nodefaults -serial none -serial file:/tmp/a,b");
     assert_eq!(backends(&c), [("serial1", &CharBackend::File { path: "/tmp/a,b".into(), append: false }, false)]);
@@ -238,9 +239,47 @@ fn help_is_there_for_every_list() {
 fn argument() -> impl Strategy<Value = String> {
     let names: Vec<&str> = table::OPTIONS.iter().map(|o| o.name).collect();
     let words = vec![
-        "pc", "jit", "stdio", "null", "unix:", "tcp:", "file:", "mon:", "chardev:", "socket", "id=", "a", "mux=on", "host=", "port=",
-        "server", "nowait", "path=", "isa-serial", "isa-debugcon", "chardev=", "0x", "1", "99999999999999999999", "..", "+", "-", ",",
-        ",,", "=", ":", "max", "G", "base=", "help2", "é", "\n", "index=", "bisect=", "threshold=", "order=",
+        "pc",
+        "jit",
+        "stdio",
+        "null",
+        "unix:",
+        "tcp:",
+        "file:",
+        "mon:",
+        "chardev:",
+        "socket",
+        "id=",
+        "a",
+        "mux=on",
+        "host=",
+        "port=",
+        "server",
+        "nowait",
+        "path=",
+        "isa-serial",
+        "isa-debugcon",
+        "chardev=",
+        "0x",
+        "1",
+        "99999999999999999999",
+        "..",
+        "+",
+        "-",
+        ",",
+        ",,",
+        "=",
+        ":",
+        "max",
+        "G",
+        "base=",
+        "help2",
+        "é",
+        "\n",
+        "index=",
+        "bisect=",
+        "threshold=",
+        "order=",
     ];
     prop_oneof![
         prop::sample::select(names).prop_map(|n| format!("-{n}")),

@@ -130,9 +130,11 @@ impl Object {
             }
         };
         let v = parse_value(prop.kind, text).map_err(|why| match why {
-            Bad::Word(words) => {
-                OptionError::UnknownValue(format!("{}: {}", self.origin, prop.name), text.into(), Hint::for_word(text, words.iter().copied()))
-            }
+            Bad::Word(words) => OptionError::UnknownValue(
+                format!("{}: {}", self.origin, prop.name),
+                text.into(),
+                Hint::for_word(text, words.iter().copied()),
+            ),
             Bad::Text(why) => OptionError::BadValue(format!("{}: {}", self.origin, prop.name), text.into(), why),
         })?;
         self.props.retain(|(n, _)| *n != prop.name);
@@ -193,8 +195,8 @@ fn parse_value(kind: Kind, text: &str) -> Result<Value, Bad> {
 
 /// Ids start with a letter and hold letters, digits, `-`, `.` and `_`, as in QEMU.
 fn check_id(id: &str, origin: &str) -> Result<(), OptionError> {
-    let ok = id.starts_with(|c: char| c.is_ascii_alphabetic())
-        && id.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c));
+    let ok =
+        id.starts_with(|c: char| c.is_ascii_alphabetic()) && id.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c));
     if ok {
         return Ok(());
     }

@@ -53,9 +53,7 @@ impl PortBus {
                 let off = (u64::from(port) - e.start) as u16;
                 e.device.lock().ports().map_or(!0, |p| p.read(e.region, off, size)) & mask32(size)
             }
-            Some(_) if size > 1 => {
-                (0..size).fold(0, |v, i| v | self.read(port.wrapping_add(i.into()), 1) << (8 * i))
-            }
+            Some(_) if size > 1 => (0..size).fold(0, |v, i| v | self.read(port.wrapping_add(i.into()), 1) << (8 * i)),
             _ => {
                 dlog!(GUEST_ERRORS, "read of unassigned port {port:#x} size {size}");
                 mask32(size)

@@ -54,10 +54,7 @@ impl Default for Clock {
 impl Clock {
     /// A stopped clock at 0 ns.
     pub fn new() -> Self {
-        Self(Arc::new(Inner {
-            state: Mutex::new(State { base: 0, since: None, slots: Vec::new() }),
-            changed: Condvar::new(),
-        }))
+        Self(Arc::new(Inner { state: Mutex::new(State { base: 0, since: None, slots: Vec::new() }), changed: Condvar::new() }))
     }
 
     pub fn now(&self) -> Ns {

@@ -27,10 +27,18 @@ pub fn traffic(d: &mut dyn Device, regions: u32, span: u64, rounds: u32, seed: u
         let write = r.below(2) == 1;
         if let Some(p) = d.ports() {
             let size = size.min(4);
-            if write { p.write(region, off as u16, size, v as u32) } else { let _ = p.read(region, off as u16, size); }
+            if write {
+                p.write(region, off as u16, size, v as u32)
+            } else {
+                let _ = p.read(region, off as u16, size);
+            }
         }
         if let Some(m) = d.mmio() {
-            if write { m.write(region, off, size, v) } else { let _ = m.read(region, off, size); }
+            if write {
+                m.write(region, off, size, v)
+            } else {
+                let _ = m.read(region, off, size);
+            }
         }
     }
 }

@@ -316,7 +316,13 @@ fn descriptor(world: World) -> u64 {
 
 /// Names and settings of the engines that are compared; the first is the reference.
 pub fn engines() -> Vec<(&'static str, Settings)> {
-    let s = |jit, threshold, single_block_regions, background| Settings { jit, threshold, single_block_regions, bisect: None, background };
+    let s = |jit, threshold, single_block_regions, background| Settings {
+        jit,
+        threshold,
+        single_block_regions,
+        bisect: None,
+        background,
+    };
     vec![
         ("interp", s(false, 0, false, false)),
         ("jit0", s(true, 0, false, false)),

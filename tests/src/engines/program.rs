@@ -145,7 +145,9 @@ impl Program {
             let here = code.len();
             let put = |bytes: &mut [u8], at: usize, v: u32| bytes[at..at + 4].copy_from_slice(&v.to_le_bytes());
             match i.fix {
-                Some(Fix::Relative { at, item }) => put(&mut bytes, at, (places[item] as u32).wrapping_sub((here + at + 4) as u32)),
+                Some(Fix::Relative { at, item }) => {
+                    put(&mut bytes, at, (places[item] as u32).wrapping_sub((here + at + 4) as u32))
+                }
                 Some(Fix::Absolute { at, item, plus, window }) => {
                     let a = window.wrapping_add(self.start as u32).wrapping_add(places[item] as u32).wrapping_add(plus);
                     put(&mut bytes, at, a);

@@ -107,7 +107,11 @@ fn run_file(path: &Path, mode: Mode, report: &mut Report) -> std::io::Result<()>
             Verdict::Golden(text) if mode == Mode::Bless => c.expect = Some(text),
             Verdict::Golden(text) => {
                 let old = c.expect.as_deref().unwrap_or("(nothing)\n");
-                report.failures.push(format!("{}:{}: golden part differs\n--- file\n{old}--- now\n{text}", path.display(), c.line));
+                report.failures.push(format!(
+                    "{}:{}: golden part differs\n--- file\n{old}--- now\n{text}",
+                    path.display(),
+                    c.line
+                ));
             }
             Verdict::Fail(why) => report.failures.push(format!("{}:{}: {why}", path.display(), c.line)),
         }

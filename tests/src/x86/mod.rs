@@ -87,7 +87,14 @@ impl Guest {
         };
         let usual = Segment::P | Segment::S | Segment::RW | Segment::ACCESSED | Segment::G;
         for s in SegReg::ALL {
-            let attr = usual | if s == SegReg::Cs { Segment::CODE | size } else if bits == 16 { 0 } else { Segment::DB };
+            let attr = usual
+                | if s == SegReg::Cs {
+                    Segment::CODE | size
+                } else if bits == 16 {
+                    0
+                } else {
+                    Segment::DB
+                };
             *cpu.seg_mut(s) = Segment { base: 0, limit: u32::MAX, attr, selector: 8 + 8 * u16::from(s != SegReg::Cs) };
         }
         cpu.rip = CODE;

@@ -59,12 +59,31 @@ fn visit(cpu: &mut CpuState, mut f: impl FnMut(SlotId, &mut dyn Field)) {
     }
     let [v0, v1] = &mut cpu.vtmp;
     let fields: [(SlotId, &mut dyn Field); 25] = [
-        (RIP, &mut cpu.rip), (PC_PAGE, &mut cpu.pc_page), (CC_DST, &mut cpu.cc_dst), (CC_SRC, &mut cpu.cc_src),
-        (CC_AUX, &mut cpu.cc_aux), (CC_OP, &mut cpu.cc_op), (EFLAGS, &mut cpu.eflags), (VTMP0, v0), (VTMP1, v1),
-        (MXCSR, &mut cpu.mxcsr), (FCW, &mut cpu.fcw), (FSW, &mut cpu.fsw), (FTW, &mut cpu.ftw), (CPL, &mut cpu.cpl),
-        (HALTED, &mut cpu.halted), (SHADOW, &mut cpu.shadow), (CR0, &mut cpu.cr0), (CR2, &mut cpu.cr2), (CR4, &mut cpu.cr4),
-        (LDT_SEL, &mut cpu.ldt.selector), (TR_SEL, &mut cpu.tr.selector), (GDT_BASE, &mut cpu.gdt.base),
-        (GDT_LIMIT, &mut cpu.gdt.limit), (IDT_BASE, &mut cpu.idt.base), (IDT_LIMIT, &mut cpu.idt.limit),
+        (RIP, &mut cpu.rip),
+        (PC_PAGE, &mut cpu.pc_page),
+        (CC_DST, &mut cpu.cc_dst),
+        (CC_SRC, &mut cpu.cc_src),
+        (CC_AUX, &mut cpu.cc_aux),
+        (CC_OP, &mut cpu.cc_op),
+        (EFLAGS, &mut cpu.eflags),
+        (VTMP0, v0),
+        (VTMP1, v1),
+        (MXCSR, &mut cpu.mxcsr),
+        (FCW, &mut cpu.fcw),
+        (FSW, &mut cpu.fsw),
+        (FTW, &mut cpu.ftw),
+        (CPL, &mut cpu.cpl),
+        (HALTED, &mut cpu.halted),
+        (SHADOW, &mut cpu.shadow),
+        (CR0, &mut cpu.cr0),
+        (CR2, &mut cpu.cr2),
+        (CR4, &mut cpu.cr4),
+        (LDT_SEL, &mut cpu.ldt.selector),
+        (TR_SEL, &mut cpu.tr.selector),
+        (GDT_BASE, &mut cpu.gdt.base),
+        (GDT_LIMIT, &mut cpu.gdt.limit),
+        (IDT_BASE, &mut cpu.idt.base),
+        (IDT_LIMIT, &mut cpu.idt.limit),
     ];
     for (id, field) in fields {
         f(id, field);

@@ -161,7 +161,8 @@ impl Guest {
             let mem = &raw mut *mem;
             // SAFETY: `state` is the CpuState above; the interpreter does not touch it during the call. The helpers ask
             // for an environment of any lifetime and keep none.
-            let mut env: TestEnv<'static> = unsafe { TestEnv { cpu: &mut *state.as_mut_ptr().cast::<CpuState>(), mem: &mut *mem } };
+            let mut env: TestEnv<'static> =
+                unsafe { TestEnv { cpu: &mut *state.as_mut_ptr().cast::<CpuState>(), mem: &mut *mem } };
             table[usize::from(id.0)](&mut env, x, y, z)
         })
     }

@@ -10,18 +10,30 @@ use std::collections::BTreeSet;
 fn decode(bytes: &[u8]) -> Option<Instruction> {
     let i = Decoder::with_ip(64, bytes, 0, DecoderOptions::NONE).decode();
     let wanted = |f: &F| {
-        matches!(f, F::MMX | F::SSE | F::SSE2 | F::SSE3 | F::FPU | F::FPU287 | F::FPU387) || *f == F::CMOV && (0xd8..=0xdf).contains(&bytes[0])
+        matches!(f, F::MMX | F::SSE | F::SSE2 | F::SSE3 | F::FPU | F::FPU287 | F::FPU387)
+            || *f == F::CMOV && (0xd8..=0xdf).contains(&bytes[0])
     };
     let ours = !i.is_invalid() && i.cpuid_features().iter().all(wanted);
     // General registers other than RAX, RCX, RDX hold the test's own pointers.
-    let safe = (0..i.op_count()).all(|k| {
-        i.op_kind(k) != OpKind::Register || !i.op_register(k).is_gpr() || i.op_register(k).number() < 3
-    });
+    let safe = (0..i.op_count())
+        .all(|k| i.op_kind(k) != OpKind::Register || !i.op_register(k).is_gpr() || i.op_register(k).number() < 3);
     // Those with no random operands (LDMXCSR), another address (MASKMOV), or none of this topic.
     let skipped = matches!(
         i.mnemonic(),
-        M::Ldmxcsr | M::Maskmovq | M::Maskmovdqu | M::Lfence | M::Mfence | M::Sfence | M::Clflush | M::Pause | M::Prefetchnta
-            | M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2 | M::Reservednop | M::Nop
+        M::Ldmxcsr
+            | M::Maskmovq
+            | M::Maskmovdqu
+            | M::Lfence
+            | M::Mfence
+            | M::Sfence
+            | M::Clflush
+            | M::Pause
+            | M::Prefetchnta
+            | M::Prefetcht0
+            | M::Prefetcht1
+            | M::Prefetcht2
+            | M::Reservednop
+            | M::Nop
     );
     (ours && safe && !skipped).then_some(i)
 }
@@ -84,7 +96,13 @@ fn hex(b: &[u8]) -> String {
 }
 
 fn difference(start: &Area, guest: &Area, host: &Area) -> String {
-    let mut s = format!("start fcw {} fsw {} ftw {} mxcsr {}\n", hex(&start.fx[..2]), hex(&start.fx[2..4]), hex(&start.fx[4..5]), hex(&start.fx[24..28]));
+    let mut s = format!(
+        "start fcw {} fsw {} ftw {} mxcsr {}\n",
+        hex(&start.fx[..2]),
+        hex(&start.fx[2..4]),
+        hex(&start.fx[4..5]),
+        hex(&start.fx[24..28])
+    );
     let mut cmp = |name: &str, st: &[u8], g: &[u8], h: &[u8]| {
         if g != h {
             s += &format!("{name}: start {} guest {} host {}\n", hex(st), hex(g), hex(h));
@@ -142,13 +160,20 @@ fn compare(g: &mut Guest, r: &mut Rng, bytes: &[u8], cases: u32, failures: &mut 
 }
 
 fn check(list: Vec<Vec<u8>>, least: usize, cases: u32) {
-    let mnemonics: BTreeSet<_> = list.iter().filter_map(|b| decode(&[b, &[0; 8][..]].concat())).map(|i| i.mnemonic() as u32).collect();
+    let mnemonics: BTreeSet<_> =
+        list.iter().filter_map(|b| decode(&[b, &[0; 8][..]].concat())).map(|i| i.mnemonic() as u32).collect();
     assert!(mnemonics.len() >= least, "only {} instructions found", mnemonics.len());
     let (mut g, mut r, mut failures) = (Guest::new(), Rng(1), Vec::new());
     for bytes in &list {
         compare(&mut g, &mut r, bytes, cases, &mut failures);
     }
-    assert!(failures.is_empty(), "{} of {} encodings differ:\n{}", failures.len(), list.len(), failures[..failures.len().min(12)].join("\n"));
+    assert!(
+        failures.is_empty(),
+        "{} of {} encodings differ:\n{}",
+        failures.len(),
+        list.len(),
+        failures[..failures.len().min(12)].join("\n")
+    );
 }
 
 #[test]
