@@ -95,6 +95,7 @@ impl Consoles {
             let monitor = Monitor::new(machine.clone(), end.sink());
             end.set_front(monitor);
         }
+        self.backends.iter().filter_map(|b| b.mux.as_ref()).for_each(Mux::start);
     }
 
     pub fn all(&self) -> Vec<Arc<Chardev>> {

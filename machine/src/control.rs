@@ -50,6 +50,8 @@ pub struct Requests {
     /// New level of address line 20 (`true`: enabled).
     pub a20: Option<bool>,
     pub jobs: VecDeque<Job>,
+    /// The vCPU thread has ended: jobs would wait for nothing.
+    closed: bool,
 }
 
 struct Inner {
@@ -93,7 +95,7 @@ impl Control {
         let (tx, rx) = mpsc::sync_channel(1);
         {
             let mut r = self.0.requests.lock();
-            if r.jobs.len() >= MAX_JOBS {
+            if r.closed || r.jobs.len() >= MAX_JOBS {
                 return None;
             }
             // A receiver that has given up is no error.
@@ -104,6 +106,11 @@ impl Control {
             Ok(r) => Some(r),
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
         }
+    }
+
+    /// The vCPU thread ends: whoever waits for a job is told.
+    pub fn close(&self) {
+        *self.0.requests.lock() = Requests { closed: true, ..Requests::default() };
     }
 
     pub fn state(&self) -> RunState {
@@ -155,5 +162,20 @@ mod tests {
         full.resize_with(MAX_JOBS, || Box::new(|_: &mut Runner| ()) as Job);
         c.0.requests.lock().jobs = full;
         assert_eq!(c.with_runner(|_| 1), None);
+    }
+
+    #[test]
+    fn jobs_for_a_thread_that_has_ended_return_at_once() {
+        let c = Control::new(Arc::default(), RunState::Running);
+        let waiting = c.clone();
+        let job = std::thread::spawn(move || waiting.with_runner(|_| 1));
+        while c.0.requests.lock().jobs.is_empty() {
+            std::thread::yield_now();
+        }
+        let start = std::time::Instant::now();
+        c.close();
+        assert_eq!(job.join().unwrap(), None);
+        assert_eq!(c.with_runner(|_| 1), None);
+        assert!(start.elapsed() < JOB_LIMIT);
     }
 }

@@ -83,6 +83,7 @@ impl Runner {
         loop {
             if let Some(status) = self.end {
                 self.io.0.clock.stop();
+                self.control.close();
                 return status;
             }
             if self.control.state() != RunState::Running {

@@ -3,6 +3,8 @@
 mod io;
 mod memory;
 mod ports;
+#[cfg(test)]
+mod tests;
 mod wires;
 
 pub use io::BoardIo;

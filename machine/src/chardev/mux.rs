@@ -53,12 +53,15 @@ enum Action {
 }
 
 impl Mux {
-    /// Puts a mux in front of `dev`. `quit` is called for C-a x, on the event loop's thread.
+    /// Makes a mux for `dev`, which takes no input before `start`. `quit` is called for C-a x, on the event loop's thread.
     pub fn new(dev: Arc<Chardev>, quit: impl Fn() + Send + Sync + 'static) -> Arc<Self> {
         let state = State { ports: vec![], focus: 0, escaped: false };
-        let mux = Arc::new(Self { dev, state: Mutex::new(state), quit: Box::new(quit) });
-        mux.dev.set_front(Arc::new(Entry(Arc::downgrade(&mux))));
-        mux
+        Arc::new(Self { dev, state: Mutex::new(state), quit: Box::new(quit) })
+    }
+
+    /// Lets input in. All ports must be there, or the first escapes would switch between some of them only.
+    pub fn start(self: &Arc<Self>) {
+        self.dev.set_front(Arc::new(Entry(Arc::downgrade(self))));
     }
 
     /// Adds a port, without a front end so far.

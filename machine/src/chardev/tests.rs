@@ -231,10 +231,11 @@ fn mux_escapes() {
     let (a, b) = (Taker::with_room(1000), Taker::with_room(1000));
     serial.set_front(a.clone());
     monitor.set_front(b.clone());
+    mux.start();
     peer.write_all(b"ab\x01\x01\x01zc\x01b\x01cinfo\x01cd\x01x").unwrap();
     until("quit", || quits.load(Ordering::SeqCst) == 1);
     until("text", || a.text() == "ab\x01cd" && b.text() == "info");
-    assert_eq!(*a.events.lock(), [Event::Break, Event::Opened]);
+    assert_eq!(*a.events.lock(), [Event::Opened, Event::Break, Event::Opened]);
     assert_eq!(*b.events.lock(), [Event::Opened]);
     peer.write_all(b"\x01h").unwrap();
     assert!(read_n(&mut peer, 80).contains("C-a x"));
@@ -253,6 +254,7 @@ fn mux_holds_a_bounded_amount_and_escapes_pass_it() {
     let port = mux.port();
     let guest = Taker::with_room(0);
     port.set_front(guest.clone());
+    mux.start();
     peer.write_all(&[b'k'; 4000]).unwrap();
     peer.write_all(b"\x01x").unwrap();
     until("quit past a guest that does not read", || quits.load(Ordering::SeqCst) == 1);
