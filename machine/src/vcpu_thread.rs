@@ -73,7 +73,11 @@ impl Runner {
     /// Lets the guest and its time stand still, or go on.
     pub fn set_state(&mut self, state: RunState) {
         let clock = &self.io.0.clock;
-        if state == RunState::Running { clock.start() } else { clock.stop() }
+        if state == RunState::Running {
+            clock.start()
+        } else {
+            clock.stop()
+        }
         self.control.set_state(state);
     }
 

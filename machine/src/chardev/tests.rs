@@ -2,8 +2,8 @@
 
 use super::output::{BUFFER, Output, STALL_LIMIT};
 use super::*;
-use crate::options::SocketAddress;
 use crate::event_loop::EventLoop;
+use crate::options::SocketAddress;
 use devices::chr::CharSink;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
