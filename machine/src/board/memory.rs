@@ -7,6 +7,8 @@ use vm_core::{MemMap, Pa, Ram};
 
 /// PCI's enhanced configuration window; RAM below 4 GiB ends here at the latest.
 pub const ECAM: Pa = Pa(0xb000_0000);
+/// Where devices lie below 4 GiB, ECAM apart: a power of two, as one pair of MTRRs covers it.
+pub const DEVICES: (u64, u64) = (0xc000_0000, 0x4000_0000);
 /// The ACPI tables: in the range that software searches for the RSDP (ACPI 6.5 "Finding the RSDP on IA-PC Systems").
 pub const ACPI_TABLES: Pa = Pa(0xe_0000);
 

@@ -145,6 +145,11 @@ impl Board {
         self.lapic.set_lint(0, level);
     }
 
+    /// Physical addresses (first, length; a power of two) where PCI devices, interrupt controllers and firmware lie.
+    pub fn device_window(&self) -> (u64, u64) {
+        memory::DEVICES
+    }
+
     /// The ACPI tables of this board, or `None` with `acpi=off`.
     pub fn acpi_tables(&self) -> Option<acpi::AcpiTables> {
         let com_ports = self.uarts.iter().rposition(Option::is_some).map_or(0, |i| i as u8 + 1);
