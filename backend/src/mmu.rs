@@ -1,7 +1,7 @@
 //! Memory as helpers, event delivery and slow paths see it: `GuestEnv` on `VcpuBlock`. Fills the TLB, splits page-crossing
 //! accesses, reaches devices, and finds writes to translated code.
 
-use crate::tlb::{Serves, index};
+use crate::tlb::{Entry, Serves, index};
 use crate::vblock::{LEAVE, VcpuBlock};
 use vm_core::guest::{Flush, GuestCpu, Mapping, PhysMem};
 use vm_core::{Access, CpuIo, Fault, GuestEnv, Pa, PageBits, Target, Va, dlog};
@@ -60,6 +60,10 @@ impl<C: GuestCpu> VcpuBlock<C> {
     /// Translates one address, filling the TLB where the page may be entered there.
     pub fn place(&mut self, va: Va, access: Access, ctx: usize) -> Result<Place, Fault> {
         let io = self.machine();
+        if let Some(offset) = self.recall(va.0, access, ctx) {
+            let bits = io.ram().page_bits(offset >> 12);
+            return Ok(Place::Ram { offset, writable: access == Access::Write, bits });
+        }
         let m = self.cpu.walk(va, access, ctx, &WalkMem(io))?;
         let pa = Pa(m.page.0 | va.0 & 0xfff);
         match io.target(pa) {
@@ -83,6 +87,16 @@ impl<C: GuestCpu> VcpuBlock<C> {
         self.fills.fill(&mut self.eng.tlb, va, ctx, serves, host.wrapping_sub(va & !0xfff));
     }
 
+    /// RAM offset of a page that another has just pushed out of the TLB. Entries that serve writes are of writable RAM.
+    fn recall(&mut self, va: u64, access: Access, ctx: usize) -> Option<u64> {
+        let tag: fn(&Entry) -> u64 = match access {
+            Access::Read => |e| e.read,
+            Access::Write => |e| e.write,
+            Access::Execute => |e| e.exec,
+        };
+        self.fills.recall(&mut self.eng.tlb, va, ctx, tag).then(|| self.quick(va, 1, access, ctx))?
+    }
+
     /// RAM offset of a TLB hit, the common case of `place`.
     pub fn quick(&self, va: u64, size: u8, access: Access, ctx: usize) -> Option<u64> {
         let e = &self.eng.tlb.0[ctx][index(va)];
@@ -93,6 +107,15 @@ impl<C: GuestCpu> VcpuBlock<C> {
         };
         let hit = va.wrapping_sub(tag) <= 4096 - u64::from(size);
         hit.then(|| va.wrapping_add(e.addend).wrapping_sub(self.machine().ram().host_base() as u64))
+    }
+
+    /// RAM offset of an address that the TLB serves, perhaps after a walk; `None`: MMIO, ROM, code or a watched page.
+    fn plain(&mut self, va: Va, access: Access, ctx: usize) -> Result<Option<u64>, Fault> {
+        if let Some(offset) = self.quick(va.0, 1, access, ctx) {
+            return Ok(Some(offset));
+        }
+        self.place(va, access, ctx)?;
+        Ok(self.quick(va.0, 1, access, ctx))
     }
 
     fn read_place(&mut self, p: Place, size: u8) -> u64 {
@@ -210,14 +233,9 @@ impl<C: GuestCpu> GuestEnv for VcpuBlock<C> {
         if dst.0.wrapping_sub(src.0) < len {
             return Ok(0);
         }
-        if self.quick(src.0, 1, Access::Read, ctx).is_none() {
-            self.place(src, Access::Read, ctx)?;
-        }
-        if self.quick(dst.0, 1, Access::Write, ctx).is_none() {
-            self.place(dst, Access::Write, ctx)?;
-        }
-        let (from, to) = (self.quick(src.0, 1, Access::Read, ctx), self.quick(dst.0, 1, Access::Write, ctx));
-        let (Some(from), Some(to)) = (from, to) else { return Ok(0) };
+        // Each looked up once: the second page may push the first out of the TLB.
+        let Some(from) = self.plain(src, Access::Read, ctx)? else { return Ok(0) };
+        let Some(to) = self.plain(dst, Access::Write, ctx)? else { return Ok(0) };
         if to.wrapping_sub(from) < len {
             return Ok(0);
         }
@@ -230,10 +248,7 @@ impl<C: GuestCpu> GuestEnv for VcpuBlock<C> {
         if count == 0 {
             return Ok(0);
         }
-        if self.quick(dst.0, 1, Access::Write, ctx).is_none() {
-            self.place(dst, Access::Write, ctx)?;
-        }
-        let Some(to) = self.quick(dst.0, 1, Access::Write, ctx) else { return Ok(0) };
+        let Some(to) = self.plain(dst, Access::Write, ctx)? else { return Ok(0) };
         self.machine().ram().fill(to, size, value, count);
         Ok(count)
     }

@@ -46,8 +46,24 @@ pub struct Fills {
     listed: Vec<[u8; CTX_COUNT]>,
     /// Whether an entry as it is now maps a global page.
     is_global: Vec<[bool; CTX_COUNT]>,
+    /// Entries that others pushed out of the tables; any flush or revocation drops them all.
+    victims: [Option<Victim>; VICTIMS],
+    /// Which victim goes next.
+    oldest: usize,
     pub refills: u64,
     pub flushes: u64,
+}
+
+/// Two arrays walked in step lie at the same indexes if they are a multiple of the table's reach apart: without these,
+/// each access would be a page walk.
+const VICTIMS: usize = 8;
+
+#[derive(Clone, Copy)]
+struct Victim {
+    page: u64,
+    ctx: u8,
+    global: bool,
+    entry: Entry,
 }
 
 const LOCAL: u8 = 1;
@@ -81,14 +97,50 @@ impl Fills {
     pub fn fill(&mut self, t: &mut Tables, va: u64, ctx: usize, serves: Serves, addend: u64) {
         let (page, i) = (va & !0xfff, index(va));
         let tag = |on: bool| if on { page } else { empty_tag(i) };
-        t.0[ctx][i] = Entry { read: tag(serves.read), write: tag(serves.write), exec: tag(serves.exec), addend };
+        let entry = Entry { read: tag(serves.read), write: tag(serves.write), exec: tag(serves.exec), addend };
         self.refills += 1;
+        self.take_victim(page, ctx);
+        self.put(t, Victim { page, ctx: ctx as u8, global: serves.global, entry });
+    }
+
+    /// Brings a page back that was pushed out, if its entry serves what `tag` looks at; whether it did.
+    pub fn recall(&mut self, t: &mut Tables, va: u64, ctx: usize, tag: fn(&Entry) -> u64) -> bool {
+        let page = va & !0xfff;
+        match self.take_victim(page, ctx) {
+            Some(v) if tag(&v.entry) == page => {
+                self.put(t, v);
+                true
+            }
+            // A walk will enter it anew.
+            _ => false,
+        }
+    }
+
+    fn take_victim(&mut self, page: u64, ctx: usize) -> Option<Victim> {
+        let same = |v: &Option<Victim>| v.is_some_and(|v| v.page == page && usize::from(v.ctx) == ctx);
+        self.victims.iter_mut().find(|v| same(v)).and_then(Option::take)
+    }
+
+    /// The page that an entry in place `i` serves.
+    fn page_of(e: &Entry, i: usize) -> Option<u64> {
+        [e.read, e.write, e.exec].into_iter().find(|p| *p != empty_tag(i))
+    }
+
+    fn put(&mut self, t: &mut Tables, new: Victim) {
+        let (ctx, i) = (usize::from(new.ctx), index(new.page));
         if self.listed.is_empty() {
             self.listed = vec![[0; CTX_COUNT]; ENTRIES];
             self.is_global = vec![[false; CTX_COUNT]; ENTRIES];
         }
-        self.is_global[i][ctx] = serves.global;
-        let (bit, list) = if serves.global { (GLOBAL, &mut self.global) } else { (LOCAL, &mut self.local) };
+        let old = std::mem::replace(&mut t.0[ctx][i], new.entry);
+        if let Some(page) = Self::page_of(&old, i).filter(|p| *p != new.page) {
+            let free = self.victims.iter().position(Option::is_none);
+            let at = free.unwrap_or(self.oldest);
+            self.oldest = (at + 1) % VICTIMS;
+            self.victims[at] = Some(Victim { page, ctx: new.ctx, global: self.is_global[i][ctx], entry: old });
+        }
+        self.is_global[i][ctx] = new.global;
+        let (bit, list) = if new.global { (GLOBAL, &mut self.global) } else { (LOCAL, &mut self.local) };
         let seen = &mut self.listed[i][ctx];
         if *seen & bit == 0 {
             *seen |= bit;
@@ -112,6 +164,7 @@ impl Fills {
     /// Drops every entry that is not global. (An entry listed as both is dropped: that is allowed.)
     pub fn flush_local(&mut self, t: &mut Tables) {
         self.flushes += 1;
+        self.victims = Default::default();
         Self::drain(&mut self.listed, &mut self.local, LOCAL, t);
     }
 
@@ -121,17 +174,18 @@ impl Fills {
     }
 
     pub fn flush_page(&mut self, t: &mut Tables, va: u64) {
+        self.victims = Default::default();
         let i = index(va);
         t.0.iter_mut().for_each(|table| table[i] = empty(i));
     }
 
     /// Drops the write (and, if `reads`, read) permission of all entries that map the host page at `host`.
     pub fn revoke_host_page(&mut self, t: &mut Tables, host: u64, reads: bool) {
+        self.victims = Default::default();
         for &(ctx, i) in self.local.iter().chain(&self.global) {
             let e = &mut t.0[usize::from(ctx)][usize::from(i)];
             let none = empty_tag(usize::from(i));
-            let page = [e.read, e.write, e.exec].into_iter().find(|p| *p != none);
-            if page.is_some_and(|p| p.wrapping_add(e.addend) == host) {
+            if Self::page_of(e, usize::from(i)).is_some_and(|p| p.wrapping_add(e.addend) == host) {
                 e.write = none;
                 if reads {
                     e.read = none;
@@ -181,5 +235,62 @@ mod tests {
         assert!(hits(&t, 0x5000, 1) && t.entry(0x5000, 0).write != 0x5000);
         f.flush_all(&mut t);
         assert!(!hits(&t, 0x5000, 1));
+    }
+
+    const RW: Serves = Serves { read: true, write: true, exec: false, global: false };
+    /// Two pages of the same place.
+    const A: u64 = 0x7000;
+    const B: u64 = A + ((ENTRIES as u64) << 12);
+
+    fn displaced() -> (Box<Tables>, Fills) {
+        let (mut t, mut f) = (tables(), Fills::default());
+        f.fill(&mut t, A, 0, Serves { write: false, ..RW }, 0x100);
+        f.fill(&mut t, B, 0, RW, 0x200);
+        (t, f)
+    }
+
+    #[test]
+    fn pages_of_one_place_take_turns() {
+        let (mut t, mut f) = displaced();
+        for _ in 0..3 {
+            assert!(!hits(&t, A, 8) && hits(&t, B, 8));
+            assert!(f.recall(&mut t, A + 5, 0, |e| e.read));
+            assert!(hits(&t, A, 8) && !hits(&t, B, 8) && t.entry(A, 0).addend == 0x100);
+            assert!(f.recall(&mut t, B, 0, |e| e.write));
+        }
+        assert!(!f.recall(&mut t, A, 1, |e| e.read), "another context");
+        assert!(!f.recall(&mut t, A, 0, |e| e.write), "never served");
+        assert_eq!(f.refills, 2);
+    }
+
+    #[test]
+    fn what_drops_entries_drops_displaced_ones() {
+        type Drop = fn(&mut Fills, &mut Tables);
+        let drops: [Drop; 5] = [
+            |f, t| f.flush_local(t),
+            |f, t| f.flush_all(t),
+            |f, t| f.flush_page(t, A),
+            |f, t| f.revoke_host_page(t, A + 0x100, true),
+            // Entered anew, with other rights.
+            |f, t| {
+                f.fill(t, A, 0, Serves { read: false, ..RW }, 0x300);
+                f.fill(t, B, 0, RW, 0x200);
+            },
+        ];
+        for d in drops {
+            let (mut t, mut f) = displaced();
+            d(&mut f, &mut t);
+            assert!(!f.recall(&mut t, A, 0, |e| e.read));
+        }
+    }
+
+    #[test]
+    fn a_displaced_global_page_stays_global() {
+        let (mut t, mut f) = (tables(), Fills::default());
+        f.fill(&mut t, A, 0, Serves { global: true, ..RW }, 0);
+        f.fill(&mut t, B, 0, RW, 0);
+        assert!(f.recall(&mut t, A, 0, |e| e.read) && f.global(A, 0));
+        f.flush_all(&mut t);
+        assert!(!hits(&t, A, 1));
     }
 }
