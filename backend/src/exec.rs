@@ -120,12 +120,14 @@ impl<F: Frontend, C: GuestCpu> Engine<F, C> {
         let l = fe.layout();
         b.eng.pc_off = l.slot(l.pc).offset;
         b.eng.pc_page_off = l.slot(l.pc_page).offset;
-        let jit = match settings.jit {
-            true => Some(Jit::new(fe.clone(), &mut b, &settings)?),
-            false => None,
-        };
-        let driver = Driver { fe, settings, former: Former::default(), block: Block::default(), jit };
-        Ok(Self { vref: VcpuRef::new(b), driver })
+        let vref = VcpuRef::new(b);
+        let mut engine = Self { vref, driver: Driver { fe: fe.clone(), settings, former: Former::default(), block: Block::default(), jit: None } };
+        if engine.driver.settings.jit {
+            let kick = engine.kick();
+            let jit = Jit::new(fe, engine.vref.get(), &engine.driver.settings, kick)?;
+            engine.driver.jit = Some(jit);
+        }
+        Ok(engine)
     }
 
     /// For `VcpuSignals::set_kick`.

@@ -54,8 +54,8 @@ struct Stats {
 }
 
 impl<F: Frontend, C: GuestCpu> Jit<F, C> {
-    /// Starts the compile thread. `Err`: the host gives no executable memory.
-    pub fn new(fe: Arc<F>, b: &mut VcpuBlock<C>, settings: &Settings) -> std::io::Result<Self> {
+    /// Starts the compile thread, which calls `kick` when a region is ready. `Err`: the host gives no executable memory.
+    pub fn new(fe: Arc<F>, b: &mut VcpuBlock<C>, settings: &Settings, kick: Box<dyn Fn() + Send + Sync>) -> std::io::Result<Self> {
         runtime::install(b);
         let mut compiler = Compiler::new(fe, VcpuBlock::<C>::eng_offset);
         let backend = if settings.background && settings.threshold != 0 {
@@ -67,6 +67,7 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
                     if finished.send(compiler.compile(job)).is_err() {
                         return;
                     }
+                    kick();
                 }
             })?;
             Backend::Thread { jobs, done }
