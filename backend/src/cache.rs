@@ -77,16 +77,36 @@ impl Record {
     }
 }
 
-/// A compiled region, as far as invalidation is concerned. It lies in one page.
+/// A compiled region, as far as entering and invalidation are concerned. It lies in one page.
 pub struct Region {
-    /// Record through which it is entered.
-    pub entry: *mut Record,
+    pub mode: u64,
+    /// Live records that enter it.
+    pub entries: Vec<*mut Record>,
     /// Source bytes, as RAM offsets.
     pub ranges: Vec<(u64, u64)>,
+    /// Page offsets of its blocks; block i is entered at `thunks + THUNK * i`.
+    pub members: Vec<u32>,
+    pub thunks: u64,
     pub code: crate::jit::arena::Range,
-    /// Handler that the entry's block start gets back, and the runs at which it is compiled again.
+    /// Block-start handler of the entries while the region lives.
+    pub compiled_start: Handler,
+    /// Handler that they get back, and after how many runs they are compiled again.
     pub start: Handler,
     pub threshold: u32,
+}
+
+impl Region {
+    /// Lets `rec` (live) enter here if it is one of the blocks.
+    fn adopt(&mut self, rec: *mut Record) {
+        // SAFETY: by the caller's promise.
+        let r = unsafe { &mut *rec };
+        let Some(i) = self.members.iter().position(|s| *s == r.start) else { return };
+        if r.key.mode == self.mode && r.code == 0 && r.second.is_none() {
+            r.code = self.thunks + (crate::jit::runtime::THUNK * i) as u64;
+            r.ops[0].set_handler(self.compiled_start);
+            self.entries.push(rec);
+        }
+    }
 }
 
 #[derive(Default)]
@@ -144,6 +164,11 @@ impl Cache {
             let page = self.pages.entry(from >> 12).or_default();
             page.records.push(p);
             page.granules |= granules(from, to);
+            for id in &page.regions {
+                if let Some(region) = self.regions.get_mut(id) {
+                    region.adopt(p);
+                }
+            }
         }
         if let Some(old) = self.blocks.insert(key, p) {
             self.unlink(old);
@@ -215,10 +240,13 @@ impl Cache {
         }
     }
 
-    /// Takes a compiled region in.
-    pub fn add_region(&mut self, region: Region) {
+    /// Takes a compiled region in; the page's blocks enter it from now on.
+    pub fn add_region(&mut self, mut region: Region) {
         let id = self.next_region;
         self.next_region += 1;
+        if let Some(page) = region.ranges.first().and_then(|r| self.pages.get(&(r.0 >> 12))) {
+            page.records.iter().for_each(|r| region.adopt(*r));
+        }
         for &(from, to) in &region.ranges {
             let page = self.pages.entry(from >> 12).or_default();
             page.granules |= granules(from, to);
@@ -240,9 +268,9 @@ impl Cache {
         if let Some(page) = region.ranges.first().and_then(|r| self.pages.get_mut(&(r.0 >> 12))) {
             page.regions.retain(|x| *x != id);
         }
-        // SAFETY: a record that is dropped takes the regions it enters with it (`forget`), so `entry` is live.
-        unsafe {
-            let entry = &mut *region.entry;
+        for entry in region.entries {
+            // SAFETY: a record that is dropped leaves the regions it enters (`forget`), so `entry` is live.
+            let entry = unsafe { &mut *entry };
             entry.code = 0;
             entry.ops[0].set_handler(region.start);
             entry.threshold = entry.runs.saturating_add(region.threshold);
@@ -263,12 +291,16 @@ impl Cache {
         records.iter().map(|r| unsafe { &**r }).filter(move |r| r.key.mode == mode && r.key.phys >> 12 == page)
     }
 
-    /// Removes a record from the page index, and the regions that it enters.
+    /// Removes a record from the page index and from the regions that it enters.
     fn forget(&mut self, r: *mut Record) {
         // SAFETY: `r` is live.
-        if unsafe { (*r).code } != 0 {
-            let ids: Vec<u32> = self.regions.iter().filter(|(_, g)| ptr::eq(g.entry, r)).map(|(id, _)| *id).collect();
-            ids.into_iter().for_each(|id| self.drop_region(id));
+        let (code, page) = unsafe { ((*r).code, (*r).key.phys >> 12) };
+        if let (true, Some(page)) = (code != 0, self.pages.get(&page)) {
+            for id in &page.regions {
+                if let Some(region) = self.regions.get_mut(id) {
+                    region.entries.retain(|e| !ptr::eq(*e, r));
+                }
+            }
         }
         // SAFETY: `r` is live: it was just taken out of `blocks`.
         let ranges = unsafe {
@@ -489,20 +521,40 @@ mod tests {
         let (mut c, ram) = setup();
         let entry = block(&mut c, &ram, 0x1000, 4);
         let code = Range { offset: 32, len: 16 };
-        let region = move || Region { entry, ranges: vec![(0x1000, 0x1004), (0x1200, 0x1208)], code, start: alive, threshold: 5 };
+        // SAFETY: as above.
+        let mode = unsafe {
+            (*entry).runs = 20;
+            (*entry).key.mode
+        };
+        let region = move || Region {
+            mode,
+            entries: Vec::new(),
+            ranges: vec![(0x1000, 0x1004), (0x1200, 0x1208)],
+            members: vec![0x200, 0],
+            thunks: 0x1000,
+            code,
+            compiled_start: dead,
+            start: alive,
+            threshold: 5,
+        };
+        c.add_region(region());
         // SAFETY: as above.
         unsafe {
-            (*entry).code = 0x1234;
-            (*entry).runs = 20;
+            let thunk = 0x1000 + crate::jit::runtime::THUNK as u64;
+            assert_eq!(((*entry).code, (*entry).ops[0].h), (thunk, dead as *const () as usize));
+            let later = block(&mut c, &ram, 0x1200, 8);
+            assert_eq!((*later).code, 0x1000, "a block met later enters the region too");
+            c.invalidate(&ram, 0x1200, 1);
+            assert!(c.region_count() == 0 && (*later).dead);
+            c.add_region(region());
         }
-        c.add_region(region());
+        c.freed.clear();
         assert!(c.overlaps(0x1207, 1) && !c.overlaps(0x1208, 1), "bytes of no block of its own");
         c.invalidate(&ram, 0x1207, 1);
         assert!(c.region_count() == 0 && get(&c, 0x1000) && !c.overlaps(0x1207, 1));
         // SAFETY: as above.
         unsafe {
             assert_eq!(((*entry).code, (*entry).threshold), (0, 25));
-            (*entry).code = 0x1234;
         }
         assert_eq!(std::mem::take(&mut c.freed), [code]);
         c.add_region(region());

@@ -40,8 +40,12 @@ pub fn clif_ty(ty: Ty) -> Type {
     }
 }
 
-pub fn signature() -> Signature {
+/// Signature of a region: the number of the member to start at. `enter`: of the thunks through which it is entered.
+pub fn signature(enter: bool) -> Signature {
     let mut sig = Signature::new(CallConv::Tail);
+    if !enter {
+        sig.params.push(AbiParam::new(I64));
+    }
     sig.returns.push(AbiParam::new(I64));
     sig
 }
@@ -75,7 +79,7 @@ pub(super) struct Lower<'a, 'b> {
 const STATE: MemFlagsData = MemFlagsData::trusted();
 const GUEST: MemFlagsData = MemFlagsData::new().with_notrap();
 
-/// Lowers a region whose first member is the entry.
+/// Lowers a region; each member can be entered.
 pub fn lower<'a>(b: &'a mut FunctionBuilder<'_>, env: &'a Env<'a>, members: &'a [Member], host: CallConv) {
     let mut l = Lower::new(b, env, members, host);
     l.entry();
@@ -97,7 +101,7 @@ impl<'a, 'b> Lower<'a, 'b> {
             s
         };
         let sigs = Sigs {
-            region: b.import_signature(signature()),
+            region: b.import_signature(signature(true)),
             stub: b.import_signature(Signature::new(CallConv::PreserveAll)),
             plain: std::array::from_fn(|n| b.import_signature(call(n, true))),
             void: std::array::from_fn(|n| b.import_signature(call(n, false))),
@@ -202,19 +206,48 @@ impl<'a, 'b> Lower<'a, 'b> {
 
     // --- frame of the function
 
-    /// Notes the page's program counter, tests the exit flag.
+    /// Tests the exit flag, goes to the member asked for.
     fn entry(&mut self) {
-        let pc_off = self.slot_off(self.env.layout.pc, 0);
-        let page_off = self.slot_off(self.env.layout.pc_page, 0);
-        let pc = self.b.ins().load(I64, STATE, self.st, pc_off);
-        let page = self.b.ins().iadd_imm_s(pc, -i64::from(self.members[0].start));
-        self.b.ins().store(STATE, page, self.st, page_off);
+        let number = self.b.block_params(self.b.current_block().expect("in the first block"))[0];
         let kicked = self.b.create_block();
         let flag = self.eng_load(I32, offset_of!(Engine, exit));
-        self.b.ins().brif(flag, kicked, [].iter(), self.blocks[0], [].iter());
+        self.unless(flag, kicked);
+        let entries: Vec<clif::Block> = self.members.iter().map(|_| self.b.create_block()).collect();
+        match &entries[..] {
+            [one] => {
+                self.b.ins().jump(*one, [].iter());
+            }
+            [first, rest @ ..] => {
+                let others = self.b.create_block();
+                self.b.ins().brif(number, others, [].iter(), *first, [].iter());
+                self.b.switch_to_block(others);
+                let number = self.b.ins().ireduce(I32, number);
+                let number = self.b.ins().iadd_imm_s(number, -1);
+                let call = |b: &clif::Block, l: &mut Self| clif::BlockCall::new(*b, [], &mut l.b.func.dfg.value_lists);
+                let default = call(&rest[0], self);
+                let table: Vec<_> = rest.iter().map(|b| call(b, self)).collect();
+                let table = self.b.func.create_jump_table(clif::JumpTableData::new(default, &table));
+                self.b.ins().br_table(number, table);
+            }
+            [] => {}
+        }
+        for (i, at) in entries.into_iter().enumerate() {
+            self.b.switch_to_block(at);
+            self.note_page(self.members[i].start);
+            self.b.ins().jump(self.blocks[i], [].iter());
+        }
         self.b.switch_to_block(kicked);
         self.b.set_cold_block(kicked);
         self.return_why(Why::Kicked);
+    }
+
+    /// Derives the page's program counter from the one of the member that is entered.
+    fn note_page(&mut self, start: u32) {
+        let pc_off = self.slot_off(self.env.layout.pc, 0);
+        let page_off = self.slot_off(self.env.layout.pc_page, 0);
+        let pc = self.b.ins().load(I64, STATE, self.st, pc_off);
+        let page = self.b.ins().iadd_imm_s(pc, -i64::from(start));
+        self.b.ins().store(STATE, page, self.st, page_off);
     }
 
     /// Blocks shared by the whole region.

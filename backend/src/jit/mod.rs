@@ -85,6 +85,9 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
         if self.settings.bisect.is_some_and(|(lo, hi)| !(lo..=hi).contains(&number)) {
             return;
         }
+        if region::compiled(rec) {
+            return;
+        }
         let job = region::choose(b, rec, number, &self.settings);
         match &mut self.backend {
             Backend::Inline(c) => {
@@ -119,11 +122,10 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
             self.stats.failed += 1;
             return;
         }
-        let entry = b.cache.get(&c.key).filter(|_| ram.version(page) == c.version);
-        let Some(entry) = entry else {
+        if ram.version(page) != c.version {
             self.stats.stale += 1;
             return;
-        };
+        }
         let range = match self.arena.place(&c.code) {
             Some(r) => r,
             None => {
@@ -141,9 +143,18 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
         self.stats.blocks += c.ranges.len() as u64;
         self.stats.insns += u64::from(c.insns);
         self.stats.code_bytes += c.code.len() as u64;
-        region::publish(entry, self.arena.address(range), ops::start_compiled::<C>);
-        let threshold = self.settings.threshold.max(1);
-        b.cache.add_region(Region { entry, ranges: c.ranges, code: range, start: ops::start::<C>, threshold });
+        let thunks = self.arena.address(range) + c.thunks as u64;
+        b.cache.add_region(Region {
+            mode: c.key.mode,
+            entries: Vec::new(),
+            ranges: c.ranges,
+            members: c.starts,
+            thunks,
+            code: range,
+            compiled_start: ops::start_compiled::<C>,
+            start: ops::start::<C>,
+            threshold: self.settings.threshold.max(1),
+        });
     }
 
     /// Runs compiled code until it comes back.

@@ -7,7 +7,6 @@ use super::compile::Job;
 use super::runtime;
 use crate::cache::Record;
 use crate::exec::Settings;
-use crate::tier0::form::Handler;
 use crate::vblock::{VcpuBlock, Why};
 use vm_core::guest::GuestCpu;
 
@@ -25,7 +24,7 @@ pub fn choose<C: GuestCpu>(b: &VcpuBlock<C>, rec: *mut Record, number: u64, s: &
     let version = ram.version(page);
     ram.read(page << 12, &mut bytes[..]);
     // Background: only blocks that tier 0 has seen run, as only those are watched for writes until the code is installed.
-    let worth = |r: &Record| r.second.is_none() && r.runs >= entry.threshold / 8;
+    let worth = |r: &Record| r.second.is_none() && r.code == 0 && r.runs >= entry.threshold / 4;
     let known = (s.threshold != 0)
         .then(|| b.cache.in_page(page, entry.key.mode).filter(|r| worth(r)).map(|r| (r.start, r.insns)).collect());
     Job { number, key: entry.key, start: entry.start, insns: entry.insns, bytes, version, known, single: s.single_block_regions }
@@ -37,13 +36,10 @@ pub fn ask_later(rec: *mut Record, threshold: u32) {
     unsafe { (*rec).threshold = (*rec).runs.saturating_add(threshold.max(1)) }
 }
 
-/// From now on `entry` (live) runs compiled.
-pub fn publish(entry: *mut Record, code: u64, start: Handler) {
+/// Whether a live record has got compiled code meanwhile, as member of another's region.
+pub fn compiled(rec: *mut Record) -> bool {
     // SAFETY: by the caller's promise.
-    unsafe {
-        (*entry).code = code;
-        (*entry).ops[0].set_handler(start);
-    }
+    unsafe { (*rec).code != 0 }
 }
 
 /// Runs compiled code of a live record.

@@ -200,6 +200,20 @@ unsafe extern "C" fn access_stub() {
     )
 }
 
+/// Bytes of a thunk.
+pub const THUNK: usize = 10;
+
+/// Appends a thunk that enters the region at the start of `code` at member `i`: the first argument register gets the
+/// number, then a jump. (`mov edi, imm32; jmp rel32`.)
+#[cfg(target_arch = "x86_64")]
+pub fn push_thunk(code: &mut Vec<u8>, i: usize) {
+    code.push(0xbf);
+    code.extend((i as u32).to_le_bytes());
+    code.push(0xe9);
+    let rel = -(code.len() as i32 + 4);
+    code.extend(rel.to_le_bytes());
+}
+
 /// Enters generated code: fn(seam, code) -> `Why`. Generated code preserves no register but the stack pointer.
 #[cfg(target_arch = "x86_64")]
 #[unsafe(naked)]
