@@ -7,7 +7,7 @@
 use vm_core::guest::CTX_COUNT;
 
 /// log2 of the entries per context.
-pub const BITS: u32 = 10;
+pub const BITS: u32 = 13;
 pub const ENTRIES: usize = 1 << BITS;
 
 /// One page. Tags are page-aligned linear addresses.

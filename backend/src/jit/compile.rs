@@ -83,7 +83,7 @@ fn isa() -> OwnedTargetIsa {
     let mut f = settings::builder();
     let flags = [
         ("opt_level", "none"),
-        ("regalloc_algorithm", "backtracking"),
+        ("regalloc_algorithm", if std::env::var_os("RSP").is_some() { "single_pass" } else { "backtracking" }),
         ("enable_pinned_reg", "true"),
         ("preserve_frame_pointers", "true"),
         ("enable_verifier", if cfg!(debug_assertions) { "true" } else { "false" }),
@@ -174,7 +174,7 @@ impl<F: Frontend> Compiler<F> {
             pc_mask: (self.fe.layout().pc_mask)(mode),
         };
         self.ctx.clear();
-        self.ctx.func.signature = lower::signature(false);
+        self.ctx.func.signature = lower::signature();
         let mut b = FunctionBuilder::new(&mut self.ctx.func, &mut self.fctx);
         lower::lower(&mut b, &env, members, CallConv::triple_default(self.isa.triple()));
         b.finalize(self.isa.frontend_config());

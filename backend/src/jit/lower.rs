@@ -3,9 +3,8 @@
 
 use super::runtime::{AccessInfo, func};
 use super::vector;
-use crate::cache::Record;
 use crate::tlb;
-use crate::vblock::{Engine, JC_ENTRIES, JcEntry, Why};
+use crate::vblock::{Engine, Why};
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::types::{I8, I8X16, I16, I32, I64};
 use cranelift_codegen::ir::{self as clif, AbiParam, BlockArg, InstBuilder, MemFlagsData, SigRef, Signature, Type, Value};
@@ -40,22 +39,22 @@ pub fn clif_ty(ty: Ty) -> Type {
     }
 }
 
-/// Signature of a region: the number of the member to start at. `enter`: of the thunks through which it is entered.
-pub fn signature(enter: bool) -> Signature {
+/// Signature of a region, which takes the number of the member to start at, and of `runtime::chain`, which takes a
+/// program counter.
+pub fn signature() -> Signature {
     let mut sig = Signature::new(CallConv::Tail);
-    if !enter {
-        sig.params.push(AbiParam::new(I64));
-    }
+    sig.params.push(AbiParam::new(I64));
     sig.returns.push(AbiParam::new(I64));
     sig
 }
 
+/// Signatures used so far: each costs compile time.
+#[derive(Default)]
 struct Sigs {
-    region: SigRef,
-    stub: SigRef,
+    stub: Option<SigRef>,
     /// By number of operands beside the seam; with and without result.
-    plain: [SigRef; 5],
-    void: [SigRef; 5],
+    plain: [Option<SigRef>; 5],
+    void: [Option<SigRef>; 5],
 }
 
 pub(super) struct Lower<'a, 'b> {
@@ -66,8 +65,11 @@ pub(super) struct Lower<'a, 'b> {
     vals: Vec<Value>,
     sigs: Sigs,
     pub st: Value,
-    /// Continues at the program counter in the state, through the jump cache.
+    host: CallConv,
+    /// Continues at the program counter that it is given, through the jump cache.
     chain: clif::Block,
+    /// Returns, with the program counter at a page offset: (offset, `Why`).
+    leave: clif::Block,
     /// Returns the status word.
     failed: clif::Block,
     insn: u32,
@@ -92,27 +94,14 @@ pub fn lower<'a>(b: &'a mut FunctionBuilder<'_>, env: &'a Env<'a>, members: &'a 
 
 impl<'a, 'b> Lower<'a, 'b> {
     fn new(b: &'a mut FunctionBuilder<'b>, env: &'a Env<'a>, members: &'a [Member], host: CallConv) -> Self {
-        let call = |n: usize, ret: bool| {
-            let mut s = Signature::new(host);
-            s.params.extend(vec![AbiParam::new(I64); n + 1]);
-            if ret {
-                s.returns.push(AbiParam::new(I64));
-            }
-            s
-        };
-        let sigs = Sigs {
-            region: b.import_signature(signature(true)),
-            stub: b.import_signature(Signature::new(CallConv::PreserveAll)),
-            plain: std::array::from_fn(|n| b.import_signature(call(n, true))),
-            void: std::array::from_fn(|n| b.import_signature(call(n, false))),
-        };
         let blocks = members.iter().map(|_| b.create_block()).collect();
-        let (chain, failed) = (b.create_block(), b.create_block());
+        let (chain, leave, failed) = (b.create_block(), b.create_block(), b.create_block());
         let first = b.create_block();
         b.append_block_params_for_function_params(first);
         b.switch_to_block(first);
         let st = b.ins().get_pinned_reg(I64);
-        Self { b, env, members, blocks, vals: Vec::new(), sigs, st, chain, failed, insn: 0, page: None, current: 0 }
+        let (vals, sigs) = (Vec::new(), Sigs::default());
+        Self { b, env, members, blocks, vals, sigs, st, host, chain, leave, failed, insn: 0, page: None, current: 0 }
     }
 
     // --- state access
@@ -145,18 +134,29 @@ impl<'a, 'b> Lower<'a, 'b> {
 
     /// Calls a runtime function with the seam and operands.
     fn call_rt(&mut self, index: usize, args: &[Value]) -> Value {
-        let f = self.func(index);
-        let mut all = vec![self.st];
-        all.extend_from_slice(args);
-        let call = self.b.ins().call_indirect(self.sigs.plain[args.len()], f, &all);
+        let call = self.call_host(index, args, true);
         self.b.inst_results(call)[0]
     }
 
     fn call_rt_void(&mut self, index: usize, args: &[Value]) {
+        self.call_host(index, args, false);
+    }
+
+    fn call_host(&mut self, index: usize, args: &[Value], result: bool) -> clif::Inst {
         let f = self.func(index);
         let mut all = vec![self.st];
         all.extend_from_slice(args);
-        self.b.ins().call_indirect(self.sigs.void[args.len()], f, &all);
+        let (host, b) = (self.host, &mut *self.b);
+        let known = if result { &mut self.sigs.plain } else { &mut self.sigs.void };
+        let sig = *known[args.len()].get_or_insert_with(|| {
+            let mut s = Signature::new(host);
+            s.params.extend(vec![AbiParam::new(I64); args.len() + 1]);
+            if result {
+                s.returns.push(AbiParam::new(I64));
+            }
+            b.import_signature(s)
+        });
+        b.ins().call_indirect(sig, f, &all)
     }
 
     /// Calls the vector fall-back.
@@ -192,16 +192,24 @@ impl<'a, 'b> Lower<'a, 'b> {
         }
     }
 
-    fn set_pc_in_page(&mut self, offset: i64) {
+    /// The program counter at a page offset; also put into the state.
+    fn set_pc_in_page(&mut self, offset: i64) -> Value {
         let page = self.page_pc();
         let pc = self.b.ins().iadd_imm_s(page, offset);
         let pc = self.mask_pc(pc);
         self.set_pc(pc);
+        pc
     }
 
     fn return_why(&mut self, why: Why) {
         let v = self.iconst(I64, why as i64);
         self.b.ins().return_(&[v]);
+    }
+
+    /// Goes back to the dispatcher with the program counter at a page offset.
+    fn leave(&mut self, offset: i64, why: Why) {
+        let (offset, why) = (self.iconst(I64, offset), self.iconst(I64, why as i64));
+        self.b.ins().jump(self.leave, &[BlockArg::from(offset), BlockArg::from(why)]);
     }
 
     // --- frame of the function
@@ -258,42 +266,19 @@ impl<'a, 'b> Lower<'a, 'b> {
         let status = self.eng_load(I32, offset_of!(Engine, status));
         let status = self.b.ins().uextend(I64, status);
         self.b.ins().return_(&[status]);
+        let pc = self.b.append_block_param(self.chain, I64);
         self.b.switch_to_block(self.chain);
-        self.jump_cache();
-    }
-
-    /// Looks the program counter in the state up in the jump cache and goes there; else back to the dispatcher.
-    fn jump_cache(&mut self) {
-        let off = self.slot_off(self.env.layout.pc, 0);
-        let pc = self.b.ins().load(I64, STATE, self.st, off);
-        let high = self.b.ins().ushr_imm_u(pc, 12);
-        let hash = self.b.ins().bxor(pc, high);
-        let index = self.b.ins().band_imm_u(hash, JC_ENTRIES as i64 - 1);
-        let at = self.b.ins().ishl_imm_u(index, i64::from(size_of::<JcEntry>().trailing_zeros()));
-        let e = self.b.ins().iadd(self.st, at);
-        let base = self.eng_off(offset_of!(Engine, jc));
-        let miss = self.b.create_block();
-        self.b.set_cold_block(miss);
-        let entry_pc = self.b.ins().load(I64, STATE, e, base + offset_of!(JcEntry, pc) as i32);
-        let same = self.b.ins().icmp(IntCC::Equal, entry_pc, pc);
-        self.or_else(same, miss);
-        let entry_mode = self.b.ins().load(I64, STATE, e, base + offset_of!(JcEntry, mode) as i32);
-        let mode = self.iconst(I64, self.env.mode as i64);
-        let same = self.b.ins().icmp(IntCC::Equal, entry_mode, mode);
-        self.or_else(same, miss);
-        let rec = self.b.ins().load(I64, STATE, e, base + offset_of!(JcEntry, rec) as i32);
-        let code = self.b.ins().load(I64, STATE, rec, offset_of!(Record, code) as i32);
-        self.or_else(code, miss);
-        self.b.ins().return_call_indirect(self.sigs.region, code, &[]);
-        self.b.switch_to_block(miss);
-        self.return_why(Why::Lookup);
-    }
-
-    /// Goes on if `c` is not 0.
-    fn or_else(&mut self, c: Value, other: clif::Block) {
-        let next = self.b.create_block();
-        self.b.ins().brif(c, next, [].iter(), other, [].iter());
-        self.b.switch_to_block(next);
+        let f = self.func(func::CHAIN);
+        let sig = self.b.import_signature(signature());
+        self.b.ins().return_call_indirect(sig, f, &[pc]);
+        let (offset, why) = (self.b.append_block_param(self.leave, I64), self.b.append_block_param(self.leave, I64));
+        self.b.switch_to_block(self.leave);
+        self.b.set_cold_block(self.leave);
+        let page = self.page_pc();
+        let pc = self.b.ins().iadd(page, offset);
+        let pc = self.mask_pc(pc);
+        self.set_pc(pc);
+        self.b.ins().return_(&[why]);
     }
 
     /// Goes on if `c` is 0.
@@ -495,7 +480,9 @@ impl<'a, 'b> Lower<'a, 'b> {
         let info = self.iconst(I64, self.info(i, write) as i64);
         self.eng_store(info, offset_of!(Engine, slow_info));
         let f = self.func(func::ACCESS_STUB);
-        self.b.ins().call_indirect(self.sigs.stub, f, &[]);
+        let b = &mut *self.b;
+        let stub = *self.sigs.stub.get_or_insert_with(|| b.import_signature(Signature::new(CallConv::PreserveAll)));
+        b.ins().call_indirect(stub, f, &[]);
         self.check_status();
     }
 
@@ -574,14 +561,10 @@ impl<'a, 'b> Lower<'a, 'b> {
     fn raise_if(&mut self, i: &Inst) {
         let (c, leave) = (self.val(i.a), self.b.create_block());
         self.b.set_cold_block(leave);
-        let next = self.b.create_block();
-        let page = self.page_pc();
-        self.b.ins().brif(c, leave, [].iter(), next, [].iter());
+        self.unless(c, leave);
+        let next = self.b.current_block().expect("in a block");
         self.b.switch_to_block(leave);
-        let pc = self.b.ins().iadd_imm_s(page, i64::from(self.insn));
-        let pc = self.mask_pc(pc);
-        self.set_pc(pc);
-        self.return_why(Why::Leave);
+        self.leave(self.insn.into(), Why::Leave);
         self.b.switch_to_block(next);
     }
 
@@ -605,12 +588,9 @@ impl<'a, 'b> Lower<'a, 'b> {
                 let pc = self.val(i.a);
                 let pc = self.mask_pc(pc);
                 self.set_pc(pc);
-                self.b.ins().jump(self.chain, [].iter());
+                self.b.ins().jump(self.chain, &[BlockArg::from(pc)]);
             }
-            Op::ExitNext => {
-                self.set_pc_in_page(block.next);
-                self.return_why(Why::Lookup);
-            }
+            Op::ExitNext => self.leave(block.next, Why::Lookup),
             _ => self.return_why(Why::Lookup),
         }
     }
@@ -618,8 +598,8 @@ impl<'a, 'b> Lower<'a, 'b> {
     /// Goes to a page offset: inside the region, or out of it. Backward jumps test the exit flag.
     fn go(&mut self, to: i64) {
         let Some(target) = self.members.iter().position(|m| i64::from(m.start) == to) else {
-            self.set_pc_in_page(to);
-            self.b.ins().jump(self.chain, [].iter());
+            let pc = self.set_pc_in_page(to);
+            self.b.ins().jump(self.chain, &[BlockArg::from(pc)]);
             return;
         };
         if target > self.current {
@@ -632,8 +612,7 @@ impl<'a, 'b> Lower<'a, 'b> {
         let flag = self.eng_load(I32, offset_of!(Engine, exit));
         self.b.ins().brif(flag, kicked, [].iter(), self.blocks[target], [].iter());
         self.b.switch_to_block(kicked);
-        self.set_pc_in_page(to);
-        self.return_why(Why::Kicked);
+        self.leave(to, Why::Kicked);
         self.page = page;
     }
 }

@@ -5,9 +5,11 @@
 #![allow(unsafe_code)]
 
 use crate::tier0::ops::AtomicArgs;
-use crate::vblock::{LEAVE, VcpuBlock, Why};
+use crate::cache::Record;
+use crate::vblock::{Engine, JC_ENTRIES, JcEntry, LEAVE, VcpuBlock, Why};
 use ir::{Rmw, Ty, VecOp};
 use std::arch::naked_asm;
+use std::mem::offset_of;
 use vm_core::guest::GuestCpu;
 use vm_core::{Access, Fault, GuestEnv, Va};
 
@@ -21,6 +23,8 @@ pub mod func {
     pub const ATOMIC: usize = 3;
     pub const PROBE: usize = 4;
     pub const VEC: usize = 5;
+    /// Goes on at a program counter through the jump cache.
+    pub const CHAIN: usize = 6;
 }
 
 /// A slow access, packed by the compiler into `Engine::slow_info`.
@@ -51,6 +55,7 @@ pub fn install<C: GuestCpu>(b: &mut VcpuBlock<C>) {
     b.eng.fns[func::ATOMIC] = atomic::<C> as *const () as usize;
     b.eng.fns[func::PROBE] = probe::<C> as *const () as usize;
     b.eng.fns[func::VEC] = vec::<C> as *const () as usize;
+    b.eng.fns[func::CHAIN] = chain as *const () as usize;
     b.eng.access_fn = b.eng.fns[func::ACCESS];
 }
 
@@ -199,6 +204,47 @@ unsafe extern "C" fn access_stub() {
         "ret",
     )
 }
+
+/// Offset from the seam, at which `Engine` ends, of a byte of it.
+const fn below_seam(in_engine: usize) -> i32 {
+    in_engine as i32 - size_of::<Engine>() as i32
+}
+
+/// Jumped to by regions with the program counter, which is also in the state, in the first argument register: enters the
+/// compiled code that the jump cache has for it in this mode, or returns to the dispatcher (`Why::Lookup`).
+#[cfg(target_arch = "x86_64")]
+#[unsafe(naked)]
+unsafe extern "C" fn chain() {
+    naked_asm!(
+        "mov rax, rdi",
+        "shr rax, 12",
+        "xor rax, rdi",
+        "and eax, {mask}",
+        "shl eax, 5",
+        "add rax, r15",
+        "mov rcx, [r15 + {mode}]",
+        "cmp rdi, [rax + {jc_pc}]",
+        "jne 2f",
+        "cmp rcx, [rax + {jc_mode}]",
+        "jne 2f",
+        "mov rax, [rax + {jc_rec}]",
+        "mov rax, [rax + {code}]",
+        "test rax, rax",
+        "je 2f",
+        "jmp rax",
+        "2:",
+        "xor eax, eax",
+        "ret",
+        mask = const JC_ENTRIES - 1,
+        mode = const below_seam(offset_of!(Engine, mode)),
+        jc_pc = const below_seam(offset_of!(Engine, jc)) + offset_of!(JcEntry, pc) as i32,
+        jc_mode = const below_seam(offset_of!(Engine, jc)) + offset_of!(JcEntry, mode) as i32,
+        jc_rec = const below_seam(offset_of!(Engine, jc)) + offset_of!(JcEntry, rec) as i32,
+        code = const offset_of!(Record, code),
+    )
+}
+
+const _: () = assert!(size_of::<JcEntry>() == 32);
 
 /// Bytes of a thunk.
 pub const THUNK: usize = 10;

@@ -7,6 +7,7 @@ use super::lapic_regs::{LINT0, LINT1, TIMER, base, esr, lvt, msr, reg};
 use super::lapic_timer::MIN_PERIOD_NS;
 use super::message::{Delivery, Dest, Message};
 use parking_lot::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use vm_core::clock::Ns;
 use vm_core::{Clock, Events, LoadError, Section, Timer, VcpuSignals, dlog};
@@ -45,7 +46,11 @@ pub struct Lapic {
     extint: ExtInt,
     timer: Timer,
     core: Mutex<Core>,
+    /// Address of the register page as `mmio_base` gives it, or `NO_PAGE`.
+    page: AtomicU64,
 }
+
+const NO_PAGE: u64 = u64::MAX;
 
 impl Lapic {
     /// A local APIC at power-on, registered on `bus`.
@@ -53,7 +58,8 @@ impl Lapic {
         let timer = clock.timer("lapic");
         let core = Mutex::new(Core::power_on(config.id, config.bsp));
         let weak_bus = Arc::downgrade(bus);
-        let lapic = bus.add(|index| Arc::new(Self { config, index, signals, bus: weak_bus, extint, timer, core }));
+        let lapic = bus.add(|index| Arc::new(Self { config, index, signals, bus: weak_bus, extint, timer, core, page: AtomicU64::new(NO_PAGE) }));
+        lapic.note_page(&lapic.core.lock());
         let weak = Arc::downgrade(&lapic);
         lapic.timer.bind(move |now| {
             if let Some(l) = weak.upgrade() {
@@ -74,8 +80,15 @@ impl Lapic {
 
     /// Guest-physical address of the register page; `None` while it answers to none (disabled or in x2APIC mode).
     pub fn mmio_base(&self) -> Option<u64> {
-        let c = self.core.lock();
-        (c.hw_enabled() && !c.x2apic()).then_some(c.base & self.base_address_mask())
+        let page = self.page.load(Ordering::Acquire);
+        (page != NO_PAGE).then_some(page)
+    }
+
+    /// Keeps `mmio_base`, which the vCPU asks on each page walk, up to date after a change of IA32_APIC_BASE.
+    fn note_page(&self, c: &Core) {
+        let on = c.hw_enabled() && !c.x2apic();
+        let page = if on { c.base & self.base_address_mask() } else { NO_PAGE };
+        self.page.store(page, Ordering::Release);
     }
 
     /// Reads 32 bits at `offset` in the register page. Registers are 16 bytes apart; between them are ones.
@@ -139,7 +152,11 @@ impl Lapic {
             let mut c = self.core.lock();
             let now = self.timer.now();
             let effect = match index {
-                msr::APIC_BASE => self.write_base(&mut c, value).then(Effect::default),
+                msr::APIC_BASE => {
+                    let done = self.write_base(&mut c, value);
+                    self.note_page(&c);
+                    done.then(Effect::default)
+                }
                 msr::TSC_DEADLINE => {
                     c.sync_timer(now);
                     let mode = c.timer_mode();
@@ -239,6 +256,7 @@ impl Lapic {
     pub fn reset(&self) {
         let mut c = self.core.lock();
         *c = Core::power_on(self.config.id, self.config.bsp);
+        self.note_page(&c);
         self.timer.cancel();
         self.signals.clear(Events::INTR | Events::NMI | Events::SMI | Events::INIT | Events::SIPI);
     }
@@ -256,6 +274,7 @@ impl Lapic {
         }
         let mut c = self.core.lock();
         *c = state;
+        self.note_page(&c);
         self.arm(&c, 0);
         self.update(&c);
         Ok(())
