@@ -98,11 +98,10 @@ pub struct Engine {
     pub pc_mask: u64,
     /// Mode word of the code that runs.
     pub mode: u64,
-    /// Address operand of the slow path that generated code calls, and its result.
+    /// Linear address of the memory access that is being checked.
     pub slow_addr: u64,
-    pub slow_value: [u64; 2],
-    /// What the slow access is: `jit::runtime::AccessInfo`.
-    pub slow_info: u64,
+    /// What the access is, once it has missed: `jit::runtime::AccessInfo`.
+    pub slow_info: u32,
     /// Operands and result of vector ops that have no short form.
     pub vec_a: u128,
     pub vec_b: u128,

@@ -2,6 +2,7 @@
 //! the vCPU, so it runs on any thread.
 
 use super::lower::{self, Env, Member};
+use super::pads;
 use super::region::{MAX_BLOCKS, MAX_INSNS};
 use super::runtime;
 use cranelift_codegen::control::ControlPlane;
@@ -12,6 +13,7 @@ use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 use ir::pass::Passes;
 use ir::{Block, BlockKey, CodeFetch, Frontend, Op};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use vm_core::log::{self, Item};
 use vm_core::{Fault, dlog};
 
@@ -30,6 +32,8 @@ pub struct Job {
     pub known: Option<Vec<(u32, u32)>>,
     /// Compile the entry alone.
     pub single: bool,
+    /// Taken by the first who sets it: the compile thread, or the vCPU that cannot wait.
+    pub taken: Arc<AtomicBool>,
 }
 
 /// Host code of a region; empty if it could not be compiled.
@@ -46,6 +50,15 @@ pub struct Compiled {
     /// Offset of the first thunk.
     pub thunks: usize,
     pub nanos: u64,
+    /// Not compiled: somebody else took the job.
+    pub skipped: bool,
+}
+
+impl Compiled {
+    pub fn skipped(key: BlockKey) -> Self {
+        let (ranges, starts, code) = (Vec::new(), Vec::new(), Vec::new());
+        Self { key, version: 0, ranges, starts, insns: 0, code, thunks: 0, nanos: 0, skipped: true }
+    }
 }
 
 pub struct Compiler<F: Frontend> {
@@ -83,7 +96,7 @@ fn isa() -> OwnedTargetIsa {
     let mut f = settings::builder();
     let flags = [
         ("opt_level", "none"),
-        ("regalloc_algorithm", if std::env::var_os("RSP").is_some() { "single_pass" } else { "backtracking" }),
+        ("regalloc_algorithm", "backtracking"),
         ("enable_pinned_reg", "true"),
         ("preserve_frame_pointers", "true"),
         ("enable_verifier", if cfg!(debug_assertions) { "true" } else { "false" }),
@@ -125,7 +138,7 @@ impl<F: Frontend> Compiler<F> {
             (0..members.len()).for_each(|i| runtime::push_thunk(&mut code, i));
         }
         let nanos = cpu_nanos() - t;
-        Compiled { key: job.key, version: job.version, ranges, starts, insns, code, thunks, nanos }
+        Compiled { key: job.key, version: job.version, ranges, starts, insns, code, thunks, nanos, skipped: false }
     }
 
     /// Translates the blocks of the region, entry first, breadth first along direct edges.
@@ -176,11 +189,11 @@ impl<F: Frontend> Compiler<F> {
         self.ctx.clear();
         self.ctx.func.signature = lower::signature();
         let mut b = FunctionBuilder::new(&mut self.ctx.func, &mut self.fctx);
-        lower::lower(&mut b, &env, members, CallConv::triple_default(self.isa.triple()));
+        let sites = lower::lower(&mut b, &env, members, CallConv::triple_default(self.isa.triple()));
         b.finalize(self.isa.frontend_config());
         self.log_ir(job, members);
         let code = match self.ctx.compile(&*self.isa, &mut self.control) {
-            Ok(c) if c.buffer.relocs().is_empty() => c.code_buffer().to_vec(),
+            Ok(c) if c.buffer.relocs().is_empty() => pads::with_pads(c, &sites, self.eng),
             Ok(_) => {
                 dlog!(UNIMP, "region {} needs relocations: left to tier 0", job.number);
                 return Vec::new();
@@ -190,6 +203,10 @@ impl<F: Frontend> Compiler<F> {
                 dlog!(UNIMP, "region {} does not compile: {text}", job.number);
                 return Vec::new();
             }
+        };
+        let Some(code) = code else {
+            dlog!(UNIMP, "region {}: a memory check of unknown form: left to tier 0", job.number);
+            return Vec::new();
         };
         self.log_code(job, &code);
         code

@@ -1,5 +1,5 @@
-//! IR of a region to Cranelift IR (tier 1): guest state stays in memory, one CLIF block per guest block plus the cold
-//! blocks of its memory accesses. The function takes nothing (the seam is the pinned register) and returns a `Why`.
+//! IR of a region to Cranelift IR (tier 1): guest state stays in memory, memory checks are traps,
+//! so that one guest block is one CLIF block. The function takes nothing (the seam is the pinned register) and returns a `Why`.
 
 use super::runtime::{AccessInfo, func};
 use super::vector;
@@ -7,7 +7,8 @@ use crate::tlb;
 use crate::vblock::{Engine, Why};
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::types::{I8, I8X16, I16, I32, I64};
-use cranelift_codegen::ir::{self as clif, AbiParam, BlockArg, InstBuilder, MemFlagsData, SigRef, Signature, Type, Value};
+use cranelift_codegen::ir::{self as clif, AbiParam, BlockArg, InstBuilder, MemFlagsData, SigRef, Signature};
+use cranelift_codegen::ir::{SourceLoc, TrapCode, Type, Value};
 use cranelift_codegen::isa::CallConv;
 use cranelift_frontend::FunctionBuilder;
 use ir::{Block, Cond, Effects, HelperDesc, Inst, Op, StateLayout, Ty, Val};
@@ -51,7 +52,6 @@ pub fn signature() -> Signature {
 /// Signatures used so far: each costs compile time.
 #[derive(Default)]
 struct Sigs {
-    stub: Option<SigRef>,
     /// By number of operands beside the seam; with and without result.
     plain: [Option<SigRef>; 5],
     void: [Option<SigRef>; 5],
@@ -66,6 +66,8 @@ pub(super) struct Lower<'a, 'b> {
     sigs: Sigs,
     pub st: Value,
     host: CallConv,
+    /// Memory accesses: what the pad of each must know.
+    sites: Vec<u32>,
     /// Continues at the program counter that it is given, through the jump cache.
     chain: clif::Block,
     /// Returns, with the program counter at a page offset: (offset, `Why`).
@@ -82,7 +84,8 @@ const STATE: MemFlagsData = MemFlagsData::trusted();
 const GUEST: MemFlagsData = MemFlagsData::new().with_notrap();
 
 /// Lowers a region; each member can be entered.
-pub fn lower<'a>(b: &'a mut FunctionBuilder<'_>, env: &'a Env<'a>, members: &'a [Member], host: CallConv) {
+/// Gives the memory accesses: site i has source location i + 1.
+pub fn lower<'a>(b: &'a mut FunctionBuilder<'_>, env: &'a Env<'a>, members: &'a [Member], host: CallConv) -> Vec<u32> {
     let mut l = Lower::new(b, env, members, host);
     l.entry();
     for i in 0..members.len() {
@@ -90,6 +93,7 @@ pub fn lower<'a>(b: &'a mut FunctionBuilder<'_>, env: &'a Env<'a>, members: &'a 
     }
     l.tails();
     l.b.seal_all_blocks();
+    l.sites
 }
 
 impl<'a, 'b> Lower<'a, 'b> {
@@ -101,7 +105,7 @@ impl<'a, 'b> Lower<'a, 'b> {
         b.switch_to_block(first);
         let st = b.ins().get_pinned_reg(I64);
         let (vals, sigs) = (Vec::new(), Sigs::default());
-        Self { b, env, members, blocks, vals, sigs, st, host, chain, leave, failed, insn: 0, page: None, current: 0 }
+        Self { b, env, members, blocks, vals, sigs, st, host, sites: Vec::new(), chain, leave, failed, insn: 0, page: None, current: 0 }
     }
 
     // --- state access
@@ -442,12 +446,13 @@ impl<'a, 'b> Lower<'a, 'b> {
         if i.imm == 0 { a } else { self.b.ins().iadd_imm_s(a, i.imm) }
     }
 
-    fn info(&self, i: &Inst, write: bool) -> u64 {
+    fn info(&self, i: &Inst, write: bool) -> u32 {
         AccessInfo { ty: i.ty, ctx: usize::from(i.aux & 3), write, insn: self.insn }.pack()
     }
 
-    /// Tests the TLB; in the returned cold block the address is noted. (host address, cold block, block after it)
-    fn tlb(&mut self, i: &Inst, write: bool) -> (Value, Value, clif::Block) {
+    /// Host address of an access. The check is a trap without a block of its own: its jump is pointed at a pad
+    /// (`super::pads`), which fills the TLB and comes back, or leaves. The pad finds the address in the engine state.
+    fn host_address(&mut self, i: &Inst, write: bool) -> Value {
         let va = self.address(i);
         let page = self.b.ins().ushr_imm_u(va, 12);
         let index = self.b.ins().band_imm_u(page, tlb::ENTRIES as i64 - 1);
@@ -457,33 +462,16 @@ impl<'a, 'b> Lower<'a, 'b> {
         let table = offset_of!(Engine, tlb) + ctx * tlb::ENTRIES * size_of::<tlb::Entry>();
         let field = if write { offset_of!(tlb::Entry, write) } else { offset_of!(tlb::Entry, read) };
         let (tag_off, addend_off) = (self.eng_off(table + field), self.eng_off(table + offset_of!(tlb::Entry, addend)));
+        self.eng_store(va, offset_of!(Engine, slow_addr));
+        self.sites.push(self.info(i, write));
         let tag = self.b.ins().load(I64, STATE, e, tag_off);
         let d = self.b.ins().isub(va, tag);
+        self.b.set_srcloc(SourceLoc::new(self.sites.len() as u32));
         let miss = self.b.ins().icmp_imm_u(IntCC::UnsignedGreaterThan, d, 4096 - i64::from(i.ty.bytes()));
-        let (cold, hit) = (self.b.create_block(), self.b.create_block());
-        self.b.set_cold_block(cold);
-        self.b.ins().brif(miss, cold, [].iter(), hit, [].iter());
-        self.b.switch_to_block(hit);
+        self.b.ins().trapnz(miss, TrapCode::unwrap_user(1));
+        self.b.set_srcloc(SourceLoc::default());
         let addend = self.b.ins().load(I64, STATE, e, addend_off);
-        let host = self.b.ins().iadd(va, addend);
-        (host, va, cold)
-    }
-
-    /// Fills the cold block of an access: notes the operands, calls the stub, leaves if it failed. Goes on in that block.
-    fn slow(&mut self, i: &Inst, write: bool, va: Value, cold: clif::Block) {
-        self.b.switch_to_block(cold);
-        self.eng_store(va, offset_of!(Engine, slow_addr));
-        if write {
-            let v = self.val(i.b);
-            self.eng_store(v, offset_of!(Engine, slow_value));
-        }
-        let info = self.iconst(I64, self.info(i, write) as i64);
-        self.eng_store(info, offset_of!(Engine, slow_info));
-        let f = self.func(func::ACCESS_STUB);
-        let b = &mut *self.b;
-        let stub = *self.sigs.stub.get_or_insert_with(|| b.import_signature(Signature::new(CallConv::PreserveAll)));
-        b.ins().call_indirect(stub, f, &[]);
-        self.check_status();
+        self.b.ins().iadd(va, addend)
     }
 
     fn check_status(&mut self) {
@@ -492,34 +480,20 @@ impl<'a, 'b> Lower<'a, 'b> {
     }
 
     fn load(&mut self, i: &Inst) -> Value {
-        let ty = clif_ty(i.ty);
-        let (host, va, cold) = self.tlb(i, false);
-        let done = self.b.create_block();
-        let result = self.b.append_block_param(done, ty);
-        let v = self.b.ins().load(ty, GUEST, host, 0);
-        self.b.ins().jump(done, &[BlockArg::from(v)]);
-        self.slow(i, false, va, cold);
-        let v = self.eng_load(ty, offset_of!(Engine, slow_value));
-        self.b.ins().jump(done, &[BlockArg::from(v)]);
-        self.b.switch_to_block(done);
-        result
+        let host = self.host_address(i, false);
+        self.b.ins().load(clif_ty(i.ty), GUEST, host, 0)
     }
 
     fn store(&mut self, i: &Inst) {
-        let (host, va, cold) = self.tlb(i, true);
-        let done = self.b.create_block();
+        let host = self.host_address(i, true);
         let v = self.val(i.b);
         self.b.ins().store(GUEST, v, host, 0);
-        self.b.ins().jump(done, [].iter());
-        self.slow(i, true, va, cold);
-        self.b.ins().jump(done, [].iter());
-        self.b.switch_to_block(done);
     }
 
     fn probe(&mut self, i: &Inst) {
         let va = self.address(i);
         let len = self.iconst(I64, (i.aux >> 2).into());
-        let info = self.iconst(I64, self.info(i, true) as i64);
+        let info = self.iconst(I64, self.info(i, true).into());
         self.call_rt_void(func::PROBE, &[va, len, info]);
         self.check_status();
     }
@@ -530,8 +504,8 @@ impl<'a, 'b> Lower<'a, 'b> {
 
     fn atomic(&mut self, i: &Inst) -> Value {
         let va = self.address(i);
-        let kind = if i.op == Op::AtomicRmw { i.rmw() as u64 + 1 } else { 0 };
-        let info = self.iconst(I64, (self.info(i, true) | kind << 24) as i64);
+        let kind = if i.op == Op::AtomicRmw { i.rmw() as u32 + 1 } else { 0 };
+        let info = self.iconst(I64, (self.info(i, true) | kind << AccessInfo::RMW_SHIFT).into());
         let (x, y) = (self.val(i.b), if i.c == Val::NONE { self.val(i.b) } else { self.val(i.c) });
         let (x, y) = (self.widen(i.ty, x), self.widen(i.ty, y));
         let old = self.call_rt(func::ATOMIC, &[va, info, x, y]);

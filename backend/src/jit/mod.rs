@@ -4,6 +4,7 @@
 pub mod arena;
 mod compile;
 pub mod lower;
+mod pads;
 mod region;
 pub mod runtime;
 mod vector;
@@ -15,23 +16,34 @@ use crate::vblock::{VcpuBlock, Why};
 use arena::Arena;
 use compile::{Compiled, Compiler, Job};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
-use ir::Frontend;
+use ir::{BlockKey, Frontend};
+use rustc_hash::FxHashMap;
 use std::marker::PhantomData;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use vm_core::dlog;
 use vm_core::guest::GuestCpu;
 
 /// Regions waiting for the compile thread at most; a block that finds the queue full asks again later.
 const QUEUE: usize = 256;
 
-enum Backend<F: Frontend> {
-    Inline(Box<Compiler<F>>),
-    Thread { jobs: Sender<Job>, done: Receiver<Compiled> },
+/// A block that has run this many times the threshold and still waits is compiled at once: interpreting it on would cost
+/// more than compiling does.
+const PATIENCE: u32 = 3;
+
+/// The compile thread.
+struct Background {
+    jobs: Sender<Job>,
+    done: Receiver<Compiled>,
 }
 
 /// The compiler as the vCPU sees it.
 pub struct Jit<F: Frontend, C: GuestCpu> {
-    backend: Backend<F>,
+    /// For what cannot wait.
+    own: Compiler<F>,
+    background: Option<Background>,
+    /// Entries that the compile thread has been given, with the flag by which a job is taken.
+    queued: FxHashMap<BlockKey, Arc<AtomicBool>>,
     arena: Arena,
     settings: Settings,
     /// Number of the next region, for `bisect`.
@@ -53,51 +65,80 @@ struct Stats {
     failed: u64,
 }
 
+impl Background {
+    /// `kick` is called when a region is ready.
+    fn start<F: Frontend>(mut compiler: Compiler<F>, kick: Box<dyn Fn() + Send + Sync>) -> std::io::Result<Self> {
+        let (jobs, todo) = bounded::<Job>(QUEUE);
+        let (finished, done) = unbounded();
+        std::thread::Builder::new().name("rhea-compile".into()).spawn(move || {
+            // Ends when the vCPU drops its side.
+            while let Ok(job) = todo.recv() {
+                let skip = job.taken.swap(true, Ordering::Relaxed);
+                let result = if skip { Compiled::skipped(job.key) } else { compiler.compile(job) };
+                if finished.send(result).is_err() {
+                    return;
+                }
+                if !skip {
+                    kick();
+                }
+            }
+        })?;
+        Ok(Self { jobs, done })
+    }
+}
+
 impl<F: Frontend, C: GuestCpu> Jit<F, C> {
     /// Starts the compile thread, which calls `kick` when a region is ready. `Err`: the host gives no executable memory.
     pub fn new(fe: Arc<F>, b: &mut VcpuBlock<C>, settings: &Settings, kick: Box<dyn Fn() + Send + Sync>) -> std::io::Result<Self> {
         runtime::install(b);
-        let mut compiler = Compiler::new(fe, VcpuBlock::<C>::eng_offset);
-        let backend = if settings.background && settings.threshold != 0 {
-            let (jobs, todo) = bounded::<Job>(QUEUE);
-            let (finished, done) = unbounded();
-            std::thread::Builder::new().name("rhea-compile".into()).spawn(move || {
-                // Ends when the vCPU drops its side.
-                while let Ok(job) = todo.recv() {
-                    if finished.send(compiler.compile(job)).is_err() {
-                        return;
-                    }
-                    kick();
-                }
-            })?;
-            Backend::Thread { jobs, done }
-        } else {
-            Backend::Inline(Box::new(compiler))
-        };
-        let arena = Arena::new()?;
-        Ok(Self { backend, arena, settings: settings.clone(), number: 0, waiting: 0, stats: Stats::default(), cpu: PhantomData })
+        let eng = VcpuBlock::<C>::eng_offset;
+        let threaded = settings.background && settings.threshold != 0;
+        let background = if threaded { Some(Background::start(Compiler::new(fe.clone(), eng), kick)?) } else { None };
+        Ok(Self {
+            own: Compiler::new(fe, eng),
+            background,
+            queued: FxHashMap::default(),
+            arena: Arena::new()?,
+            settings: settings.clone(),
+            number: 0,
+            waiting: 0,
+            stats: Stats::default(),
+            cpu: PhantomData,
+        })
     }
 
     /// A block is hot: compile the region that starts there. `rec` is live.
     pub fn request(&mut self, b: &mut VcpuBlock<C>, rec: *mut Record) {
-        let number = self.number;
-        self.number += 1;
-        if self.settings.bisect.is_some_and(|(lo, hi)| !(lo..=hi).contains(&number)) {
-            return;
-        }
         if region::compiled(rec) {
             return;
         }
+        let threshold = self.settings.threshold;
+        let again = match self.queued.get(&region::key(rec)) {
+            Some(taken) if taken.swap(true, Ordering::Relaxed) => return region::ask_later(rec, threshold),
+            Some(_) => true,
+            None => false,
+        };
+        if !again {
+            self.number += 1;
+        }
+        let number = self.number - 1;
+        if self.settings.bisect.is_some_and(|(lo, hi)| !(lo..=hi).contains(&number)) {
+            return;
+        }
         let job = region::choose(b, rec, number, &self.settings);
-        match &mut self.backend {
-            Backend::Inline(c) => {
-                let done = c.compile(job);
+        match &self.background {
+            Some(bg) if !again => {
+                let (key, taken) = (job.key, job.taken.clone());
+                if bg.jobs.try_send(job).is_ok() {
+                    self.waiting += 1;
+                    self.queued.insert(key, taken);
+                }
+                region::ask_later(rec, threshold.saturating_mul(PATIENCE));
+            }
+            _ => {
+                let done = self.own.compile(job);
                 self.install(b, done);
             }
-            Backend::Thread { jobs, .. } => match jobs.try_send(job) {
-                Ok(()) => self.waiting += 1,
-                Err(_) => region::ask_later(rec, self.settings.threshold),
-            },
         }
     }
 
@@ -107,9 +148,9 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
             self.arena.release(r);
         }
         while self.waiting > 0 {
-            let Backend::Thread { done, .. } = &self.backend else { return };
-            let Ok(c) = done.try_recv() else { return };
+            let Some(c) = self.background.as_ref().and_then(|bg| bg.done.try_recv().ok()) else { return };
             self.waiting -= 1;
+            self.queued.remove(&c.key);
             self.install(b, c);
         }
     }
@@ -119,7 +160,7 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
         let ram = b.machine().ram();
         let page = c.key.phys >> 12;
         if c.code.is_empty() {
-            self.stats.failed += 1;
+            self.stats.failed += u64::from(!c.skipped);
             return;
         }
         if ram.version(page) != c.version {

@@ -8,6 +8,7 @@ use super::runtime;
 use crate::cache::Record;
 use crate::exec::Settings;
 use crate::vblock::{VcpuBlock, Why};
+use std::sync::Arc;
 use vm_core::guest::GuestCpu;
 
 /// Blocks and guest instructions of a region at most.
@@ -27,10 +28,16 @@ pub fn choose<C: GuestCpu>(b: &VcpuBlock<C>, rec: *mut Record, number: u64, s: &
     let worth = |r: &Record| r.second.is_none() && r.code == 0 && r.runs >= entry.threshold / 4;
     let known = (s.threshold != 0)
         .then(|| b.cache.in_page(page, entry.key.mode).filter(|r| worth(r)).map(|r| (r.start, r.insns)).collect());
-    Job { number, key: entry.key, start: entry.start, insns: entry.insns, bytes, version, known, single: s.single_block_regions }
+    Job { number, key: entry.key, start: entry.start, insns: entry.insns, bytes, version, known, single: s.single_block_regions, taken: Arc::default() }
 }
 
-/// The queue was full: `rec` (live) asks again after as many runs.
+/// Key of a live record.
+pub fn key(rec: *mut Record) -> ir::BlockKey {
+    // SAFETY: by the caller's promise.
+    unsafe { (*rec).key }
+}
+
+/// `rec` (live) asks again after as many runs.
 pub fn ask_later(rec: *mut Record, threshold: u32) {
     // SAFETY: by the caller's promise.
     unsafe { (*rec).threshold = (*rec).runs.saturating_add(threshold.max(1)) }

@@ -15,7 +15,7 @@ use vm_core::{Access, Fault, GuestEnv, Va};
 
 /// Indexes into `Engine::fns`.
 pub mod func {
-    /// Slow access stub: preserves every register.
+    /// What pads call: preserves every register.
     pub const ACCESS_STUB: usize = 0;
     /// `access`, called by the stub.
     pub const ACCESS: usize = 1;
@@ -27,7 +27,7 @@ pub mod func {
     pub const CHAIN: usize = 6;
 }
 
-/// A slow access, packed by the compiler into `Engine::slow_info`.
+/// A memory access as its pad describes it in `Engine::slow_info`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AccessInfo {
     pub ty: Ty,
@@ -38,12 +38,16 @@ pub struct AccessInfo {
 }
 
 impl AccessInfo {
-    pub fn pack(self) -> u64 {
-        self.ty as u64 | (self.ctx as u64) << 8 | u64::from(self.write) << 16 | u64::from(self.insn) << 32
+    /// Where atomic ops add their kind.
+    pub const RMW_SHIFT: u32 = 24;
+
+    pub fn pack(self) -> u32 {
+        self.ty as u32 | (self.ctx as u32) << 3 | u32::from(self.write) << 5 | self.insn << 8
     }
 
-    pub fn unpack(v: u64) -> Self {
-        Self { ty: Ty::ALL[(v & 7) as usize % 5], ctx: (v >> 8 & 3) as usize, write: v >> 16 & 1 != 0, insn: (v >> 32) as u32 }
+    pub fn unpack(v: u32) -> Self {
+        let ty = Ty::ALL[(v & 7) as usize % Ty::ALL.len()];
+        Self { ty, ctx: (v >> 3 & 3) as usize, write: v >> 5 & 1 != 0, insn: v >> 8 & 0xffff }
     }
 }
 
@@ -68,21 +72,22 @@ impl<C: GuestCpu> VcpuBlock<C> {
     }
 }
 
-/// A load or store that missed the TLB: address, value and `AccessInfo` in the engine state.
+/// An access missed the TLB: its address and `AccessInfo` are in the engine state. Fills the TLB so that the access hits;
+/// where that cannot be (devices, page crossings, watched pages, code) the instruction must run alone.
 extern "C" fn access<C: GuestCpu>(seam: *mut u8) {
     // SAFETY: module note.
     let b = unsafe { VcpuBlock::<C>::from_seam(seam) };
     let info = AccessInfo::unpack(b.eng.slow_info);
-    let (va, v) = (b.eng.slow_addr, b.eng.slow_value);
+    let (va, size) = (Va(b.eng.slow_addr), info.ty.bytes() as u8);
+    let access = if info.write { Access::Write } else { Access::Read };
     b.eng.status = 0;
-    let r = match (info.write, info.ty) {
-        (false, Ty::V128) => b.load_128(va, info.ctx).map(|v| b.eng.slow_value = [v as u64, (v >> 64) as u64]),
-        (false, ty) => b.load(Va(va), ty.bytes() as u8, info.ctx).map(|v| b.eng.slow_value[0] = v),
-        (true, Ty::V128) => b.store_128(va, u128::from(v[0]) | u128::from(v[1]) << 64, info.ctx),
-        (true, ty) => b.store(Va(va), ty.bytes() as u8, v[0], info.ctx),
-    };
-    if let Err(f) = r {
-        b.give_up(f, info.insn);
+    if va.0 & 0xfff > 4096 - u64::from(size) {
+        return b.give_up(LEAVE, info.insn);
+    }
+    match b.place(va, access, info.ctx) {
+        Err(f) => b.give_up(f, info.insn),
+        Ok(_) if b.quick(va.0, size, access, info.ctx).is_some() => {}
+        Ok(_) => b.give_up(LEAVE, info.insn),
     }
 }
 
@@ -101,12 +106,12 @@ extern "C" fn helper<C: GuestCpu>(seam: *mut u8, info: u64, x: u64, y: u64, z: u
     }
 }
 
-/// `info` as `AccessInfo`, the kind of read-modify-write + 1 in bits 31:24 (0: compare-and-swap).
+/// `info` as `AccessInfo`, with the kind of read-modify-write + 1 at `RMW_SHIFT` (0: compare-and-swap).
 extern "C" fn atomic<C: GuestCpu>(seam: *mut u8, va: u64, info: u64, x: u64, y: u64) -> u64 {
     // SAFETY: module note.
     let b = unsafe { VcpuBlock::<C>::from_seam(seam) };
-    let i = AccessInfo::unpack(info);
-    let rmw = ((info >> 24 & 0xff) as u16).checked_sub(1).and_then(Rmw::from_index);
+    let i = AccessInfo::unpack(info as u32);
+    let rmw = ((info >> AccessInfo::RMW_SHIFT & 0xff) as u16).checked_sub(1).and_then(Rmw::from_index);
     b.eng.status = 0;
     let mask = i.ty.mask();
     match b.atomic(va, AtomicArgs { ty: i.ty, ctx: i.ctx as u8, rmw }, x & mask, y & mask) {
@@ -121,7 +126,7 @@ extern "C" fn atomic<C: GuestCpu>(seam: *mut u8, va: u64, info: u64, x: u64, y: 
 extern "C" fn probe<C: GuestCpu>(seam: *mut u8, va: u64, len: u64, info: u64) {
     // SAFETY: module note.
     let b = unsafe { VcpuBlock::<C>::from_seam(seam) };
-    let i = AccessInfo::unpack(info);
+    let i = AccessInfo::unpack(info as u32);
     b.eng.status = 0;
     if let Err(f) = b.probe(Va(va), len, Access::Write, i.ctx) {
         b.give_up(f, i.insn);
@@ -137,7 +142,7 @@ extern "C" fn vec<C: GuestCpu>(seam: *mut u8, op: u64) {
     }
 }
 
-/// Calls `access` with every register preserved, so that the compiler keeps its values in registers across the cold path.
+/// Calls `access` with every register preserved: pads call it, of which the compiler knows nothing.
 /// The seam is in r15, and `Engine::access_fn` is the word just below it.
 #[cfg(target_arch = "x86_64")]
 #[unsafe(naked)]
