@@ -67,12 +67,12 @@ impl Record {
         }
     }
 
-    /// Counts of the taken and not-taken edge (the first only for an unconditional jump).
-    pub fn edge_counts(&self) -> [u32; 2] {
-        self.edges.map(|at| match at {
-            0 => 0,
+    /// Page offset of the target and count of the taken and not-taken edge (the first only for an unconditional jump).
+    pub fn successors(&self) -> impl Iterator<Item = (i32, u32)> + '_ {
+        self.edges.iter().filter(|at| **at != 0).map(|at| {
             // SAFETY: `edges` names slots that hold an `Edge`, which is as large as a `COp`.
-            at => unsafe { (*(&raw const self.ops[usize::from(at)]).cast::<Edge>()).count },
+            let e = unsafe { &*(&raw const self.ops[usize::from(*at)]).cast::<Edge>() };
+            (e.off, e.count)
         })
     }
 }
@@ -282,13 +282,6 @@ impl Cache {
     pub fn drop_regions(&mut self) {
         let all: Vec<u32> = self.regions.keys().copied().collect();
         all.into_iter().for_each(|id| self.drop_region(id));
-    }
-
-    /// Records of a page in one mode, for choosing a region.
-    pub fn in_page(&self, page: u64, mode: u64) -> impl Iterator<Item = &Record> {
-        let records = self.pages.get(&page).map_or(&[][..], |p| &p.records);
-        // SAFETY: records listed in `pages` are live; the shared borrow of `self` keeps them so.
-        records.iter().map(|r| unsafe { &**r }).filter(move |r| r.key.mode == mode && r.key.phys >> 12 == page)
     }
 
     /// Removes a record from the page index and from the regions that it enters.

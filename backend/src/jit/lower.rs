@@ -468,7 +468,7 @@ impl<'a, 'b> Lower<'a, 'b> {
         let d = self.b.ins().isub(va, tag);
         self.b.set_srcloc(SourceLoc::new(self.sites.len() as u32));
         let miss = self.b.ins().icmp_imm_u(IntCC::UnsignedGreaterThan, d, 4096 - i64::from(i.ty.bytes()));
-        self.b.ins().trapnz(miss, TrapCode::unwrap_user(1));
+        self.b.ins().trapnz(miss, TrapCode::unwrap_user(super::pads::CHECK));
         self.b.set_srcloc(SourceLoc::default());
         let addend = self.b.ins().load(I64, STATE, e, addend_off);
         self.b.ins().iadd(va, addend)

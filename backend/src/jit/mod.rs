@@ -29,7 +29,7 @@ const QUEUE: usize = 256;
 
 /// A block that has run this many times the threshold and still waits is compiled at once: interpreting it on would cost
 /// more than compiling does.
-const PATIENCE: u32 = 3;
+pub(crate) const PATIENCE: u32 = 3;
 
 /// The compile thread.
 struct Background {
@@ -133,7 +133,6 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
                     self.waiting += 1;
                     self.queued.insert(key, taken);
                 }
-                region::ask_later(rec, threshold.saturating_mul(PATIENCE));
             }
             _ => {
                 let done = self.own.compile(job);

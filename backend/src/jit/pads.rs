@@ -5,8 +5,11 @@
 use super::runtime::func;
 use crate::vblock::Engine;
 use cranelift_codegen::CompiledCode;
+use cranelift_codegen::ir::TrapCode;
 use std::mem::offset_of;
 
+/// User trap code of memory checks.
+pub const CHECK: u8 = 1;
 /// Length of a near conditional jump (0F 8x rel32).
 const JCC: usize = 6;
 
@@ -17,6 +20,9 @@ pub fn with_pads(c: &CompiledCode, sites: &[u32], eng: fn(usize) -> i32) -> Opti
     let tail = code.len();
     push_tail(&mut code, eng);
     for (jump_end, info) in checks.into_iter().zip(sites) {
+        if jump_end == 0 {
+            continue;
+        }
         let pad = code.len();
         point(&mut code, jump_end, pad);
         push_pad(&mut code, *info, jump_end, tail, eng);
@@ -24,8 +30,8 @@ pub fn with_pads(c: &CompiledCode, sites: &[u32], eng: fn(usize) -> i32) -> Opti
     Some(code)
 }
 
-/// End of each site's conditional jump. Site i has source location i + 1; so have its compare, and the ud2 (2 bytes) that
-/// the jump leads to.
+/// End of each site's conditional jump, 0 for sites in code that cannot be reached. Site i has source location i + 1; so
+/// have its compare, and the ud2 (2 bytes) that the jump leads to.
 fn checks(c: &CompiledCode, code: &[u8], sites: usize) -> Option<Vec<usize>> {
     let mut ends = vec![0; sites];
     for l in c.buffer.get_srclocs_sorted() {
@@ -37,7 +43,9 @@ fn checks(c: &CompiledCode, code: &[u8], sites: usize) -> Option<Vec<usize>> {
             *ends.get_mut(l.loc.bits() as usize - 1)? = end;
         }
     }
-    ends.iter().all(|e| *e != 0).then_some(ends)
+    let found = ends.iter().filter(|e| **e != 0).count();
+    let traps = c.buffer.traps().iter().filter(|t| t.code == TrapCode::unwrap_user(CHECK)).count();
+    (found == traps).then_some(ends)
 }
 
 /// Points the rel32 that ends at `end` to `target`.

@@ -24,11 +24,41 @@ pub fn choose<C: GuestCpu>(b: &VcpuBlock<C>, rec: *mut Record, number: u64, s: &
     let mut bytes = Box::new([0; 4096]);
     let version = ram.version(page);
     ram.read(page << 12, &mut bytes[..]);
-    // Background: only blocks that tier 0 has seen run, as only those are watched for writes until the code is installed.
-    let worth = |r: &Record| r.second.is_none() && r.code == 0 && r.runs >= entry.threshold / 4;
-    let known = (s.threshold != 0)
-        .then(|| b.cache.in_page(page, entry.key.mode).filter(|r| worth(r)).map(|r| (r.start, r.insns)).collect());
-    Job { number, key: entry.key, start: entry.start, insns: entry.insns, bytes, version, known, single: s.single_block_regions, taken: Arc::default() }
+    // Static regions compile at once. Others hold only blocks that tier 0 has seen run, as those are watched for writes
+    // until the code is installed.
+    let known = (s.threshold != 0).then(|| follow_hot_edges(b, rec, s));
+    let taken = Arc::default();
+    Job { number, key: entry.key, start: entry.start, insns: entry.insns, bytes, version, known, single: s.single_block_regions, taken }
+}
+
+/// Blocks reached from `rec` (live) along edges that are taken often, as (page offset, instructions). They are compiled
+/// with it, so they need not ask for themselves.
+fn follow_hot_edges<C: GuestCpu>(b: &VcpuBlock<C>, rec: *mut Record, s: &Settings) -> Vec<(u32, u32)> {
+    // SAFETY: by the caller's promise; records in the cache are live, and only this thread touches them.
+    let (entry, hot) = (unsafe { &*rec }, s.threshold / 4);
+    let mut found: Vec<*mut Record> = vec![rec];
+    let (mut next, mut insns) = (0, entry.insns);
+    while let (Some(&at), false) = (found.get(next), s.single_block_regions) {
+        next += 1;
+        // SAFETY: as above.
+        for (off, count) in unsafe { &*at }.successors() {
+            if count < hot || !(0..4096).contains(&off) || found.len() == MAX_BLOCKS {
+                continue;
+            }
+            let key = ir::BlockKey { phys: entry.key.phys & !0xfff | off as u64, mode: entry.key.mode };
+            let Some(to) = b.cache.get(&key) else { continue };
+            // SAFETY: as above.
+            let r = unsafe { &*to };
+            if r.second.is_none() && r.code == 0 && insns + r.insns <= MAX_INSNS && !found.contains(&to) {
+                insns += r.insns;
+                found.push(to);
+            }
+        }
+    }
+    // SAFETY: as above.
+    let list = found.iter().map(|r| unsafe { ((**r).start, (**r).insns) }).collect();
+    found.into_iter().for_each(|r| ask_later(r, s.threshold.saturating_mul(super::PATIENCE)));
+    list
 }
 
 /// Key of a live record.
