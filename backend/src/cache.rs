@@ -217,12 +217,22 @@ impl Cache {
         let end = offset + len.max(1);
         for page in offset >> 12..=(end - 1) >> 12 {
             let Some(code) = self.pages.get(&page) else { continue };
-            let hit: Vec<*mut Record> = code.records.iter().copied().filter(|r| {
-                // SAFETY: records listed in `pages` are live.
-                let r = unsafe { &**r };
-                r.ranges().into_iter().flatten().any(|(from, to)| from < end && offset < to)
-            }).collect();
-            let dead: Vec<u32> = code.regions.iter().copied().filter(|id| self.regions[id].ranges.iter().any(|(from, to)| *from < end && offset < *to)).collect();
+            let hit: Vec<*mut Record> = code
+                .records
+                .iter()
+                .copied()
+                .filter(|r| {
+                    // SAFETY: records listed in `pages` are live.
+                    let r = unsafe { &**r };
+                    r.ranges().into_iter().flatten().any(|(from, to)| from < end && offset < to)
+                })
+                .collect();
+            let dead: Vec<u32> = code
+                .regions
+                .iter()
+                .copied()
+                .filter(|id| self.regions[id].ranges.iter().any(|(from, to)| *from < end && offset < *to))
+                .collect();
             ram.bump_version(page);
             dead.into_iter().for_each(|id| self.drop_region(id));
             for r in hit {
@@ -308,7 +318,11 @@ impl Cache {
                 page.granules = page.records.iter().fold(0, |g, x| {
                     // SAFETY: records listed in `pages` are live.
                     let x = unsafe { &**x };
-                    x.ranges().into_iter().flatten().filter(|(f, _)| f >> 12 == from >> 12).fold(g, |g, (f, t)| g | granules(f, t))
+                    x.ranges()
+                        .into_iter()
+                        .flatten()
+                        .filter(|(f, _)| f >> 12 == from >> 12)
+                        .fold(g, |g, (f, t)| g | granules(f, t))
                 });
                 for id in &page.regions {
                     page.granules = self.regions[id].ranges.iter().fold(page.granules, |g, (f, t)| g | granules(*f, *t));

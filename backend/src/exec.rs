@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 use vm_core::guest::{GuestCpu, Shutdown};
 use vm_core::log::{self, Item};
-use vm_core::{Access, CpuIo, Events, Fault, PageBits, Pa, StopReason, Va, Vcpu, dlog};
+use vm_core::{Access, CpuIo, Events, Fault, Pa, PageBits, StopReason, Va, Vcpu, dlog};
 
 /// Guest instructions in a block at most.
 const MAX_INSNS: u32 = 64;
@@ -121,7 +121,10 @@ impl<F: Frontend, C: GuestCpu> Engine<F, C> {
         b.eng.pc_off = l.slot(l.pc).offset;
         b.eng.pc_page_off = l.slot(l.pc_page).offset;
         let vref = VcpuRef::new(b);
-        let mut engine = Self { vref, driver: Driver { fe: fe.clone(), settings, former: Former::default(), block: Block::default(), jit: None } };
+        let mut engine = Self {
+            vref,
+            driver: Driver { fe: fe.clone(), settings, former: Former::default(), block: Block::default(), jit: None },
+        };
         if engine.driver.settings.jit {
             let kick = engine.kick();
             let jit = Jit::new(fe, engine.vref.get(), &engine.driver.settings, kick)?;
@@ -450,7 +453,8 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
                 Ok(formed) => {
                     let second = fetch.second.filter(|_| self.block.straddles);
                     self.log_block(key, va, &fetch.page);
-                    let threshold = if self.jit.is_some() && !one && second.is_none() { self.settings.threshold } else { u32::MAX };
+                    let threshold =
+                        if self.jit.is_some() && !one && second.is_none() { self.settings.threshold } else { u32::MAX };
                     let mut rec = Box::new(Record {
                         runs: 0,
                         threshold,
@@ -517,9 +521,19 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
         let live: u64 = b.cache.records().map(|r| u64::from(r.runs) * u64::from(r.insns)).sum();
         let mut text = format!(
             "blocks               {}\nguest insns in them  {}\ninsns interpreted    {}\ntranslated insns     {}\nwarm-up: building    {:.3} s\ndispatcher visits    {}\ncache look-ups       {}\nleaves               {}\nfaults               {}\nevents               {}\ninvalidations        {}\nTLB refills          {}\nTLB flushes          {}\n",
-            b.cache.len(), b.cache.records().map(|r| u64::from(r.insns)).sum::<u64>(), live + s.interpreted_dropped,
-            s.insns_translated, s.translate_ns as f64 / 1e9, s.dispatches, s.lookups, s.leaves, s.faults, s.events,
-            b.cache.invalidations, b.fills.refills, b.fills.flushes,
+            b.cache.len(),
+            b.cache.records().map(|r| u64::from(r.insns)).sum::<u64>(),
+            live + s.interpreted_dropped,
+            s.insns_translated,
+            s.translate_ns as f64 / 1e9,
+            s.dispatches,
+            s.lookups,
+            s.leaves,
+            s.faults,
+            s.events,
+            b.cache.invalidations,
+            b.fills.refills,
+            b.fills.flushes,
         );
         match &self.jit {
             Some(j) => text.push_str(&j.info()),

@@ -24,9 +24,9 @@ pub fn program() -> &'static Path {
 fn build() -> PathBuf {
     let mut c = cargo();
     c.args(["build", "--package", "machine", "--bin", "rhea", "--message-format=json-render-diagnostics"]);
-    if !cfg!(debug_assertions) {
-        c.arg("--release");
-    }
+    let dir = profile_dir();
+    let name = dir.file_name().and_then(|n| n.to_str()).expect("a profile's folder has a name");
+    c.args(["--profile", if name == "debug" { "dev" } else { name }]);
     let out = c.stderr(Stdio::inherit()).output().expect("cargo runs");
     assert!(out.status.success(), "rhea does not build");
     let executable = |line: &str| serde_json::from_str::<serde_json::Value>(line).ok()?["executable"].as_str().map(PathBuf::from);
@@ -34,11 +34,15 @@ fn build() -> PathBuf {
     text.lines().filter_map(executable).next_back().expect("cargo names the binary it built")
 }
 
+/// target/PROFILE of this test.
+fn profile_dir() -> PathBuf {
+    let exe = std::env::current_exe().expect("a test knows its own path");
+    exe.ancestors().nth(2).expect("tests lie in target/PROFILE/deps").to_owned()
+}
+
 /// A folder for files of boot tests, under `target`.
 pub fn scratch() -> PathBuf {
-    let exe = std::env::current_exe().expect("a test knows its own path");
-    let profile = exe.ancestors().nth(2).expect("tests lie in target/PROFILE/deps");
-    let dir = profile.join("boot-tests");
+    let dir = profile_dir().join("boot-tests");
     std::fs::create_dir_all(&dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
     dir
 }

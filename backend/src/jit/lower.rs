@@ -105,7 +105,23 @@ impl<'a, 'b> Lower<'a, 'b> {
         b.switch_to_block(first);
         let st = b.ins().get_pinned_reg(I64);
         let (vals, sigs) = (Vec::new(), Sigs::default());
-        Self { b, env, members, blocks, vals, sigs, st, host, sites: Vec::new(), chain, leave, failed, insn: 0, page: None, current: 0 }
+        Self {
+            b,
+            env,
+            members,
+            blocks,
+            vals,
+            sigs,
+            st,
+            host,
+            sites: Vec::new(),
+            chain,
+            leave,
+            failed,
+            insn: 0,
+            page: None,
+            current: 0,
+        }
     }
 
     // --- state access

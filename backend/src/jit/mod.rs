@@ -89,7 +89,12 @@ impl Background {
 
 impl<F: Frontend, C: GuestCpu> Jit<F, C> {
     /// Starts the compile thread, which calls `kick` when a region is ready. `Err`: the host gives no executable memory.
-    pub fn new(fe: Arc<F>, b: &mut VcpuBlock<C>, settings: &Settings, kick: Box<dyn Fn() + Send + Sync>) -> std::io::Result<Self> {
+    pub fn new(
+        fe: Arc<F>,
+        b: &mut VcpuBlock<C>,
+        settings: &Settings,
+        kick: Box<dyn Fn() + Send + Sync>,
+    ) -> std::io::Result<Self> {
         runtime::install(b);
         let eng = VcpuBlock::<C>::eng_offset;
         let threaded = settings.background && settings.threshold != 0;
@@ -208,7 +213,15 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
         let per = if s.insns == 0 { 0.0 } else { s.compile_ns as f64 / 1000.0 / s.insns as f64 };
         format!(
             "regions compiled     {}\nregion blocks        {}\nguest insns compiled {}\ncode bytes           {} ({} in use)\ncompile seconds      {:.3} ({per:.1} us per guest insn)\nstale results        {}\nnot compilable       {}\narena flushes        {}\n",
-            s.regions, s.blocks, s.insns, s.code_bytes, self.arena.used(), s.compile_ns as f64 / 1e9, s.stale, s.failed, s.arena_flushes,
+            s.regions,
+            s.blocks,
+            s.insns,
+            s.code_bytes,
+            self.arena.used(),
+            s.compile_ns as f64 / 1e9,
+            s.stale,
+            s.failed,
+            s.arena_flushes,
         )
     }
 }

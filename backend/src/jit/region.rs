@@ -28,7 +28,17 @@ pub fn choose<C: GuestCpu>(b: &VcpuBlock<C>, rec: *mut Record, number: u64, s: &
     // until the code is installed.
     let known = (s.threshold != 0).then(|| follow_hot_edges(b, rec, s));
     let taken = Arc::default();
-    Job { number, key: entry.key, start: entry.start, insns: entry.insns, bytes, version, known, single: s.single_block_regions, taken }
+    Job {
+        number,
+        key: entry.key,
+        start: entry.start,
+        insns: entry.insns,
+        bytes,
+        version,
+        known,
+        single: s.single_block_regions,
+        taken,
+    }
 }
 
 /// Blocks reached from `rec` (live) along edges that are taken often, as (page offset, instructions). They are compiled

@@ -58,7 +58,9 @@ impl Lapic {
         let timer = clock.timer("lapic");
         let core = Mutex::new(Core::power_on(config.id, config.bsp));
         let weak_bus = Arc::downgrade(bus);
-        let lapic = bus.add(|index| Arc::new(Self { config, index, signals, bus: weak_bus, extint, timer, core, page: AtomicU64::new(NO_PAGE) }));
+        let lapic = bus.add(|index| {
+            Arc::new(Self { config, index, signals, bus: weak_bus, extint, timer, core, page: AtomicU64::new(NO_PAGE) })
+        });
         lapic.note_page(&lapic.core.lock());
         let weak = Arc::downgrade(&lapic);
         lapic.timer.bind(move |now| {
