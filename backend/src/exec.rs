@@ -6,9 +6,10 @@
 use crate::cache::Record;
 use crate::jit::Jit;
 use crate::mmu::Place;
-use crate::tier0::form::{Edge, Former, TooLarge};
+use crate::tier0::form::{Edge, Formed, Former, TooLarge};
 use crate::tier0::ops;
 use crate::vblock::{Helper, LEAVE, VcpuBlock, VcpuRef, Why, jc_index};
+use ir::pass::Passes;
 use ir::{Block, BlockKey, CodeFetch, Frontend, TranslateError};
 use std::ptr;
 use std::sync::Arc;
@@ -22,6 +23,8 @@ use vm_core::{Access, CpuIo, Events, Fault, Pa, PageBits, StopReason, Va, Vcpu, 
 const MAX_INSNS: u32 = 64;
 /// Mode bit of blocks of one instruction, which run while the instruction may write its own code.
 pub const ONE: u64 = 1 << 63;
+/// Runs after which a block is formed anew with the IR passes where there is no compiler.
+const BETTER: u32 = 32;
 /// Dropped blocks that may wait until they are freed.
 const GRAVES: usize = 4096;
 
@@ -50,8 +53,18 @@ struct Driver<F: Frontend, C: GuestCpu> {
     fe: Arc<F>,
     settings: Settings,
     former: Former,
+    passes: Passes,
     block: Block,
     jit: Option<Jit<F, C>>,
+}
+
+/// A block to be built.
+struct Wanted {
+    key: BlockKey,
+    va: Va,
+    ctx: usize,
+    /// With the IR passes.
+    better: bool,
 }
 
 /// Source bytes while a block is translated.
@@ -123,7 +136,14 @@ impl<F: Frontend, C: GuestCpu> Engine<F, C> {
         let vref = VcpuRef::new(b);
         let mut engine = Self {
             vref,
-            driver: Driver { fe: fe.clone(), settings, former: Former::default(), block: Block::default(), jit: None },
+            driver: Driver {
+                fe: fe.clone(),
+                settings,
+                former: Former::default(),
+                passes: Passes::new(),
+                block: Block::default(),
+                jit: None,
+            },
         };
         if engine.driver.settings.jit {
             let kick = engine.kick();
@@ -245,17 +265,23 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
         }
     }
 
-    /// Runs from the program counter until code comes back to the dispatcher, and does what it asks for.
+    /// Runs from the program counter until code comes back to the dispatcher for more than the next block.
     fn run_block(&mut self, b: &mut VcpuBlock<C>) -> Result<(), Shutdown> {
-        b.eng.stats.dispatches += 1;
-        let rec = match self.find(b, false) {
-            Ok(r) => r,
-            Err(f) => return self.fault(b, f),
-        };
-        self.log_entry(b);
-        // SAFETY: `find` gives a live record, and sets the page's program counter.
-        unsafe { self.enter(b, rec) };
-        self.follow_up(b)
+        loop {
+            b.eng.stats.dispatches += 1;
+            let rec = match self.find(b, false) {
+                Ok(r) => r,
+                Err(f) => return self.fault(b, f),
+            };
+            self.log_entry(b);
+            // SAFETY: `find` gives a live record, and sets the page's program counter.
+            unsafe { self.enter(b, rec) };
+            let only_jumped = matches!(b.eng.why, Why::Miss | Why::Compiled | Why::Link | Why::Hot);
+            self.follow_up(b)?;
+            if !only_jumped || b.eng.exit.load(Ordering::Relaxed) != 0 || b.cache.dead() > GRAVES {
+                return Ok(());
+            }
+        }
     }
 
     /// # Safety
@@ -273,7 +299,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
 
     fn follow_up(&mut self, b: &mut VcpuBlock<C>) -> Result<(), Shutdown> {
         match b.eng.why {
-            Why::Lookup | Why::Kicked | Why::Compiled => Ok(()),
+            Why::Lookup | Why::Miss | Why::Kicked | Why::Compiled => Ok(()),
             Why::Link => {
                 let (edge, from) = (b.eng.edge, b.eng.cur);
                 if let (Ok(to), false) = (self.find(b, false), log::enabled(Item::NOCHAIN)) {
@@ -298,8 +324,9 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
             }
             Why::Hot => {
                 let rec = b.eng.cur;
-                if let Some(jit) = &mut self.jit {
-                    jit.request(b, rec);
+                match &mut self.jit {
+                    Some(jit) => jit.request(b, rec),
+                    None => self.form_better(b, rec),
                 }
                 Ok(())
             }
@@ -418,7 +445,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
         b.claim_code_page(key.phys >> 12);
         let mut page = [0; 4096];
         b.machine().ram().read(key.phys & !0xfff, &mut page);
-        let rec = self.build(b, key, page, va, ctx)?;
+        let rec = self.build(b, page, Wanted { key, va, ctx, better: false })?;
         let rec = b.cache.insert(rec);
         if self.settings.threshold == 0 && key.mode & ONE == 0 {
             if let Some(jit) = &mut self.jit {
@@ -433,15 +460,16 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
         let mut page = [0xff; 4096];
         b.read_mmio_code(pa, &mut page);
         let key = BlockKey { phys: u64::MAX << 12 | pa.0 & 0xfff, mode: mode | ONE };
-        let mut rec = self.build(b, key, page, va, ctx)?;
+        let mut rec = self.build(b, page, Wanted { key, va, ctx, better: false })?;
         rec.threshold = u32::MAX;
         Ok(b.cache.insert_transient(rec))
     }
 
-    fn build(&mut self, b: &mut VcpuBlock<C>, key: BlockKey, page: [u8; 4096], va: Va, ctx: usize) -> Result<Box<Record>, Fault> {
+    fn build(&mut self, b: &mut VcpuBlock<C>, page: [u8; 4096], want: Wanted) -> Result<Box<Record>, Fault> {
         let t = Instant::now();
-        let (start, one) = ((va.0 & 0xfff) as u32, key.mode & ONE != 0);
-        let mut max = if one { 1 } else { MAX_INSNS };
+        let Wanted { key, va, ctx, better } = want;
+        let start = (va.0 & 0xfff) as u32;
+        let mut max = if key.mode & ONE != 0 { 1 } else { MAX_INSNS };
         let next_va = Va((va.0 & !0xfff).wrapping_add(4096));
         let mut fetch = Fetch { b, page, next: None, next_va, ctx, second: None };
         loop {
@@ -449,39 +477,64 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
             if let Err(TranslateError::Fetch(f)) = done {
                 return Err(f);
             }
+            if better {
+                self.passes.optimize(&mut self.block, self.fe.layout(), self.fe.helpers());
+            }
             match self.former.form::<C>(&self.block, self.fe.layout(), self.fe.helpers()) {
                 Ok(formed) => {
                     let second = fetch.second.filter(|_| self.block.straddles);
                     self.log_block(key, va, &fetch.page);
-                    let threshold =
-                        if self.jit.is_some() && !one && second.is_none() { self.settings.threshold } else { u32::MAX };
-                    let mut rec = Box::new(Record {
-                        runs: 0,
-                        threshold,
-                        code: 0,
-                        key,
-                        start,
-                        end: self.block.next as u32,
-                        second,
-                        insns: self.block.guest_insns,
-                        ops: formed.ops,
-                        insn_at: formed.insn_at,
-                        edges: formed.edges,
-                        incoming: Vec::new(),
-                        dead: false,
-                        dead_start: ops::start_dead::<C>,
-                    });
-                    let p = &raw mut *rec;
-                    rec.ops[0].set_record(p);
-                    if one {
-                        rec.ops[0].set_handler(ops::start_alone::<C>);
-                    }
+                    let rec = self.record(formed, &want, second);
                     fetch.b.eng.stats.insns_translated += u64::from(rec.insns);
                     fetch.b.eng.stats.translate_ns += t.elapsed().as_nanos() as u64;
                     return Ok(rec);
                 }
                 Err(TooLarge) => max = (max / 2).max(1),
             }
+        }
+    }
+
+    fn record(&self, formed: Formed, want: &Wanted, second: Option<u64>) -> Box<Record> {
+        let one = want.key.mode & ONE != 0;
+        let threshold = match (&self.jit, one || want.better || second.is_some()) {
+            (_, true) => u32::MAX,
+            (Some(_), _) => self.settings.threshold,
+            (None, _) => BETTER,
+        };
+        let mut rec = Box::new(Record {
+            runs: 0,
+            threshold,
+            code: 0,
+            key: want.key,
+            start: (want.va.0 & 0xfff) as u32,
+            end: self.block.next as u32,
+            second,
+            insns: self.block.guest_insns,
+            ops: formed.ops,
+            insn_at: formed.insn_at,
+            edges: formed.edges,
+            incoming: Vec::new(),
+            dead: false,
+            dead_start: ops::start_dead::<C>,
+        });
+        let p = &raw mut *rec;
+        rec.ops[0].set_record(p);
+        if one {
+            rec.ops[0].set_handler(ops::start_alone::<C>);
+        }
+        rec
+    }
+
+    /// Without a compiler, a block that runs often gets the IR passes and is formed anew.
+    fn form_better(&mut self, b: &mut VcpuBlock<C>, rec: *mut Record) {
+        // SAFETY: `rec` is live: it just ran.
+        let (key, start) = unsafe { ((*rec).key, (*rec).start) };
+        let mut page = [0; 4096];
+        b.machine().ram().read(key.phys & !0xfff, &mut page);
+        let va = Va(b.cpu.linear(b.cpu.pc()).0 & !0xfff | u64::from(start));
+        let want = Wanted { key, va, ctx: C::mode_ctx(key.mode), better: true };
+        if let Ok(better) = self.build(b, page, want) {
+            b.cache.insert(better);
         }
     }
 

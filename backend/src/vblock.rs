@@ -39,6 +39,8 @@ pub enum Why {
     Kicked = 5,
     /// The block at the program counter has compiled code: enter it.
     Compiled = 6,
+    /// As `Lookup`, after an ordinary jump: nothing but the program counter has changed.
+    Miss = 7,
 }
 
 impl Why {
@@ -50,6 +52,7 @@ impl Why {
             4 => Why::Hot,
             5 => Why::Kicked,
             6 => Why::Compiled,
+            7 => Why::Miss,
             _ => Why::Lookup,
         }
     }

@@ -28,6 +28,8 @@ pub struct Job {
     /// The page, and its version when it was read.
     pub bytes: Box<[u8; 4096]>,
     pub version: u32,
+    /// Entries of other jobs that were joined to this one.
+    pub also: Vec<BlockKey>,
     /// Blocks that may join, as (page offset, instructions); `None`: whatever can be reached.
     pub known: Option<Vec<(u32, u32)>>,
     /// Compile the entry alone.
@@ -39,6 +41,7 @@ pub struct Job {
 /// Host code of a region; empty if it could not be compiled.
 pub struct Compiled {
     pub key: BlockKey,
+    pub also: Vec<BlockKey>,
     pub version: u32,
     /// Source bytes, as RAM offsets.
     pub ranges: Vec<(u64, u64)>,
@@ -56,8 +59,8 @@ pub struct Compiled {
 
 impl Compiled {
     pub fn skipped(key: BlockKey) -> Self {
-        let (ranges, starts, code) = (Vec::new(), Vec::new(), Vec::new());
-        Self { key, version: 0, ranges, starts, insns: 0, code, thunks: 0, nanos: 0, skipped: true }
+        let (also, ranges, starts, code) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Self { key, also, version: 0, ranges, starts, insns: 0, code, thunks: 0, nanos: 0, skipped: true }
     }
 }
 
@@ -138,13 +141,25 @@ impl<F: Frontend> Compiler<F> {
             (0..members.len()).for_each(|i| runtime::push_thunk(&mut code, i));
         }
         let nanos = cpu_nanos() - t;
-        Compiled { key: job.key, version: job.version, ranges, starts, insns, code, thunks, nanos, skipped: false }
+        Compiled {
+            key: job.key,
+            also: job.also,
+            version: job.version,
+            ranges,
+            starts,
+            insns,
+            code,
+            thunks,
+            nanos,
+            skipped: false,
+        }
     }
 
     /// Translates the blocks of the region, entry first, breadth first along direct edges.
     fn members(&mut self, job: &Job) -> Vec<Member> {
         let mut members: Vec<Member> = Vec::new();
         let mut queue = vec![(job.start, job.insns)];
+        queue.extend(job.also.iter().filter_map(|k| job.may_join((k.phys & 0xfff) as u32).map(|n| ((k.phys & 0xfff) as u32, n))));
         let (mut next, mut insns) = (0, 0);
         while let Some(&(start, max)) = queue.get(next) {
             next += 1;
@@ -235,6 +250,29 @@ impl<F: Frontend> Compiler<F> {
 }
 
 impl Job {
+    /// Guest instructions that it may hold.
+    fn size(&self) -> u32 {
+        self.known.iter().flatten().map(|(_, n)| n).sum()
+    }
+
+    /// Whether both can be one region: a function costs much that does not depend on its length.
+    pub fn joins(&self, other: &Job) -> bool {
+        let same =
+            self.key.phys >> 12 == other.key.phys >> 12 && self.key.mode == other.key.mode && self.version == other.version;
+        same && !self.single && self.known.is_some() && other.known.is_some() && self.size() + other.size() <= MAX_INSNS
+    }
+
+    pub fn join(&mut self, other: Job) {
+        self.also.push(other.key);
+        if let (Some(known), Some(more)) = (&mut self.known, other.known) {
+            for block in more {
+                if !known.contains(&block) {
+                    known.push(block);
+                }
+            }
+        }
+    }
+
     /// Instructions of the block at a page offset, if it may be part of the region.
     fn may_join(&self, start: u32) -> Option<u32> {
         match &self.known {

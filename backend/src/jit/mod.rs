@@ -18,6 +18,7 @@ use compile::{Compiled, Compiler, Job};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use ir::{BlockKey, Frontend};
 use rustc_hash::FxHashMap;
+use std::collections::VecDeque;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -71,10 +72,11 @@ impl Background {
         let (jobs, todo) = bounded::<Job>(QUEUE);
         let (finished, done) = unbounded();
         std::thread::Builder::new().name("rhea-compile".into()).spawn(move || {
+            let mut waiting = VecDeque::new();
             // Ends when the vCPU drops its side.
-            while let Ok(job) = todo.recv() {
+            while let Some(job) = Self::next(&todo, &mut waiting) {
                 let skip = job.taken.swap(true, Ordering::Relaxed);
-                let result = if skip { Compiled::skipped(job.key) } else { compiler.compile(job) };
+                let result = if skip { Compiled::skipped(job.key) } else { compiler.compile(Self::gather(job, &mut waiting)) };
                 if finished.send(result).is_err() {
                     return;
                 }
@@ -84,6 +86,29 @@ impl Background {
             }
         })?;
         Ok(Self { jobs, done })
+    }
+}
+
+impl Background {
+    fn next(todo: &Receiver<Job>, waiting: &mut VecDeque<Job>) -> Option<Job> {
+        if waiting.is_empty() {
+            waiting.push_back(todo.recv().ok()?);
+        }
+        waiting.extend(todo.try_iter());
+        waiting.pop_front()
+    }
+
+    /// Joins waiting jobs of the same page to `job`.
+    fn gather(mut job: Job, waiting: &mut VecDeque<Job>) -> Job {
+        let mut i = 0;
+        while let Some(other) = waiting.get(i) {
+            if job.joins(other) && !other.taken.swap(true, Ordering::Relaxed) {
+                job.join(waiting.remove(i).expect("it was just there"));
+            } else {
+                i += 1;
+            }
+        }
+        job
     }
 }
 
@@ -153,8 +178,11 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
         }
         while self.waiting > 0 {
             let Some(c) = self.background.as_ref().and_then(|bg| bg.done.try_recv().ok()) else { return };
-            self.waiting -= 1;
+            self.waiting -= 1 + c.also.len();
             self.queued.remove(&c.key);
+            c.also.iter().for_each(|k| {
+                self.queued.remove(k);
+            });
             self.install(b, c);
         }
     }

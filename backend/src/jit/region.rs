@@ -35,6 +35,7 @@ pub fn choose<C: GuestCpu>(b: &VcpuBlock<C>, rec: *mut Record, number: u64, s: &
         insns: entry.insns,
         bytes,
         version,
+        also: Vec::new(),
         known,
         single: s.single_block_regions,
         taken,

@@ -216,7 +216,7 @@ const fn below_seam(in_engine: usize) -> i32 {
 }
 
 /// Jumped to by regions with the program counter, which is also in the state, in the first argument register: enters the
-/// compiled code that the jump cache has for it in this mode, or returns to the dispatcher (`Why::Lookup`).
+/// compiled code that the jump cache has for it in this mode, or returns to the dispatcher (`Why::Miss`).
 #[cfg(target_arch = "x86_64")]
 #[unsafe(naked)]
 unsafe extern "C" fn chain() {
@@ -238,8 +238,9 @@ unsafe extern "C" fn chain() {
         "je 2f",
         "jmp rax",
         "2:",
-        "xor eax, eax",
+        "mov eax, {miss}",
         "ret",
+        miss = const Why::Miss as u32,
         mask = const JC_ENTRIES - 1,
         mode = const below_seam(offset_of!(Engine, mode)),
         jc_pc = const below_seam(offset_of!(Engine, jc)) + offset_of!(JcEntry, pc) as i32,

@@ -761,7 +761,7 @@ pub unsafe extern "C" fn start_dead<C: GuestCpu>(s: *mut u8, op: *mut COp) -> *m
     unsafe {
         let b = VcpuBlock::<C>::from_seam(s);
         let rec = (*op).record_here();
-        leave_block::<C>(b, (*rec).start.into(), Why::Lookup)
+        leave_block::<C>(b, (*rec).start.into(), Why::Miss)
     }
 }
 
@@ -822,7 +822,7 @@ unsafe fn to_pc<C: GuestCpu>(s: *mut u8, pc: u64) -> *mut COp {
             wr::<u64>(s, b.eng.pc_page_off as u16, pc.wrapping_sub((*e.rec).start.into()));
             return (*e.rec).ops.as_mut_ptr();
         }
-        b.eng.why = Why::Lookup;
+        b.eng.why = Why::Miss;
         ptr::null_mut()
     }
 }
