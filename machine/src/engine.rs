@@ -11,7 +11,7 @@ use vm_core::VcpuSignals;
 
 /// Runs of a block before it is compiled on another thread, and on this one: a thread that also runs the guest must be
 /// surer that compiling pays.
-const THRESHOLD: u32 = 200;
+const THRESHOLD: u32 = 400;
 const THRESHOLD_ALONE: u32 = 1000;
 
 /// Why there is no engine; one line each.
