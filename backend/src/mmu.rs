@@ -64,7 +64,9 @@ impl<C: GuestCpu> VcpuBlock<C> {
             let bits = io.ram().page_bits(offset >> 12);
             return Ok(Place::Ram { offset, writable: access == Access::Write, bits });
         }
-        let m = self.cpu.walk(va, access, ctx, &WalkMem(io))?;
+        let walked = self.cpu.walk(va, access, ctx, &WalkMem(io));
+        dlog!(MMU, "{access:?} {va:?} context {ctx}: {walked:x?}");
+        let m = walked?;
         let pa = Pa(m.page.0 | va.0 & 0xfff);
         match io.target(pa) {
             Target::Mmio => Ok(Place::Mmio(pa)),

@@ -192,7 +192,10 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
         let ram = b.machine().ram();
         let page = c.key.phys >> 12;
         if c.code.is_empty() {
-            self.stats.failed += u64::from(!c.skipped);
+            if !c.skipped {
+                self.stats.failed += 1;
+                b.cache.get(&c.key).into_iter().for_each(region::never_ask);
+            }
             return;
         }
         if ram.version(page) != c.version {

@@ -4,8 +4,8 @@
 
 use super::runtime::func;
 use crate::vblock::Engine;
-use cranelift_codegen::CompiledCode;
 use cranelift_codegen::ir::TrapCode;
+use cranelift_codegen::{CompiledCode, MachTrap};
 use std::mem::offset_of;
 
 /// User trap code of memory checks.
@@ -30,22 +30,32 @@ pub fn with_pads(c: &CompiledCode, sites: &[u32], eng: fn(usize) -> i32) -> Opti
     Some(code)
 }
 
-/// End of each site's conditional jump, 0 for sites in code that cannot be reached. Site i has source location i + 1; so
-/// have its compare, and the ud2 (2 bytes) that the jump leads to.
+/// End of each site's conditional jump, 0 for sites in code that cannot be reached. Site i has source location i + 1; so have
+/// its compare, moves that the register allocator puts behind, and the ud2 that the jump leads to.
 fn checks(c: &CompiledCode, code: &[u8], sites: usize) -> Option<Vec<usize>> {
+    let is_check = |t: &&MachTrap| t.code == TrapCode::unwrap_user(CHECK);
+    let mut traps: Vec<usize> = c.buffer.traps().iter().filter(is_check).map(|t| t.offset as usize).collect();
+    traps.sort_unstable();
     let mut ends = vec![0; sites];
     for l in c.buffer.get_srclocs_sorted() {
         let (start, end) = (l.start as usize, l.end as usize);
         if l.loc.is_default() || end - start < JCC {
             continue;
         }
-        if code[end - JCC] == 0x0f && code[end - JCC + 1] & 0xf0 == 0x80 {
-            *ends.get_mut(l.loc.bits() as usize - 1)? = end;
+        let jump = (start..=end - JCC).map(|at| at + JCC).find(|e| leads_to_trap(code, *e, &traps));
+        if let Some(e) = jump {
+            *ends.get_mut(l.loc.bits() as usize - 1)? = e;
         }
     }
     let found = ends.iter().filter(|e| **e != 0).count();
-    let traps = c.buffer.traps().iter().filter(|t| t.code == TrapCode::unwrap_user(CHECK)).count();
-    (found == traps).then_some(ends)
+    (found == traps.len()).then_some(ends)
+}
+
+/// Whether the bytes before `end` are a near conditional jump to one of the traps.
+fn leads_to_trap(code: &[u8], end: usize, traps: &[usize]) -> bool {
+    let i = &code[end - JCC..end];
+    let target = end as i64 + i64::from(i32::from_le_bytes([i[2], i[3], i[4], i[5]]));
+    i[0] == 0x0f && i[1] & 0xf0 == 0x80 && usize::try_from(target).is_ok_and(|t| traps.binary_search(&t).is_ok())
 }
 
 /// Points the rel32 that ends at `end` to `target`.

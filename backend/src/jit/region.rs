@@ -84,6 +84,12 @@ pub fn ask_later(rec: *mut Record, threshold: u32) {
     unsafe { (*rec).threshold = (*rec).runs.saturating_add(threshold.max(1)) }
 }
 
+/// `rec` (live) stays in tier 0: it does not compile.
+pub fn never_ask(rec: *mut Record) {
+    // SAFETY: by the caller's promise.
+    unsafe { (*rec).threshold = u32::MAX }
+}
+
 /// Whether a live record has got compiled code meanwhile, as member of another's region.
 pub fn compiled(rec: *mut Record) -> bool {
     // SAFETY: by the caller's promise.
