@@ -23,6 +23,8 @@ pub struct Report {
     pub rewritten: usize,
     /// One text for each failed case: file, line, what is wrong.
     pub failures: Vec<String>,
+    /// One text for each engine that cannot hold a case: file, line, engine, reason.
+    pub skipped: Vec<String>,
 }
 
 /// One case of a file.
@@ -55,6 +57,8 @@ impl Case {
 /// What came of a case.
 pub(crate) enum Verdict {
     Pass,
+    /// It passes on the engines that can hold it; engine and reason for each other one.
+    Partial(Vec<String>),
     /// The golden part should be this.
     Golden(String),
     Fail(String),
@@ -104,6 +108,9 @@ fn run_file(path: &Path, mode: Mode, report: &mut Report) -> std::io::Result<()>
         report.cases += 1;
         match run(&c) {
             Verdict::Pass => {}
+            Verdict::Partial(why) => {
+                report.skipped.extend(why.iter().map(|w| format!("{}:{}: {w}", path.display(), c.line)));
+            }
             Verdict::Golden(text) if mode == Mode::Bless => c.expect = Some(text),
             Verdict::Golden(text) => {
                 let old = c.expect.as_deref().unwrap_or("(nothing)\n");

@@ -3,6 +3,7 @@
 use arch_x86::flags::bit;
 use frontend_x86::X86;
 use ir::Frontend;
+use vm_core::Fault;
 
 use super::{Case, Verdict};
 use crate::x86::{CODE, ENGINES, Guest, Stop};
@@ -16,7 +17,11 @@ const FLAGS: [(&str, u64); 7] =
 pub(super) fn run(c: &Case) -> Verdict {
     let words: Vec<&str> = c.command.iter().map(String::as_str).collect();
     match words.as_slice() {
-        ["run"] => execute(c).map_or_else(Verdict::Fail, |()| Verdict::Pass),
+        ["run"] => match execute(c) {
+            Ok(skipped) if skipped.is_empty() => Verdict::Pass,
+            Ok(skipped) => Verdict::Partial(skipped),
+            Err(why) => Verdict::Fail(why),
+        },
         _ => Verdict::Fail(format!("no command `{}`", c.command.join(" "))),
     }
 }
@@ -104,30 +109,36 @@ fn wanted(c: &Case) -> Result<Want, String> {
     Ok(Want { guest, fault, undefined })
 }
 
-fn execute(c: &Case) -> Result<(), String> {
+/// Runs the case on every engine. Gives engine and reason for each engine that cannot hold it.
+fn execute(c: &Case) -> Result<Vec<String>, String> {
     let want = wanted(c)?;
+    let (mut skipped, mut wrong) = (Vec::new(), Vec::new());
     for e in ENGINES {
         let (mut g, len) = start(c)?;
-        let stop = e.run(&mut g, len).map_err(|m| format!("{}: {m}", e.name()))?;
-        let diff = differences(&want, &g, stop);
+        let diff = match e.run(&mut g, len) {
+            Ok(Stop::Unfit(why)) => {
+                skipped.push(format!("{}: {why}", e.name()));
+                continue;
+            }
+            Ok(Stop::Left) => differences(&want, &g, None),
+            Ok(Stop::Fault(f)) => differences(&want, &g, Some(f)),
+            Err(why) => vec![why],
+        };
         if !diff.is_empty() {
-            return Err(format!("{}: {}", e.name(), diff.join(", ")));
+            wrong.push(format!("{}: {}", e.name(), diff.join(", ")));
         }
     }
-    Ok(())
+    if wrong.is_empty() { Ok(skipped) } else { Err(wrong.join("\n")) }
 }
 
-fn differences(want: &Want, got: &Guest, stop: Stop) -> Vec<String> {
+fn differences(want: &Want, got: &Guest, fault: Option<Fault>) -> Vec<String> {
     let mut out = Vec::new();
     let mut note = |name: &str, want: String, got: String| {
         if want != got {
             out.push(format!("{name} is {got}, not {want}"));
         }
     };
-    let fault = match stop {
-        Stop::Left => None,
-        Stop::Fault(f) => Some(f.error.map_or(format!("{:x}", f.vector), |e| format!("{:x}:{e:x}", f.vector))),
-    };
+    let fault = fault.map(|f| f.error.map_or(format!("{:x}", f.vector), |e| format!("{:x}:{e:x}", f.vector)));
     note("fault", format!("{:?}", want.fault), format!("{fault:?}"));
     let (w, g) = (&want.guest.cpu, &got.cpu);
     for (i, name) in GPR.iter().enumerate() {

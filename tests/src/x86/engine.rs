@@ -5,15 +5,18 @@ use frontend_x86::{Helper, X86, helpers};
 use ir::{Block, CodeFetch, Frontend, HelperId, Interp, Memory, Outcome, Passes, Rmw, Ty, interp, verify};
 use vm_core::Fault;
 
+use super::translating::Translating;
 use super::{CODE, Guest, slots};
 
 /// Why a run stopped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stop {
     /// The program counter left the code.
     Left,
     /// An instruction raised this; the program counter is at it.
     Fault(Fault),
+    /// The engine's machine cannot hold this case, for this reason.
+    Unfit(String),
 }
 
 /// Something that executes x86 code.
@@ -25,7 +28,13 @@ pub trait Engine: Sync {
 }
 
 /// Every engine under test.
-pub const ENGINES: &[&dyn Engine] = &[&Reference { optimise: false }, &Reference { optimise: true }];
+pub const ENGINES: &[&dyn Engine] = &[
+    &Reference { optimise: false },
+    &Reference { optimise: true },
+    &Translating { name: "tier 0", jit: false, single_block_regions: false },
+    &Translating { name: "jit", jit: true, single_block_regions: false },
+    &Translating { name: "jit, single blocks", jit: true, single_block_regions: true },
+];
 
 /// Blocks executed before code counts as endless.
 const MAX_BLOCKS: usize = 1000;

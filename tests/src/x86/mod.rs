@@ -2,8 +2,11 @@
 
 mod engine;
 mod slots;
+mod translating;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use arch_x86::state::{cr0, cr4, efer};
 use arch_x86::{CpuState, SegReg, Segment, fault, models};
@@ -20,7 +23,17 @@ pub const ABSENT: std::ops::Range<u64> = 0xbad000..0xbae000;
 /// Ports read ones, there is no interrupt.
 struct NoIo {
     ram: Ram,
-    signals: VcpuSignals,
+    signals: Arc<VcpuSignals>,
+    /// Bytes of RAM in the physical address space, from 0, but for `ABSENT`; the reference interpreter uses none.
+    size: u64,
+    /// Accesses outside RAM.
+    strays: AtomicU32,
+}
+
+impl NoIo {
+    fn new(ram: Ram, signals: Arc<VcpuSignals>) -> NoIo {
+        NoIo { ram, signals, size: 0, strays: AtomicU32::new(0) }
+    }
 }
 
 impl CpuIo for NoIo {
@@ -29,9 +42,12 @@ impl CpuIo for NoIo {
     }
     fn port_write(&self, _: u16, _: u8, _: u32) {}
     fn mmio_read(&self, _: Pa, _: u8) -> u64 {
+        self.strays.fetch_add(1, Ordering::Relaxed);
         !0
     }
-    fn mmio_write(&self, _: Pa, _: u8, _: u64) {}
+    fn mmio_write(&self, _: Pa, _: u8, _: u64) {
+        self.strays.fetch_add(1, Ordering::Relaxed);
+    }
     fn msr_read(&self, _: u32) -> Option<u64> {
         None
     }
@@ -42,8 +58,8 @@ impl CpuIo for NoIo {
         0
     }
     fn set_cr8(&self, _: u8) {}
-    fn target(&self, _: Pa) -> Target {
-        Target::Mmio
+    fn target(&self, pa: Pa) -> Target {
+        if pa.0 < self.size && !ABSENT.contains(&pa.0) { Target::Ram { offset: pa.0, writable: true } } else { Target::Mmio }
     }
     fn ram(&self) -> &Ram {
         &self.ram
@@ -101,7 +117,7 @@ impl Guest {
         cpu.gpr = [0; 16];
         cpu.set_rflags(0);
         let ram = Ram::new(1 << 16).map_err(|e| e.to_string())?;
-        Ok(Guest { cpu, memory: BTreeMap::new(), io: NoIo { ram, signals: VcpuSignals::default() } })
+        Ok(Guest { cpu, memory: BTreeMap::new(), io: NoIo::new(ram, Arc::default()) })
     }
 
     /// Faults if the bytes touch the absent page.
