@@ -120,8 +120,8 @@ impl<C: GuestCpu> VcpuBlock<C> {
     /// Instruction bytes outside RAM: as many as one instruction can have.
     fn read_mmio_code(&mut self, pa: Pa, buf: &mut [u8; 4096]) {
         let start = (pa.0 & 0xfff) as usize;
-        for i in start..(start + 16).min(4096) {
-            buf[i] = self.machine().mmio_read(Pa(pa.0 & !0xfff | i as u64), 1) as u8;
+        for (byte, at) in buf[start..].iter_mut().zip(pa.0..).take(16) {
+            *byte = self.machine().mmio_read(Pa(at), 1) as u8;
         }
     }
 }
@@ -395,6 +395,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
         let e = b.eng.jc[jc_index(pc)];
         // SAFETY: records named by the jump cache are freed only after it was cleared.
         if !one && e.pc == pc && e.mode == mode && !unsafe { (*e.rec).dead } {
+            // SAFETY: as above.
             b.set_page_pc(pc, unsafe { (*e.rec).start });
             return Ok(e.rec);
         }
@@ -447,10 +448,11 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
         b.machine().ram().read(key.phys & !0xfff, &mut page);
         let rec = self.build(b, page, Wanted { key, va, ctx, better: false })?;
         let rec = b.cache.insert(rec);
-        if self.settings.threshold == 0 && key.mode & ONE == 0 {
-            if let Some(jit) = &mut self.jit {
-                jit.request(b, rec);
-            }
+        if self.settings.threshold == 0
+            && key.mode & ONE == 0
+            && let Some(jit) = &mut self.jit
+        {
+            jit.request(b, rec);
         }
         Ok(rec)
     }

@@ -201,10 +201,10 @@ impl<C: GuestCpu> GuestEnv for VcpuBlock<C> {
         let lo = self.place(va, Access::Write, ctx)?;
         let hi = self.place(Va(va.0.wrapping_add(first.into())), Access::Write, ctx)?;
         for (p, len) in [(lo, first), (hi, size - first)] {
-            if let Place::Ram { offset, bits, writable: true } = p {
-                if bits.contains(PageBits::CODE) {
-                    self.write_to_code_page(offset, len.into())?;
-                }
+            if let Place::Ram { offset, bits, writable: true } = p
+                && bits.contains(PageBits::CODE)
+            {
+                self.write_to_code_page(offset, len.into())?;
             }
         }
         self.write_bytes(lo, first, value)?;
@@ -219,10 +219,10 @@ impl<C: GuestCpu> GuestEnv for VcpuBlock<C> {
             let n = (4096 - (at & 0xfff)).min(end.wrapping_sub(at));
             if self.quick(at, 1, access, ctx).is_none() {
                 let p = self.place(Va(at), access, ctx)?;
-                if let (Place::Ram { offset, bits, writable: true }, Access::Write) = (p, access) {
-                    if bits.contains(PageBits::CODE) {
-                        self.write_to_code_page(offset, n)?;
-                    }
+                if let (Place::Ram { offset, bits, writable: true }, Access::Write) = (p, access)
+                    && bits.contains(PageBits::CODE)
+                {
+                    self.write_to_code_page(offset, n)?;
                 }
             }
             at = at.wrapping_add(n);

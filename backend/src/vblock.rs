@@ -297,7 +297,10 @@ impl<C: GuestCpu> VcpuRef<C> {
         let owner = self.0.clone();
         Box::new(move || {
             // SAFETY: the owner keeps the allocation; only the atomic field is touched.
-            unsafe { (*(&raw const (*owner.0.as_ptr()).eng.exit)).store(1, std::sync::atomic::Ordering::SeqCst) }
+            unsafe {
+                let exit = &raw const (*owner.0.as_ptr()).eng.exit;
+                (*exit).store(1, std::sync::atomic::Ordering::SeqCst);
+            }
         })
     }
 }

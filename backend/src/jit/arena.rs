@@ -66,11 +66,11 @@ impl Arena {
     pub fn release(&mut self, r: Range) {
         self.used -= r.len;
         let (mut offset, mut len) = (r.offset, r.len);
-        if let Some((&before, &l)) = self.free.range(..offset).next_back() {
-            if before + l == offset {
-                self.free.remove(&before);
-                (offset, len) = (before, len + l);
-            }
+        if let Some((&before, &l)) = self.free.range(..offset).next_back()
+            && before + l == offset
+        {
+            self.free.remove(&before);
+            (offset, len) = (before, len + l);
         }
         if let Some(l) = self.free.remove(&(offset + len)) {
             len += l;

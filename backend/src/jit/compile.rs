@@ -174,10 +174,10 @@ impl<F: Frontend> Compiler<F> {
             }
             for to in successors(&ir).into_iter().flatten() {
                 let fits = (0..4096).contains(&to) && !job.single && queue.len() < MAX_BLOCKS;
-                if let Some(max) = fits.then(|| job.may_join(to as u32)).flatten() {
-                    if !queue.iter().any(|(s, _)| *s == to as u32) {
-                        queue.push((to as u32, max));
-                    }
+                if let Some(max) = fits.then(|| job.may_join(to as u32)).flatten()
+                    && !queue.iter().any(|(s, _)| *s == to as u32)
+                {
+                    queue.push((to as u32, max));
                 }
             }
             members.push(Member { start, ir });
@@ -193,13 +193,11 @@ impl<F: Frontend> Compiler<F> {
     }
 
     fn host_code(&mut self, job: &Job, members: &[Member]) -> Vec<u8> {
-        let mode = job.key.mode;
         let env = Env {
             layout: self.fe.layout(),
             helpers: self.fe.helpers(),
             eng: self.eng,
-            mode,
-            pc_mask: (self.fe.layout().pc_mask)(mode),
+            pc_mask: (self.fe.layout().pc_mask)(job.key.mode),
         };
         self.ctx.clear();
         self.ctx.func.signature = lower::signature();
@@ -214,7 +212,7 @@ impl<F: Frontend> Compiler<F> {
                 return Vec::new();
             }
             Err(e) => {
-                let text = cranelift_codegen::print_errors::pretty_error(&e.func, e.inner);
+                let text = cranelift_codegen::print_errors::pretty_error(e.func, e.inner);
                 dlog!(UNIMP, "region {} does not compile: {text}", job.number);
                 return Vec::new();
             }

@@ -20,7 +20,6 @@ pub struct Env<'a> {
     pub helpers: &'a [HelperDesc],
     /// Offset from the seam of a byte of `Engine`.
     pub eng: fn(usize) -> i32,
-    pub mode: u64,
     pub pc_mask: u64,
 }
 

@@ -259,11 +259,11 @@ impl Former {
     /// Gives temporaries whose last use was op `at` back.
     fn release(&mut self, inst: &Inst, at: usize) {
         for v in inst.operands() {
-            if self.last_use[v.index()] as usize == at {
-                if let Loc::Temp(t) = self.loc[v.index()] {
-                    self.loc[v.index()] = Loc::None;
-                    self.free.push(t);
-                }
+            if self.last_use[v.index()] as usize == at
+                && let Loc::Temp(t) = self.loc[v.index()]
+            {
+                self.loc[v.index()] = Loc::None;
+                self.free.push(t);
             }
         }
     }
@@ -390,10 +390,11 @@ impl Former {
     fn set<C: GuestCpu>(&mut self, block: &Block, layout: &StateLayout, at: usize) -> Result<(), TooLarge> {
         let inst = block.insts[at];
         let (off, size) = slot_range(layout, &inst);
-        if let Loc::State(o) = self.loc[inst.a.index()] {
-            if o == off && self.direct[inst.a.index()] == off {
-                return Ok(());
-            }
+        if let Loc::State(o) = self.loc[inst.a.index()]
+            && o == off
+            && self.direct[inst.a.index()] == off
+        {
+            return Ok(());
         }
         self.save_aliased::<C>(block, at, Some((off, size)))?;
         match self.loc[inst.a.index()] {

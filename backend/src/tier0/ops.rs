@@ -4,6 +4,8 @@
 //! UNSAFE: handlers trust what `form` made: operand offsets lie inside the state or the temporaries, an op that takes
 //! further slots is followed by them, and `seam` is the seam of a live block inside `with_io`.
 #![allow(unsafe_code)]
+// All handlers are named alike in `form`'s table, whether they need to know the guest or not.
+#![allow(clippy::extra_unused_type_parameters)]
 // size-ok: one handler for each op and width, and the table of them.
 
 use super::form::{COp, Edge, Handler};
