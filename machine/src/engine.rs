@@ -1,6 +1,6 @@
 //! Chooses and makes the CPU engine from `-accel` and `-cpu`.
 
-use crate::options::{AccelConfig, CpuConfig, CpuModel, JitConfig, RegionKind};
+use crate::options::{AccelConfig, CpuConfig, JitConfig, RegionKind};
 use crate::vcpu_thread::Engine;
 use arch_x86::CpuState;
 use arch_x86::models;
@@ -62,14 +62,10 @@ fn jit_settings(jit: &JitConfig, host_cpus: u32) -> Settings {
 
 /// The CPU at power-on and its engine.
 pub fn make(cpu: &CpuConfig, settings: Settings, signals: &Arc<VcpuSignals>) -> Result<(Engine, Arc<X86>), EngineError> {
-    let model = match cpu.model {
-        CpuModel::Qemu64 => "qemu64",
-        CpuModel::Max => "max",
-    };
     let tweaks: Vec<_> = cpu.features.iter().map(|(name, on)| (*on, (*name).to_owned())).collect();
-    let configured = models::configure(model, &tweaks).map_err(EngineError::Cpu)?;
-    if !configured.dropped.is_empty() {
-        eprintln!("rhea: warning: -cpu: not implemented, left out: {}", configured.dropped.join(", "));
+    let configured = models::configure(cpu.model, &tweaks).map_err(EngineError::Cpu)?;
+    for feature in &configured.dropped {
+        eprintln!("rhea: warning: TCG doesn't support requested feature: {feature}");
     }
     let frontend = Arc::new(X86::new(configured.features));
     let helpers = frontend_x86::helpers::table::<VcpuBlock<CpuState>>().into();

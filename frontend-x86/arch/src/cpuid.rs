@@ -69,7 +69,7 @@ pub struct CpuConfigured {
     pub features: [u32; 16],
     /// Logical processors of the machine, all in one package.
     pub cpus: u32,
-    /// Names of asked-for features that are not implemented and were dropped.
+    /// Asked-for features that were left off, as `features::Feature::describe` shows them.
     pub dropped: Vec<String>,
 }
 

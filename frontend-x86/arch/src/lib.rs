@@ -8,6 +8,7 @@ pub mod desc;
 mod dump;
 pub mod far;
 pub mod fault;
+pub mod features;
 pub mod flags;
 mod guest_cpu;
 pub mod mode;

@@ -89,7 +89,7 @@ fn accel(o: &Object) -> Result<AccelConfig, OptionError> {
 
 fn cpu(tree: &Tree) -> CpuConfig {
     let o = tree.one(Group::Cpu);
-    let model = if o.is_some_and(|o| o.driver == "max") { CpuModel::Max } else { CpuModel::Qemu64 };
+    let model = o.map_or(arch_x86::models::MODELS[0].name, |o| o.driver);
     let features = o.into_iter().flat_map(|o| o.props.iter().filter_map(|(n, _)| Some((*n, o.switch(n)?)))).collect();
     CpuConfig { model, features }
 }

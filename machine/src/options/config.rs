@@ -79,15 +79,10 @@ pub enum RegionKind {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CpuConfig {
-    pub model: CpuModel,
+    /// Name of the model, one of `arch_x86::models::MODELS`.
+    pub model: &'static str,
     /// Features added (`true`) or removed, by QEMU's name, in command-line order.
     pub features: Vec<(&'static str, bool)>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CpuModel {
-    Qemu64,
-    Max,
 }
 
 /// A character back end.

@@ -2,6 +2,7 @@
 
 use super::error::{Hint, OptionError};
 use super::tree::Group;
+use arch_x86::{features, models};
 
 /// Type of a property's value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,99 +105,30 @@ const SOCKET: &[PropSpec] = &[
 
 const PORT: Kind = Kind::Number(0xffff);
 
-/// CPU features that can be added or removed, with QEMU's names (CPUID leaves 1, 7 and 80000001h).
+/// CPU features that can be added or removed, with QEMU's names.
 pub const FEATURES: &[PropSpec] = &{
-    const fn f(name: &'static str) -> PropSpec {
-        prop(name, Kind::Switch, "")
+    let mut props = [prop("", Kind::Switch, ""); features::FEATURES.len()];
+    let mut i = 0;
+    while i < props.len() {
+        props[i] = prop(features::FEATURES[i].name, Kind::Switch, "");
+        i += 1;
     }
-    [
-        f("fpu"),
-        f("vme"),
-        f("de"),
-        f("pse"),
-        f("tsc"),
-        f("msr"),
-        f("pae"),
-        f("mce"),
-        f("cx8"),
-        f("apic"),
-        f("sep"),
-        f("mtrr"),
-        f("pge"),
-        f("mca"),
-        f("cmov"),
-        f("pat"),
-        f("pse36"),
-        f("clflush"),
-        f("mmx"),
-        f("fxsr"),
-        f("sse"),
-        f("sse2"),
-        f("ss"),
-        f("ht"),
-        f("pni"),
-        f("sse3"),
-        f("pclmulqdq"),
-        f("monitor"),
-        f("ssse3"),
-        f("fma"),
-        f("cx16"),
-        f("pcid"),
-        f("sse4.1"),
-        f("sse4.2"),
-        f("x2apic"),
-        f("movbe"),
-        f("popcnt"),
-        f("tsc-deadline"),
-        f("aes"),
-        f("xsave"),
-        f("avx"),
-        f("f16c"),
-        f("rdrand"),
-        f("hypervisor"),
-        f("syscall"),
-        f("nx"),
-        f("mmxext"),
-        f("fxsr-opt"),
-        f("pdpe1gb"),
-        f("rdtscp"),
-        f("lm"),
-        f("lahf-lm"),
-        f("svm"),
-        f("vmx"),
-        f("cr8legacy"),
-        f("abm"),
-        f("lzcnt"),
-        f("sse4a"),
-        f("3dnowprefetch"),
-        f("fsgsbase"),
-        f("bmi1"),
-        f("avx2"),
-        f("smep"),
-        f("bmi2"),
-        f("erms"),
-        f("invpcid"),
-        f("rdseed"),
-        f("adx"),
-        f("smap"),
-        f("clflushopt"),
-        f("clwb"),
-        f("sha-ni"),
-        f("umip"),
-        f("fsrm"),
-        f("pku"),
-        f("la57"),
-        f("rdpid"),
-        f("vaes"),
-        f("vpclmulqdq"),
-        f("xsaveopt"),
-        f("xsavec"),
-        f("arat"),
-        f("invtsc"),
-    ]
+    props
 };
 
-/// Every driver there is, in the order in which help lists them.
+/// The CPU models.
+static CPUS: [DriverSpec; models::MODELS.len()] = {
+    const NONE: DriverSpec = driver_spec(Group::Cpu, "", "", FEATURES);
+    let mut cpus = [NONE; models::MODELS.len()];
+    let mut i = 0;
+    while i < cpus.len() {
+        cpus[i] = driver_spec(Group::Cpu, models::MODELS[i].name, models::MODELS[i].help, FEATURES);
+        i += 1;
+    }
+    cpus
+};
+
+/// Every other driver there is, in the order in which help lists them.
 pub const DRIVERS: &[DriverSpec] = &[
     driver_spec(Group::Machine, "pc", "PC with ISA devices, PCI, IO-APIC, HPET and ACPI (default)", MACHINE),
     driver_spec(Group::Machine, "q35", "the same board as pc for now", MACHINE),
@@ -211,8 +143,6 @@ pub const DRIVERS: &[DriverSpec] = &[
     },
     driver_spec(Group::Accel, "interp", "interpreter only", &[THREAD]),
     driver_spec(Group::Accel, "kvm", "the host's KVM", &[THREAD]),
-    driver_spec(Group::Cpu, "qemu64", "64-bit CPU with SSE2 and SSE3, as QEMU's of that name (default)", FEATURES),
-    driver_spec(Group::Cpu, "max", "everything the engine can do", FEATURES),
     driver_spec(Group::Memory, "memory", "", &[need("size", Kind::Size(1 << 20), "RAM, in MiB without a suffix")]),
     driver_spec(
         Group::Smp,
@@ -326,7 +256,7 @@ pub const DRIVERS: &[DriverSpec] = &[
 
 /// Drivers of a group, with those not built yet.
 pub fn drivers(group: Group) -> impl Iterator<Item = &'static DriverSpec> {
-    DRIVERS.iter().filter(move |d| d.group == group)
+    DRIVERS.iter().chain(&CPUS).filter(move |d| d.group == group)
 }
 
 /// Finds a driver by name or alias; `origin` starts the error message.

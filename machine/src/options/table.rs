@@ -25,7 +25,7 @@ pub const OPTIONS: &[OptSpec] = &[
     OptSpec { name: "machine", aliases: &["M"], value: "TYPE[,accel=A][,PROP=V]", help: "machine: pc, q35" },
     opt("accel", "NAME[,PROP=V]", "engine: jit (also tcg), interp, kvm; repeat for fallbacks"),
     opt("enable-kvm", "", "the same as -accel kvm"),
-    opt("cpu", "MODEL[,+FEATURE][,-FEATURE]", "CPU model: qemu64, max"),
+    opt("cpu", "MODEL[,+FEATURE][,-FEATURE]", "CPU model: qemu64, x86-64-v1 to v3, max"),
     opt("m", "SIZE", "RAM in MiB, or with suffix K M G T (128M)"),
     opt("smp", "[cpus=]N", "number of CPUs: 1"),
     opt("boot", "[order=]DRIVES,…", "accepted"),

@@ -151,7 +151,8 @@ pub struct Machine {
 
 pub fn new_cpu() -> CpuState {
     let mut config = configure("qemu64", &[]).expect("a known model");
-    config.features[..arch_x86::models::IMPLEMENTED.len()].copy_from_slice(&arch_x86::models::IMPLEMENTED);
+    let all = arch_x86::features::implemented();
+    config.features[..all.len()].copy_from_slice(&all);
     CpuState::new(&config, 0)
 }
 

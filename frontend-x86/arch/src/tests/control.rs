@@ -4,8 +4,9 @@ use super::{Env, at, sel};
 use crate::control::{lmsw, popf, read_dr, write_cr, write_dr, xsetbv};
 use crate::cpuid::{Word, cpuid};
 use crate::fault::{gp, ud};
+use crate::features::feature_name;
 use crate::flags::bit;
-use crate::models::{configure, feature_name};
+use crate::models::configure;
 use crate::msr::{index, rdmsr, wrmsr};
 use crate::state::{CpuState, SegReg, cr0, cr4, efer};
 use vm_core::guest::{Flush, GuestCpu};
@@ -196,9 +197,27 @@ fn cpu_options() {
     assert!(configure("max", &[(true, "nonsense".into())]).is_err());
     let c = configure("qemu64", &[(false, "nx".into()), (true, "svm".into())]).unwrap();
     assert_eq!(c.features[2] >> 20 & 1, 0);
-    assert_eq!(c.dropped, ["svm"]);
+    assert_eq!(c.dropped, ["CPUID.80000001H:ECX.svm [bit 2]"]);
     let mut e = Env::with(&c);
     assert_eq!(wrmsr(&mut e, index::EFER, efer::NXE), Err(gp(0)));
+}
+
+#[test]
+fn models_are_levels_and_say_what_they_lack() {
+    let words = |name: &str| configure(name, &[]).unwrap().features;
+    let all = crate::features::implemented();
+    let mut below = words("x86-64-v1");
+    for name in ["x86-64-v2", "x86-64-v3"] {
+        let w = words(name);
+        assert!(below.iter().zip(&w).all(|(b, w)| b & !w == 0), "{name} has all of the level below");
+        assert!(w.iter().zip(&all).all(|(w, a)| w & !a == 0), "{name} has nothing that is not implemented");
+        below = w;
+    }
+    assert!(configure("qemu64", &[]).unwrap().dropped.is_empty() && configure("max", &[]).unwrap().dropped.is_empty());
+    // A feature goes with the one that it needs, and whoever asked for it is told.
+    let c = configure("max", &[(false, "xsave".into()), (true, "avx".into())]).unwrap();
+    assert_eq!(c.features[Word::L1Ecx as usize] & (1 << 26 | 1 << 28 | 1 << 12), 0);
+    assert_eq!(c.dropped, ["CPUID.01H:ECX.avx [bit 28]"]);
 }
 
 #[test]
