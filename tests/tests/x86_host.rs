@@ -207,7 +207,41 @@ fn table() -> Vec<(Vec<u8>, Form)> {
     for o in [0xa4u8, 0xa5, 0xa6, 0xa7, 0xaa, 0xab, 0xac, 0xad, 0xae, 0xaf] {
         t.push((vec![o], Plain(0)));
     }
+    // CRC32, ADCX, ADOX with their prefix in front.
+    use std::is_x86_feature_detected as has;
+    if has!("sse4.2") {
+        t.extend([0xf0u8, 0xf1].map(|o| (vec![0xf2, 0x0f, 0x38, o], Reg(0))));
+    }
+    if has!("adx") {
+        t.extend([0x66u8, 0xf3].map(|p| (vec![p, 0x0f, 0x38, 0xf6], Reg(0))));
+    }
+    if has!("bmi1") && has!("bmi2") {
+        t.extend(vex_table());
+    }
     t
+}
+
+/// VEX encodings of BMI1 and BMI2: prefix (0 none, 1 66, 2 F3, 3 F2) and map in the first byte, which `case` makes a VEX
+/// prefix of, then the opcode.
+fn vex_table() -> Vec<(Vec<u8>, Form)> {
+    use Form::*;
+    let vex = |pp: u8, map: u8, op: u8| vec![VEX, pp << 5 | map, op];
+    let mut t: Vec<_> = (1..4u8).map(|e| (vex(0, 2, 0xf3), Ext(e, 0))).collect();
+    t.extend([0, 2, 3].map(|pp| (vex(pp, 2, 0xf5), Reg(0))));
+    t.extend([0, 1, 2, 3].map(|pp| (vex(pp, 2, 0xf7), Reg(0))));
+    t.extend([(vex(0, 2, 0xf2), Reg(0)), (vex(3, 2, 0xf6), Reg(0)), (vex(3, 3, 0xf0), Reg(1))]);
+    t
+}
+
+const VEX: u8 = 0xc4;
+
+/// Three-byte VEX prefix and opcode of a row of `vex_table` (SDM 2 "VEX Prefix"); `reg`, `rm` are extended by it, `v` is the
+/// register in vvvv.
+fn vex(code: &mut Vec<u8>, op: &[u8], (reg, rm, v): (u8, u8, u8), w: bool) {
+    let (pp, map) = (op[1] >> 5, op[1] & 0x1f);
+    let unused = map == 3;
+    let v = if unused { 0 } else { v };
+    code.extend([VEX, (!reg >> 3 & 1) << 7 | 0x40 | (!rm >> 3 & 1) << 5 | map, u8::from(w) << 7 | (!v & 15) << 3 | pp, op[2]]);
 }
 
 /// Pointer registers of memory forms: RBX in the middle of the page, RSI, RDI, RSP, RBP elsewhere in it.
@@ -220,10 +254,11 @@ struct Case {
 
 fn case(rng: &mut Rng, (op, form): &(Vec<u8>, Form), scratch: u64) -> Case {
     let string = matches!(op[..], [0xa4..=0xa7 | 0xaa..=0xaf]);
+    let is_vex = op[0] == VEX;
     let memory = rng.below(2) == 0 || matches!(op[..], [0x0f, 0xc7] | [0x8d] | [0x0f, 0x38, _]);
     let (small, rex_w) = (rng.below(4) == 0, rng.below(3) == 0);
     let mut code = Vec::new();
-    let lockable = memory && matches!(form, Form::Reg(0) | Form::Ext(..)) && rng.below(4) == 0;
+    let lockable = memory && !is_vex && matches!(form, Form::Reg(0) | Form::Ext(..)) && rng.below(4) == 0;
     if lockable {
         code.push(0xf0);
     }
@@ -233,18 +268,28 @@ fn case(rng: &mut Rng, (op, form): &(Vec<u8>, Form), scratch: u64) -> Case {
     if matches!(op[..], [0x0f, 0xbc | 0xbd]) && rng.below(2) == 0 || matches!(op[..], [0x0f, 0xb8]) {
         code.push(0xf3);
     }
+    let small = small && !is_vex;
     if small {
         code.push(0x66);
     }
+    // A mandatory prefix stands before REX.
+    let (prefix, op) = if matches!(op[0], 0x66 | 0xf2 | 0xf3) { op.split_at(1) } else { op.split_at(0) };
+    code.extend(prefix);
     // No destination may be a pointer that a memory form or RSP needs: registers 0, 1, 2 and 8..=15, and their high bytes.
     let pick = |rng: &mut Rng| if rng.below(2) == 0 { rng.below(3) } else { 8 + rng.below(8) } as u8;
     let (reg, rm) = (pick(rng), if memory { 3 } else { pick(rng) });
     let high_byte = rng.below(4) == 0 && reg < 8 && rm < 8 && !rex_w;
     let rex = 0x40 | u8::from(rex_w) << 3 | (reg >> 3) << 2 | (rm >> 3);
-    if rex != 0x40 || !high_byte {
-        code.push(rex);
+    if is_vex {
+        let ext = matches!(form, Form::Ext(..));
+        let v = pick(rng);
+        vex(&mut code, op, (if ext { 0 } else { reg }, rm, v), rex_w);
+    } else {
+        if rex != 0x40 || !high_byte {
+            code.push(rex);
+        }
+        code.extend(op);
     }
-    code.extend(op);
     let imm = match *form {
         Form::Plain(n) => n,
         Form::Reg(n) => {
@@ -303,6 +348,8 @@ fn undefined(m: Mnemonic, count: u64) -> u64 {
         Bt | Bts | Btr | Btc => bit::OF | bit::SF | bit::AF | bit::PF,
         Bsf | Bsr => bit::ARITH & !bit::ZF,
         Tzcnt | Lzcnt => bit::OF | bit::SF | bit::AF | bit::PF,
+        Andn | Blsi | Blsmsk | Blsr | Bzhi => bit::AF | bit::PF,
+        Bextr => bit::SF | bit::AF | bit::PF,
         _ => 0,
     }
 }

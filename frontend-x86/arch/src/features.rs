@@ -7,19 +7,21 @@ use crate::cpuid::{WORDS, Word};
 const IMPLEMENTED: [u32; WORDS] = [
     // fpu de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat pse36 clflush mmx fxsr sse sse2 ht
     0x178b_fbfd,
-    // pni cx16 movbe popcnt hypervisor
-    0x80c0_2001,
+    // pni cx16 movbe popcnt rdrand hypervisor
+    0xc0c0_2001,
     // the copies of 1.EDX, syscall nx rdtscp lm
     0x2993_fbfd,
     // lahf_lm cmp_legacy abm 3dnowprefetch
     0x0000_0123,
-    // clflushopt clwb
-    0x0180_0000,
-    // rdpid
-    0x0040_0000,
+    // fsgsbase bmi1 smep bmi2 erms rdseed adx smap clflushopt clwb
+    0x019c_0389,
+    // umip rdpid
+    0x0040_0004,
+    // fsrm
+    0x10,
     0,
-    0,
-    0,
+    // arat
+    4,
     0,
     0,
 ];

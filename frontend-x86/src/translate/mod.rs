@@ -4,6 +4,7 @@ mod alu;
 mod atomic;
 mod bcd;
 mod bits;
+mod bmi;
 mod branch;
 mod ctx;
 mod ea;
@@ -44,6 +45,7 @@ const TOPICS: &[fn(&mut Tr<'_>) -> bool] = &[
     shift::translate,
     sse::translate,
     bits::translate,
+    bmi::translate,
     muldiv::translate,
     string::translate,
     atomic::translate,
@@ -66,6 +68,11 @@ pub(crate) mod feature {
     pub const POPCNT: (Word, u32) = (Word::L1Ecx, 23);
     pub const LZCNT: (Word, u32) = (Word::ExtEcx, 5);
     pub const BMI1: (Word, u32) = (Word::L7Ebx, 3);
+    pub const BMI2: (Word, u32) = (Word::L7Ebx, 8);
+    pub const RDSEED: (Word, u32) = (Word::L7Ebx, 18);
+    pub const ADX: (Word, u32) = (Word::L7Ebx, 19);
+    pub const SSE4_2: (Word, u32) = (Word::L1Ecx, 20);
+    pub const RDRAND: (Word, u32) = (Word::L1Ecx, 30);
     pub const CLFLUSHOPT: (Word, u32) = (Word::L7Ebx, 23);
     pub const CLWB: (Word, u32) = (Word::L7Ebx, 24);
 }

@@ -21,7 +21,7 @@ pub fn translate(tr: &mut Tr<'_>) -> bool {
 }
 
 /// Low and high half of the product.
-fn product(tr: &mut Tr<'_>, signed: bool, a: Val, b: Val) -> (Val, Val) {
+pub(super) fn product(tr: &mut Tr<'_>, signed: bool, a: Val, b: Val) -> (Val, Val) {
     let ty = tr.b.ty(a);
     if ty == Ty::I64 {
         let high = if signed { Op::MulHiS } else { Op::MulHiU };

@@ -64,7 +64,7 @@ pub(crate) enum Verdict {
     Fail(String),
 }
 
-const FIELDS: [&str; 6] = ["in", "out", "error", "mode", "bytes", "asm"];
+const FIELDS: [&str; 7] = ["in", "out", "error", "mode", "cpu", "bytes", "asm"];
 
 /// Runs every file under this crate's `filetests/`.
 pub fn run_all(mode: Mode) -> Report {

@@ -36,7 +36,7 @@ struct Want {
 
 fn start(c: &Case) -> Result<(Guest, usize), String> {
     let bits = c.field("mode").map_or(Ok(64), |m| m.parse()).map_err(|e| format!("mode: {e}"))?;
-    let mut g = Guest::new(bits)?;
+    let mut g = Guest::with(c.field("cpu").as_deref().unwrap_or("max"), bits)?;
     let text = c.field("bytes").ok_or("no `bytes:` line")?;
     let bytes: Result<Vec<u8>, _> = text.split_whitespace().map(|b| u8::from_str_radix(b, 16)).collect();
     let bytes = bytes.map_err(|e| format!("bytes: {e}"))?;
@@ -82,12 +82,30 @@ fn set(g: &mut Guest, key: &str, value: &str) -> Result<(), String> {
     } else if let Some((_, b)) = FLAGS.iter().find(|(f, _)| *f == key) {
         let old = g.cpu.rflags() & !b;
         g.cpu.set_rflags(if n != 0 { old | b } else { old });
+    } else if let Some(i) = key.strip_prefix("ymmh").and_then(|i| i.parse::<usize>().ok()).filter(|i| *i < 16) {
+        g.cpu.ymmh[i] = n;
     } else if key == "rip" {
         g.cpu.rip = narrow?;
+    } else if let Some(r) = control(g, key) {
+        *r = narrow?;
+        g.cpu.update_mode();
+    } else if key == "mxcsr" {
+        g.cpu.mxcsr = narrow? as u32;
+        g.cpu.update_mode();
     } else {
         return Err(format!("no register `{key}`"));
     }
     Ok(())
+}
+
+/// Control registers of the start state, and what they hold afterwards.
+fn control<'a>(g: &'a mut Guest, key: &str) -> Option<&'a mut u64> {
+    Some(match key {
+        "cr0" => &mut g.cpu.cr0,
+        "cr4" => &mut g.cpu.cr4,
+        "xcr0" => &mut g.cpu.xcr0,
+        _ => return None,
+    })
 }
 
 fn wanted(c: &Case) -> Result<Want, String> {
@@ -144,7 +162,10 @@ fn differences(want: &Want, got: &Guest, fault: Option<Fault>) -> Vec<String> {
     for (i, name) in GPR.iter().enumerate() {
         note(name, format!("{:x}", w.gpr[i]), format!("{:x}", g.gpr[i]));
         note(&format!("xmm{i}"), format!("{:x}", w.xmm[i]), format!("{:x}", g.xmm[i]));
+        note(&format!("ymmh{i}"), format!("{:x}", w.ymmh[i]), format!("{:x}", g.ymmh[i]));
     }
+    note("mxcsr", format!("{:x}", w.mxcsr), format!("{:x}", g.mxcsr));
+    note("xcr0", format!("{:x}", w.xcr0), format!("{:x}", g.xcr0));
     note("rip", format!("{:x}", w.rip), format!("{:x}", g.rip));
     for (name, b) in FLAGS.iter().filter(|(_, b)| want.undefined & b == 0) {
         note(name, u8::from(w.rflags() & b != 0).to_string(), u8::from(g.rflags() & b != 0).to_string());

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use arch_x86::cpuid::feature;
 use arch_x86::state::{cr0, cr4, efer};
 use arch_x86::{CpuState, SegReg, Segment, fault, models};
 use vm_core::guest::Flush;
@@ -86,10 +87,22 @@ pub struct Guest {
 impl Guest {
     /// A CPU at CPL 0 with flat segments in code of 16, 32 or 64 bits.
     pub fn new(bits: u32) -> Result<Guest, String> {
-        let config = models::configure("max", &[]).or_else(|_| models::configure("qemu64", &[]))?;
+        Guest::with("max", bits)
+    }
+
+    /// The same with a CPU as `-cpu` describes it: `MODEL[,+FEATURE][,-FEATURE]`.
+    pub fn with(cpu: &str, bits: u32) -> Result<Guest, String> {
+        let (model, tweaks) = cpu.split_once(',').unwrap_or((cpu, ""));
+        let tweak = |t: &str| t.strip_prefix('-').map_or((true, t.trim_start_matches('+').into()), |t| (false, t.into()));
+        let tweaks: Vec<_> = tweaks.split(',').filter(|t| !t.is_empty()).map(tweak).collect();
+        let config = models::configure(model, &tweaks)?;
         let mut cpu = CpuState::new(&config, 0);
         cpu.cr0 |= cr0::PE | cr0::NE;
         cpu.cr4 |= cr4::OSFXSR | cr4::OSXMMEXCPT;
+        if cpu.has(feature::XSAVE) {
+            cpu.cr4 |= cr4::OSXSAVE;
+            cpu.xcr0 = if cpu.has(feature::AVX) { 7 } else { 3 };
+        }
         let size = match bits {
             16 => 0,
             32 => Segment::DB,
