@@ -40,6 +40,9 @@ pub enum Outcome<F> {
     Undefined { inst: usize },
 }
 
+/// Runs a helper on state, memory and three operands (those not used are 0).
+pub type CallHelper<'a, M> = dyn FnMut(&mut [u8], &mut M, HelperId, [u64; 3]) -> Result<u64, <M as Memory>::Fault> + 'a;
+
 /// Executes verified blocks.
 #[derive(Clone, Copy)]
 pub struct Interp<'a> {
@@ -50,18 +53,12 @@ pub struct Interp<'a> {
 }
 
 impl Interp<'_> {
-    /// Executes `block` over the guest state (`layout.size` bytes). `call` runs a helper on state, memory and three
-    /// operands (those not used are 0). The caller writes the program counter of the outcome into the state.
+    /// Executes `block` over the guest state (`layout.size` bytes). The caller writes the program counter of
+    /// the outcome into the state.
     ///
     /// # Panics
     /// If the block does not verify or `state` is too short.
-    pub fn run<M: Memory>(
-        &self,
-        block: &Block,
-        state: &mut [u8],
-        mem: &mut M,
-        call: &mut dyn FnMut(&mut [u8], &mut M, HelperId, [u64; 3]) -> Result<u64, M::Fault>,
-    ) -> Outcome<M::Fault> {
+    pub fn run<M: Memory>(&self, block: &Block, state: &mut [u8], mem: &mut M, call: &mut CallHelper<M>) -> Outcome<M::Fault> {
         let mut run = Run { interp: self, block, state, values: Vec::with_capacity(block.insts.len()), at: 0 };
         for i in &block.insts {
             match run.step(i, mem, call) {
@@ -93,12 +90,7 @@ impl Run<'_> {
     }
 
     /// One op: its result, or how the block ended.
-    fn step<M: Memory>(
-        &mut self,
-        i: &Inst,
-        mem: &mut M,
-        call: &mut dyn FnMut(&mut [u8], &mut M, HelperId, [u64; 3]) -> Result<u64, M::Fault>,
-    ) -> Result<u128, Outcome<M::Fault>> {
+    fn step<M: Memory>(&mut self, i: &Inst, mem: &mut M, call: &mut CallHelper<M>) -> Result<u128, Outcome<M::Fault>> {
         let value = match i.op {
             Op::Insn => {
                 self.at = i.imm;

@@ -5,7 +5,7 @@ use devices::power::PowerSink;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::mpsc;
 use std::time::Duration;
 use vm_core::{Events, VcpuSignals};
 
@@ -102,10 +102,7 @@ impl Control {
             r.jobs.push_back(Box::new(move |runner| drop(tx.send(job(runner)))));
         }
         self.0.signals.raise(Events::STOP);
-        match rx.recv_timeout(JOB_LIMIT) {
-            Ok(r) => Some(r),
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-        }
+        rx.recv_timeout(JOB_LIMIT).ok()
     }
 
     /// The vCPU thread ends: whoever waits for a job is told.

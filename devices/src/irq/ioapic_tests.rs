@@ -47,8 +47,8 @@ fn survives_hostile_traffic_with_moving_inputs() {
     let mut r = Rng(3);
     for _ in 0..50_000 {
         inputs.set_irq(r.below(32) as u32, r.below(2) == 1);
-        set(&mut d.lock(), r.below(0x48) as u8, r.next() as u32);
-        d.lock().eoi(r.next() as u8);
+        set(&mut d.lock(), r.below(0x48) as u8, r.next_u64() as u32);
+        d.lock().eoi(r.next_u64() as u8);
     }
 }
 

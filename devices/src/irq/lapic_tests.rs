@@ -123,7 +123,7 @@ fn intr_mirrors_what_ack_has() {
     for _ in 0..20_000 {
         match r.below(5) {
             0 => fixed(&bus, r.below(256) as u32),
-            1 => l.set_tpr(r.next() as u8),
+            1 => l.set_tpr(r.next_u64() as u8),
             2 => l.mmio_write(EOI, 0),
             3 => l.mmio_write(ICR, 0x4_4000 | r.below(256) as u32),
             _ => {

@@ -195,11 +195,11 @@ fn hostile_writes_at_any_time() {
     let mut r = Rng(5);
     let mut now = 0u64;
     for _ in 0..20_000 {
-        now = now.saturating_add(r.next() >> (r.below(40) + 20));
+        now = now.saturating_add(r.next_u64() >> (r.below(40) + 20));
         at(&clock, now);
         let reg = [LVT, INITIAL, DIVIDE, SVR][r.below(4) as usize];
-        l.mmio_write(reg, r.next() as u32 | if reg == SVR { 0x100 } else { 0 });
-        l.msr_write(DEADLINE, r.next());
+        l.mmio_write(reg, r.next_u64() as u32 | if reg == SVR { 0x100 } else { 0 });
+        l.msr_write(DEADLINE, r.next_u64());
         l.mmio_read(CURRENT);
         l.ack();
         l.mmio_write(EOI, 0);

@@ -92,7 +92,7 @@ fn survives_hostile_inputs_and_acknowledges() {
         match r.below(4) {
             0 => b.set(r.below(20) as u32, r.below(2) == 1),
             1 => drop(b.ack()),
-            2 => b.out(r.below(3) as u32, r.below(2) as u16, r.next() as u8),
+            2 => b.out(r.below(3) as u32, r.below(2) as u16, r.next_u64() as u8),
             _ => drop(b.inb(r.below(3) as u32, r.below(2) as u16)),
         }
         b.intr();

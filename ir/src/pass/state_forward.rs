@@ -195,7 +195,7 @@ fn place(out: &mut Block, p: &Part, off: u32, ty: Ty, seen: u16) -> Val {
 /// A vector under lanes written over it, or made of two lanes.
 fn merge_vector(known: &Known, out: &mut Block) -> Option<Val> {
     let (first, lanes) = known.parts().split_first()?;
-    let lane = |p: &Part| p.ty == Ty::I64 && p.off % 8 == 0;
+    let lane = |p: &Part| p.ty == Ty::I64 && p.off.is_multiple_of(8);
     if !lanes.iter().all(lane) {
         return None;
     }

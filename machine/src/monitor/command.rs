@@ -21,13 +21,13 @@ macro_rules! command {
 
 /// All commands. Arguments come as the text after the name.
 static COMMANDS: &[Command] = &[
-    command!("cont" | "c", "", "resume the machine", |_, t| act(t.cont())),
+    command!("cont" | "c", "", "resume the machine", |_, t| act(|| t.cont())),
     command!("help" | "?", "[command]", "show the commands, or one", help),
     command!("info", "[subcommand]", "show state of the machine", info),
-    command!("quit" | "q", "", "end the emulator", |_, t| act(t.quit())),
-    command!("stop" | "s", "", "stop the machine", |_, t| act(t.stop())),
-    command!("system_powerdown", "", "press the power button", |_, t| act(t.powerdown())),
-    command!("system_reset", "", "reset the machine", |_, t| act(t.reset())),
+    command!("quit" | "q", "", "end the emulator", |_, t| act(|| t.quit())),
+    command!("stop" | "s", "", "stop the machine", |_, t| act(|| t.stop())),
+    command!("system_powerdown", "", "press the power button", |_, t| act(|| t.powerdown())),
+    command!("system_reset", "", "reset the machine", |_, t| act(|| t.reset())),
     command!("x", "/fmt addr", "show memory at a virtual address", |a, t| dump::run(a, Space::Virtual, t)),
     command!("xp", "/fmt addr", "show memory at a physical address", |a, t| dump::run(a, Space::Physical, t)),
 ];
@@ -41,7 +41,9 @@ static INFOS: &[Command] = &[
     command!("version", "", "version of this program", |_, _| format!("rhea {}\n", env!("CARGO_PKG_VERSION"))),
 ];
 
-fn act((): ()) -> String {
+/// A command that prints nothing.
+fn act(f: impl FnOnce()) -> String {
+    f();
     String::new()
 }
 

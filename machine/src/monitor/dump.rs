@@ -107,7 +107,7 @@ fn units(f: Format, start: u64, space: Space, target: &dyn MonitorTarget) -> Str
         let addr = start.wrapping_add(i * f.size as u64);
         let mut bytes = [0; 8];
         if !read(space, addr, &mut bytes[..f.size], target) {
-            let _ = write!(out, "{}Cannot access memory\n", if i % per_line(f) == 0 { "" } else { "\n" });
+            let _ = writeln!(out, "{}Cannot access memory", if i % per_line(f) == 0 { "" } else { "\n" });
             return out;
         }
         if i % per_line(f) == 0 {

@@ -201,7 +201,7 @@ fn hostile_input_is_survived() {
     let monitor = Monitor::new(fake.clone(), fake.clone());
     for round in 0..20_000 {
         if round % 2 == 0 {
-            monitor.receive(&r.next().to_le_bytes());
+            monitor.receive(&r.next_u64().to_le_bytes());
         } else {
             monitor.receive(words[r.below(22) as usize]);
         }

@@ -1,20 +1,32 @@
-//! Contract tests that every device passes; one macro line in the device's tests.
+//! What tests of several crates share: the contract that every device passes, and a random number generator.
 
 use crate::device::Device;
 
 /// A small deterministic generator for tests (splitmix64).
+#[derive(Clone)]
 pub struct Rng(pub u64);
 
 impl Rng {
-    pub fn next(&mut self) -> u64 {
+    pub fn next_u64(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
     }
 
+    /// 0..n
     pub fn below(&mut self, n: u64) -> u64 {
-        self.next() % n.max(1)
+        self.next_u64() % n.max(1)
+    }
+
+    pub fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+
+    /// # Panics
+    /// If there is nothing to pick from.
+    pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len() as u64) as usize]
     }
 }
 
@@ -22,7 +34,7 @@ impl Rng {
 pub fn traffic(d: &mut dyn Device, regions: u32, span: u64, rounds: u32, seed: u64) {
     let mut r = Rng(seed);
     for _ in 0..rounds {
-        let (region, off, v) = (r.below(regions.into()) as u32, r.below(span), r.next());
+        let (region, off, v) = (r.below(regions.into()) as u32, r.below(span), r.next_u64());
         let size = 1u8 << r.below(4);
         let write = r.below(2) == 1;
         if let Some(p) = d.ports() {

@@ -2,7 +2,8 @@
 
 use super::asm::{Rm, encode};
 use super::machine::at;
-use super::program::{Fix, Item, Rng};
+use super::program::{Fix, Item};
+use vm_core::testing::Rng;
 
 /// An address in the data pages; often close to a page's end, sometimes where accesses fault or write code.
 pub(super) fn pointer(r: &mut Rng) -> u64 {
@@ -91,7 +92,7 @@ impl Gen {
         let v = match self.r.below(3) {
             0 => self.r.pick(&[0, 1, !0, 0x80, 0x7f, 0x8000_0000]),
             1 => self.r.below(256),
-            _ => self.r.next(),
+            _ => self.r.next_u64(),
         };
         v.to_le_bytes()[..size.min(4).into()].to_vec()
     }
@@ -242,7 +243,7 @@ impl Gen {
                 self.enc(size.max(if op & 1 == 0 { 2 } else { 4 }), &[0x0f, op], d, s, &[])
             }
             _ => {
-                let (d, i) = (self.gen_reg(), self.r.next());
+                let (d, i) = (self.gen_reg(), self.r.next_u64());
                 if self.long {
                     [vec![0x48 | d >> 3, 0xb8 | d & 7], i.to_le_bytes().to_vec()].concat()
                 } else {

@@ -2,32 +2,7 @@
 
 use super::instructions::{Gen, pointer};
 use super::machine::{Image, World, at};
-
-/// A deterministic generator (splitmix64).
-#[derive(Clone)]
-pub struct Rng(pub u64);
-
-impl Rng {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
-
-    /// 0..n
-    pub fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
-
-    pub fn one_in(&mut self, n: u64) -> bool {
-        self.below(n) == 0
-    }
-
-    pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len() as u64) as usize]
-    }
-}
+use vm_core::testing::Rng;
 
 /// Four bytes at `at` in an item that depend on where another item lies.
 #[derive(Clone, Copy, Debug)]
@@ -65,7 +40,7 @@ impl Program {
         let mut r = Rng(seed);
         let world = if r.one_in(5) { World::Flat } else { World::Long };
         let start = if r.one_in(3) { 4096 - r.below(120) } else { r.below(0x400) };
-        let mut p = Program { world, items: Vec::new(), start, gpr: [0; 16], xmm: [0; 16], flags: 0, data: r.next() };
+        let mut p = Program { world, items: Vec::new(), start, gpr: [0; 16], xmm: [0; 16], flags: 0, data: r.next_u64() };
         p.registers(&mut r);
         let n = 5 + r.below(36) as usize;
         let mut g = Gen { long: world == World::Long, r, items: n };
@@ -80,9 +55,9 @@ impl Program {
         for v in &mut self.gpr {
             *v = match r.below(4) {
                 0 => r.below(64),
-                1 => r.next() as u32 as i32 as i64 as u64,
+                1 => r.next_u64() as u32 as i32 as i64 as u64,
                 2 => r.pick(&[0, 1, !0, 1 << 63, 0x7fff_ffff, 0x8000_0000, 0x7f, 0x80]),
-                _ => r.next(),
+                _ => r.next_u64(),
             };
         }
         for i in [3, 5, 6, 7, 8, 9] {
@@ -100,15 +75,15 @@ impl Program {
         }
         for v in &mut self.xmm {
             *v = match r.below(3) {
-                0 => u128::from((r.below(2000) as f64 / 8.0 - 100.0).to_bits()) | u128::from(r.next()) << 64,
+                0 => u128::from((r.below(2000) as f64 / 8.0 - 100.0).to_bits()) | u128::from(r.next_u64()) << 64,
                 1 => u128::from(r.pick(&[0, !0, f64::NAN.to_bits(), f64::INFINITY.to_bits(), 1, 0x7f80_0000_8000_0000])),
-                _ => u128::from(r.next()) | u128::from(r.next()) << 64,
+                _ => u128::from(r.next_u64()) | u128::from(r.next_u64()) << 64,
             };
         }
         if self.world == World::Flat {
             self.xmm[8..].fill(0);
         }
-        self.flags = r.next() & 0x8d5 | if r.one_in(10) { 0x400 } else { 0 };
+        self.flags = r.next_u64() & 0x8d5 | if r.one_in(10) { 0x400 } else { 0 };
     }
 
     pub fn len(&self) -> usize {
@@ -164,7 +139,7 @@ impl Program {
         let mut i = Image::new(self.world);
         let mut r = Rng(self.data);
         for page in [at::DATA, at::DATA + 0x1000, at::READ_ONLY, at::FRESH, at::STACK] {
-            let bytes: Vec<u8> = (0..512).flat_map(|_| r.next().to_le_bytes()).collect();
+            let bytes: Vec<u8> = (0..512).flat_map(|_| r.next_u64().to_le_bytes()).collect();
             i.put(page, &bytes);
         }
         i.put(at::CODE, &[HLT; 8192]);

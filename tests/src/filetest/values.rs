@@ -69,7 +69,7 @@ impl Values {
 }
 
 pub fn bytes(hex: &str) -> Result<Vec<u8>, String> {
-    if hex.len() % 2 != 0 || !hex.is_ascii() {
+    if !hex.len().is_multiple_of(2) || !hex.is_ascii() {
         return Err(format!("`{hex}` is no list of bytes"));
     }
     (0..hex.len()).step_by(2).map(|k| u8::from_str_radix(&hex[k..k + 2], 16).map_err(|e| format!("{hex}: {e}"))).collect()

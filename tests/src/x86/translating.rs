@@ -171,7 +171,7 @@ fn page_tables(ram: &Ram) {
     let own = IDT / PAGE..FAULT_STACK / PAGE;
     for page in PAGES.chain(NEIGHBOURS).chain(own) {
         let code = [CODE, HANDLERS].contains(&(page * PAGE));
-        put(TABLES + 0x3000 + 8 * page, page * PAGE | USED | if code { 0 } else { NX });
+        put(TABLES + 0x3000 + 8 * page, (page * PAGE) | USED | if code { 0 } else { NX });
     }
 }
 

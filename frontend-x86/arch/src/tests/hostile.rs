@@ -13,7 +13,7 @@ use vm_core::testing::Rng;
 use vm_core::{Access, Fault, Va};
 
 fn interesting(r: &mut Rng) -> u64 {
-    let n = r.next();
+    let n = r.next_u64();
     match n & 7 {
         0 => 0,
         1 => u64::MAX,
@@ -32,14 +32,14 @@ fn scramble_tables(e: &Env, r: &mut Rng) {
         }
         for _ in 0..12 {
             // Present gates and segments with small selectors are likelier to get far.
-            let v = r.next() & 0x00ff_ff00_0078_ffff | 1 << 47;
+            let v = r.next_u64() & 0x00ff_ff00_0078_ffff | 1 << 47;
             e.poke(base + r.below(64) * 8, 8, v);
         }
     }
 }
 
 fn one(e: &mut Env, r: &mut Rng) -> Result<(), Fault> {
-    let (selector, v) = (r.next() as u16 & if r.below(2) == 0 { 0x7f } else { 0xffff }, interesting(r));
+    let (selector, v) = (r.next_u64() as u16 & if r.below(2) == 0 { 0x7f } else { 0xffff }, interesting(r));
     let size = [2, 4, 8][r.below(3) as usize];
     let seg = SegReg::ALL[r.below(6) as usize];
     match r.below(20) {
@@ -57,7 +57,7 @@ fn one(e: &mut Env, r: &mut Rng) -> Result<(), Fault> {
         11 => verify(e, selector, size == 2).map(|_| ()),
         12 => seg_addr(&e.cpu, seg, v, r.below(64), size == 4).map(|_| ()),
         13 => control::write_cr(e, r.below(16) as u8, v),
-        14 => msr::wrmsr(e, [v as u32, 0x200 + r.below(0x100) as u32][r.below(2) as usize], r.next()),
+        14 => msr::wrmsr(e, [v as u32, 0x200 + r.below(0x100) as u32][r.below(2) as usize], r.next_u64()),
         15 => msr::rdmsr(e, v as u32).map(|_| ()),
         16 => tss::io_allowed(e, v as u16, size),
         17 => syscall::syscall(&mut e.cpu, v),
@@ -80,7 +80,7 @@ fn random_tables_never_panic_and_faults_change_nothing() {
         e.cpu.gpr[4] = [0x8000, 1, interesting(&mut r)][r.below(3) as usize];
         if r.below(4) == 0 {
             e.cpu.tr.limit = r.below(0x100) as u32;
-            e.cpu.gdt.limit = r.next() as u16;
+            e.cpu.gdt.limit = r.next_u64() as u16;
             e.cpu.gdt.base = interesting(&mut r);
         }
         for _ in 0..4 {
@@ -89,7 +89,7 @@ fn random_tables_never_panic_and_faults_change_nothing() {
                 assert_eq!(e.cpu, before, "round {round}");
             }
         }
-        let fault = if r.below(2) == 0 { gp(r.next() as u32) } else { page(r.next(), 7) };
+        let fault = if r.below(2) == 0 { gp(r.next_u64() as u32) } else { page(r.next_u64(), 7) };
         let _ = CpuState::deliver_fault(&mut e, fault);
         let _ = (e.cpu.dump(), e.cpu.linear(interesting(&mut r)));
     }
@@ -101,7 +101,7 @@ fn random_page_tables_never_panic() {
     for round in 0..300 {
         let mut e = Env::long(0);
         for i in 0..2048u64 {
-            let v = r.next() & 0x8000_0000_001f_ffff | if r.below(8) == 0 { r.next() } else { 1 };
+            let v = r.next_u64() & 0x8000_0000_001f_ffff | if r.below(8) == 0 { r.next_u64() } else { 1 };
             e.poke(at::CR3 + i * 8, 8, v);
         }
         match round % 3 {
@@ -109,7 +109,7 @@ fn random_page_tables_never_panic() {
             1 => (e.cpu.efer, e.cpu.cr4) = (0, 0x10),
             _ => e.cpu.cr4 |= if round % 2 == 0 { 0x1000 } else { 0 },
         }
-        e.cpu.pdpte = [at::CR3 | 1, r.next(), 0, r.next() & RAM_SIZE | 1];
+        e.cpu.pdpte = [at::CR3 | 1, r.next_u64(), 0, r.next_u64() & RAM_SIZE | 1];
         for _ in 0..64 {
             let access = [Access::Read, Access::Write, Access::Execute][r.below(3) as usize];
             let va = Va(interesting(&mut r));
@@ -129,7 +129,7 @@ fn random_cpuid_leaves_never_panic() {
     let mut r = Rng(3);
     let e = Env::long(0);
     for _ in 0..2000 {
-        cpuid::cpuid(&e.cpu, interesting(&mut r) as u32, r.next() as u32);
+        cpuid::cpuid(&e.cpu, interesting(&mut r) as u32, r.next_u64() as u32);
     }
     for leaf in (0..32).chain(0x8000_0000..0x8000_0040) {
         (0..8).for_each(|s| {
