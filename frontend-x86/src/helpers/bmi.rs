@@ -116,7 +116,7 @@ mod tests {
 
     #[test]
     fn random_numbers_differ() {
-        let mut next = || SOURCE.with_borrow_mut(Source::next).expect("the host has random numbers");
+        let next = || SOURCE.with_borrow_mut(Source::next).expect("the host has random numbers");
         let first = next();
         assert!((0..100).all(|_| next() != first));
     }
