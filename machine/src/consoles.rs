@@ -1,13 +1,15 @@
-//! Opens the character back ends of a configuration and connects serial ports, monitors and debug consoles to them.
+//! Opens the character back ends of a configuration and connects serial ports, monitors, QMP and debug consoles to them.
 
 use crate::chardev::{Chardev, DeviceFront, Front, Kind, Mux, MuxPort};
 use crate::event_loop::Waker;
 use crate::machine::Machine;
 use crate::monitor::Monitor;
 use crate::options::{self, Config, DeviceSpec};
+use crate::qmp::Qmp;
 use crate::run::RunError;
 use devices::chr::CharSink;
 use std::fs::OpenOptions;
+use std::io;
 use std::sync::Arc;
 
 /// One user's side of a back end.
@@ -84,8 +86,8 @@ impl Consoles {
         config.devices.iter().map(|d| (d.clone(), sink(d))).collect()
     }
 
-    /// Lets input flow to the serial ports and monitors.
-    pub fn connect(&self, config: &Config, machine: &Arc<Machine>) {
+    /// Lets input flow to the serial ports and monitors. Errors are those of making threads.
+    pub fn connect(&self, config: &Config, machine: &Arc<Machine>) -> io::Result<()> {
         for (end, uart) in self.serials.iter().zip(&machine.board.uarts) {
             if let (Some(end), Some(uart)) = (end, uart) {
                 end.set_front(DeviceFront::new(uart));
@@ -95,7 +97,14 @@ impl Consoles {
             let monitor = Monitor::new(machine.clone(), end.sink());
             end.set_front(monitor);
         }
+        for spec in &config.qmp {
+            let Some(b) = self.backends.iter().find(|b| b.id == spec.chardev) else { continue };
+            let qmp = Qmp::start(b.dev.clone(), machine.clone(), spec.pretty)?;
+            machine.control.add_observer(qmp.clone());
+            b.dev.set_front(qmp);
+        }
         self.backends.iter().filter_map(|b| b.mux.as_ref()).for_each(Mux::start);
+        Ok(())
     }
 
     pub fn all(&self) -> Vec<Arc<Chardev>> {

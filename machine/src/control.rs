@@ -18,7 +18,7 @@ const JOB_LIMIT: Duration = Duration::from_secs(5);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RunState {
     Running,
-    /// Not started yet (`-S`).
+    /// Not started yet (`-S`), or reset while it did not run.
     Prelaunch,
     Paused,
     /// The guest has powered off, and `-no-shutdown` keeps the program.
@@ -26,15 +26,68 @@ pub enum RunState {
 }
 
 impl RunState {
-    /// QEMU's words for it.
-    pub fn text(self) -> &'static str {
+    /// QMP's word for it (`RunState`).
+    pub fn name(self) -> &'static str {
         match self {
             Self::Running => "running",
-            Self::Prelaunch => "paused (prelaunch)",
+            Self::Prelaunch => "prelaunch",
             Self::Paused => "paused",
-            Self::Shutdown => "paused (shutdown)",
+            Self::Shutdown => "shutdown",
         }
     }
+
+    /// The monitor's words for it, as in QEMU.
+    pub fn text(self) -> String {
+        match self {
+            Self::Running | Self::Paused => self.name().into(),
+            _ => format!("paused ({})", self.name()),
+        }
+    }
+}
+
+/// Why the machine is reset, or the program ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    GuestReset,
+    GuestShutdown,
+    /// `system_reset`.
+    HostReset,
+    /// `quit`, or the mux's Ctrl-A X.
+    HostQuit,
+    HostSignal,
+}
+
+impl Cause {
+    /// QMP's word for it (`ShutdownCause`).
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::GuestReset => "guest-reset",
+            Self::GuestShutdown => "guest-shutdown",
+            Self::HostReset => "host-qmp-system-reset",
+            Self::HostQuit => "host-qmp-quit",
+            Self::HostSignal => "host-signal",
+        }
+    }
+
+    pub fn by_guest(self) -> bool {
+        matches!(self, Self::GuestReset | Self::GuestShutdown)
+    }
+}
+
+/// What has happened to the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notice {
+    Stop,
+    Resume,
+    Reset(Cause),
+    Shutdown(Cause),
+    /// The power button was pressed.
+    Powerdown,
+}
+
+/// Is told what happens to the machine, mostly on the vCPU's thread: must not wait.
+pub trait Observer: Send + Sync {
+    fn notice(&self, n: Notice);
 }
 
 /// Runs on the vCPU thread, between two instructions.
@@ -43,10 +96,10 @@ pub type Job = Box<dyn FnOnce(&mut Runner) + Send>;
 /// What was asked for since the last look.
 #[derive(Default)]
 pub struct Requests {
-    pub reset: bool,
+    pub reset: Option<Cause>,
     pub power_off: bool,
-    /// The program ends with this status.
-    pub end: Option<u8>,
+    /// The program ends with this status; without a cause nobody is told.
+    pub end: Option<(u8, Option<Cause>)>,
     /// New level of address line 20 (`true`: enabled).
     pub a20: Option<bool>,
     pub jobs: VecDeque<Job>,
@@ -58,6 +111,9 @@ struct Inner {
     signals: Arc<VcpuSignals>,
     requests: Mutex<Requests>,
     state: Mutex<RunState>,
+    observers: Mutex<Vec<Arc<dyn Observer>>>,
+    /// Host thread ids of the vCPUs.
+    threads: Mutex<Vec<i32>>,
 }
 
 /// Handle to the vCPU thread; cheap to clone. All but `with_runner` only notes the request, so devices may call it
@@ -67,7 +123,8 @@ pub struct Control(Arc<Inner>);
 
 impl Control {
     pub fn new(signals: Arc<VcpuSignals>, state: RunState) -> Self {
-        Self(Arc::new(Inner { signals, requests: Mutex::default(), state: Mutex::new(state) }))
+        let (observers, threads) = Default::default();
+        Self(Arc::new(Inner { signals, requests: Mutex::default(), state: Mutex::new(state), observers, threads }))
     }
 
     fn ask(&self, what: impl FnOnce(&mut Requests)) {
@@ -76,8 +133,28 @@ impl Control {
     }
 
     /// Ends the program with this status. The first one asked for counts.
-    pub fn end(&self, status: u8) {
-        self.ask(|r| r.end = r.end.or(Some(status)));
+    pub fn end(&self, status: u8, cause: Option<Cause>) {
+        self.ask(|r| r.end = r.end.or(Some((status, cause))));
+    }
+
+    /// Adds somebody to be told, for as long as the machine lives.
+    pub fn add_observer(&self, o: Arc<dyn Observer>) {
+        self.0.observers.lock().push(o);
+    }
+
+    pub fn tell(&self, n: Notice) {
+        let observers = self.0.observers.lock().clone();
+        observers.iter().for_each(|o| o.notice(n));
+    }
+
+    /// Host thread ids of the vCPUs that have started.
+    pub fn threads(&self) -> Vec<i32> {
+        self.0.threads.lock().clone()
+    }
+
+    /// For a vCPU thread, when it starts.
+    pub fn add_thread(&self, id: i32) {
+        self.0.threads.lock().push(id);
     }
 
     pub fn set_a20(&self, on: bool) {
@@ -122,7 +199,7 @@ impl Control {
 
 impl PowerSink for Control {
     fn reset(&self) {
-        self.ask(|r| r.reset = true);
+        self.ask(|r| r.reset = r.reset.or(Some(Cause::GuestReset)));
     }
 
     fn power_off(&self) {
@@ -130,7 +207,7 @@ impl PowerSink for Control {
     }
 
     fn exit(&self, status: i32) {
-        self.end((status & 0xff) as u8);
+        self.end((status & 0xff) as u8, None);
     }
 }
 
@@ -143,11 +220,11 @@ mod tests {
         let signals = Arc::new(VcpuSignals::default());
         let c = Control::new(signals.clone(), RunState::Running);
         c.exit(33);
-        c.end(0);
+        c.end(0, Some(Cause::HostQuit));
         c.reset();
         assert_eq!(signals.pending(), Events::STOP);
         let r = c.take();
-        assert_eq!((r.end, r.reset, r.power_off), (Some(33), true, false));
+        assert_eq!((r.end, r.reset, r.power_off), (Some((33, None)), Some(Cause::GuestReset), false));
         assert!(signals.pending().is_empty());
         assert!(c.take().end.is_none());
     }

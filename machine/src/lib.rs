@@ -12,5 +12,6 @@ pub mod loader;
 pub mod machine;
 pub mod monitor;
 pub mod options;
+pub mod qmp;
 pub mod run;
 pub mod vcpu_thread;

@@ -2,12 +2,13 @@
 
 use crate::board::Board;
 use crate::chardev::Chardev;
-use crate::control::{Control, RunState};
+use crate::control::{Cause, Control, Notice, RunState};
 use crate::monitor::MonitorTarget;
 use crate::vcpu_thread::Runner;
 use arch_x86::CpuState;
 use frontend_x86::X86;
 use ir::Frontend;
+use serde_json::{Value, json};
 use std::sync::Arc;
 use vm_core::addr::PAGE_SIZE;
 use vm_core::{CpuIo, GuestCpu, MemMap, Pa, Ram, Target, Va};
@@ -18,6 +19,8 @@ pub struct Machine {
     pub control: Control,
     pub chardevs: Vec<Arc<Chardev>>,
     pub frontend: Arc<X86>,
+    /// `-name`.
+    pub name: Option<String>,
 }
 
 const GPR: [&str; 16] =
@@ -110,8 +113,21 @@ impl MonitorTarget for Machine {
         self.chardevs.iter().map(|c| c.info() + "\n").collect()
     }
 
-    fn status(&self) -> String {
-        self.control.state().text().into()
+    fn chardevs(&self) -> Vec<Value> {
+        let one = |(label, what, open): (&str, &str, bool)| json!({ "label": label, "filename": what, "frontend-open": open });
+        self.chardevs.iter().map(|c| one(c.summary())).collect()
+    }
+
+    fn run_state(&self) -> RunState {
+        self.control.state()
+    }
+
+    fn cpu_threads(&self) -> Vec<i32> {
+        self.control.threads()
+    }
+
+    fn name(&self) -> Option<String> {
+        self.name.clone()
     }
 
     fn read_phys(&self, pa: u64, buf: &mut [u8]) -> bool {
@@ -148,20 +164,21 @@ impl MonitorTarget for Machine {
         self.act(|r| r.pause());
     }
 
-    fn cont(&self) {
-        self.act(|r| r.set_state(RunState::Running));
+    fn cont(&self) -> Result<(), String> {
+        self.control.with_runner(Runner::cont).unwrap_or_else(|| Err("the CPU does not answer".into()))
     }
 
     fn quit(&self) {
-        self.control.end(0);
+        self.control.end(0, Some(Cause::HostQuit));
     }
 
     fn reset(&self) {
-        self.act(Runner::reset);
+        self.act(|r| r.reset(Cause::HostReset));
     }
 
     fn powerdown(&self) {
         self.board.pm.lock().press_power_button();
+        self.control.tell(Notice::Powerdown);
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::board::{Board, BoardError, Outside};
 use crate::chardev::{OpenError, term};
 use crate::consoles::Consoles;
-use crate::control::{Control, RunState};
+use crate::control::{Cause, Control, RunState};
 use crate::engine::{self, EngineError};
 use crate::event_loop::EventLoop;
 use crate::loader::{Images, LoadError};
@@ -59,7 +59,7 @@ pub fn run(config: Config) -> Result<ExitCode, RunError> {
     let clock = Clock::new();
     let events = EventLoop::start(clock.clone()).map_err(RunError::Thread)?;
     let quit = control.clone();
-    let mut consoles = Consoles::open(&config, &events.waker(), move || quit.end(0))?;
+    let mut consoles = Consoles::open(&config, &events.waker(), move || quit.end(0, Some(Cause::HostQuit)))?;
     let a20 = control.clone();
     let outside = Outside {
         clock,
@@ -74,13 +74,14 @@ pub fn run(config: Config) -> Result<ExitCode, RunError> {
     board.ram.add_listener(signals);
     let policy = Policy { reset_ends: config.no_reboot, power_off_pauses: config.no_shutdown };
     let runner = Runner::new(engine, board.clone(), images, control.clone(), policy)?;
-    let machine = Arc::new(Machine { board, control: control.clone(), chardevs: consoles.all(), frontend });
-    consoles.connect(&config, &machine);
+    let machine =
+        Arc::new(Machine { board, control: control.clone(), chardevs: consoles.all(), frontend, name: config.name.clone() });
+    consoles.connect(&config, &machine).map_err(RunError::Thread)?;
 
     let on_signal = control.clone();
     term::handle_signals(move |signal| {
         eprintln!("rhea: terminating on signal {signal}");
-        on_signal.end(0);
+        on_signal.end(0, Some(Cause::HostSignal));
     })
     .map_err(RunError::Thread)?;
     let _pidfile = config.pidfile.as_deref().map(PidFile::write).transpose()?;

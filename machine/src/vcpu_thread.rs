@@ -3,7 +3,7 @@
 
 use crate::board::{Board, BoardIo};
 use crate::boot;
-use crate::control::{Control, RunState};
+use crate::control::{Cause, Control, Notice, RunState};
 use crate::loader::{Images, LoadError};
 use arch_x86::CpuState;
 use std::sync::Arc;
@@ -30,6 +30,8 @@ pub struct Runner {
     images: Images,
     control: Control,
     policy: Policy,
+    /// Whether the observers believe that the guest runs.
+    running: bool,
     /// Set when the program is to end.
     end: Option<u8>,
 }
@@ -37,7 +39,7 @@ pub struct Runner {
 impl Runner {
     /// A vCPU at the entry of the kernel in `images`.
     pub fn new(engine: Engine, board: Arc<Board>, images: Images, control: Control, policy: Policy) -> Result<Self, LoadError> {
-        let mut r = Self { engine, io: BoardIo(board), images, control, policy, end: None };
+        let mut r = Self { engine, io: BoardIo(board), images, control, policy, running: false, end: None };
         r.start_over()?;
         Ok(r)
     }
@@ -53,13 +55,28 @@ impl Runner {
         loaded
     }
 
-    /// Reset of the machine; with `-no-reboot` the end of the program.
-    pub fn reset(&mut self) {
+    /// Reset of the machine; with `-no-reboot` the end of the program. A machine that does not run waits for `cont` then.
+    pub fn reset(&mut self, cause: Cause) {
         if self.policy.reset_ends {
-            self.end = self.end.or(Some(0));
-        } else if let Err(e) = self.start_over() {
+            return self.shut_down(cause);
+        }
+        if let Err(e) = self.start_over() {
             eprintln!("rhea: cannot load the kernel again: {e}");
             self.end = self.end.or(Some(1));
+            return;
+        }
+        self.control.tell(Notice::Reset(cause));
+        if self.control.state() != RunState::Running {
+            self.set_state(RunState::Prelaunch);
+        }
+    }
+
+    /// Power-off; with `-no-shutdown` the machine only stops.
+    fn shut_down(&mut self, cause: Cause) {
+        self.control.tell(Notice::Shutdown(cause));
+        match self.policy.power_off_pauses {
+            true => self.set_state(RunState::Shutdown),
+            false => self.end = self.end.or(Some(0)),
         }
     }
 
@@ -70,19 +87,36 @@ impl Runner {
         }
     }
 
+    /// Lets the guest run, or go on. `Err`: it has ended; the text is for the user.
+    pub fn cont(&mut self) -> Result<(), String> {
+        match self.control.state() {
+            RunState::Shutdown => Err("Resetting the Virtual Machine is required".into()),
+            RunState::Running => Ok(()),
+            RunState::Prelaunch | RunState::Paused => {
+                self.set_state(RunState::Running);
+                Ok(())
+            }
+        }
+    }
+
     /// Lets the guest and its time stand still, or go on.
     pub fn set_state(&mut self, state: RunState) {
         let clock = &self.io.0.clock;
-        if state == RunState::Running {
+        let run = state == RunState::Running;
+        if run {
             clock.start()
         } else {
             clock.stop()
         }
         self.control.set_state(state);
+        if std::mem::replace(&mut self.running, run) != run {
+            self.control.tell(if run { Notice::Resume } else { Notice::Stop });
+        }
     }
 
     /// Runs until the program is to end; gives its exit status.
     pub fn run(mut self) -> u8 {
+        self.control.add_thread(rustix::thread::gettid().as_raw_nonzero().get());
         self.set_state(self.control.state());
         loop {
             if let Some(status) = self.end {
@@ -100,7 +134,7 @@ impl Runner {
                 StopReason::Halted => self.sleep(),
                 StopReason::TripleFault => {
                     dlog!(INT, "triple fault\n{}", vm_core::GuestCpu::dump(self.engine.cpu()));
-                    self.reset();
+                    self.reset(Cause::GuestReset);
                 }
             }
         }
@@ -126,18 +160,19 @@ impl Runner {
             self.engine.cpu().a20_masked = !on;
             self.engine.cpu_changed();
         }
+        if let Some((status, cause)) = asked.end {
+            cause.into_iter().for_each(|c| self.control.tell(Notice::Shutdown(c)));
+            self.end = self.end.or(Some(status));
+        }
+        if self.end.is_none() && asked.power_off {
+            self.shut_down(Cause::GuestShutdown);
+        }
+        if let (None, Some(cause)) = (self.end, asked.reset) {
+            self.reset(cause);
+        }
+        // Last, so that a job never sees the machine between the guest's asking for a reset and the reset.
         for job in asked.jobs.drain(..) {
             job(self);
-        }
-        if asked.power_off {
-            match self.policy.power_off_pauses {
-                true => self.set_state(RunState::Shutdown),
-                false => self.end = self.end.or(Some(0)),
-            }
-        }
-        self.end = asked.end.or(self.end);
-        if asked.reset && self.end.is_none() {
-            self.reset();
         }
     }
 }

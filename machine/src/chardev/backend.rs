@@ -162,6 +162,43 @@ impl Chardev {
         format!("{}: {} ({state}{lost})", self.label, self.what)
     }
 
+    /// Name, what is behind it, and whether somebody is connected.
+    pub fn summary(&self) -> (&str, &str, bool) {
+        let link = self.link.lock();
+        (&self.label, &self.what, link.connected() || matches!(link.origin, Origin::Fixed))
+    }
+
+    /// Output that never waits: all of `bytes` is taken, or nothing if more than `limit` bytes would wait for the peer.
+    pub fn offer(&self, bytes: &[u8], limit: usize) -> bool {
+        let mut link = self.link.lock();
+        let Some(out) = &mut link.output else {
+            link.dropped += bytes.len() as u64;
+            return true;
+        };
+        let before = needs_loop(out);
+        let taken = out.offer(bytes, limit);
+        if needs_loop(out) != before {
+            self.waker.wake();
+        }
+        if taken && let Some(f) = &mut *self.log.lock() {
+            let _ = f.write_all(bytes);
+        }
+        taken
+    }
+
+    /// Bytes that the peer has not taken yet.
+    pub fn backlog(&self) -> usize {
+        self.link.lock().output.as_ref().map_or(0, Output::backlog)
+    }
+
+    /// Lets go of the peer; of a fixed back end only the output ends.
+    pub fn disconnect(&self) {
+        if let Some(out) = &mut self.link.lock().output {
+            out.give_up();
+        }
+        self.waker.wake();
+    }
+
     /// Whether input comes from a terminal, that is, from a person who must be able to leave.
     pub fn is_interactive(&self) -> bool {
         self.link.lock().input.as_ref().is_some_and(rustix::termios::isatty)
@@ -274,6 +311,12 @@ impl Chardev {
     }
 }
 
+/// What of an output concerns the event loop, which is told of changes only: it looks after a peer that is behind until it
+/// has caught up.
+fn needs_loop(o: &Output) -> (bool, bool) {
+    (o.waits_for().is_some(), o.is_broken())
+}
+
 impl CharSink for Chardev {
     fn write(&self, bytes: &[u8]) {
         if let Some(f) = &mut *self.log.lock() {
@@ -285,8 +328,6 @@ impl CharSink for Chardev {
             link.dropped += bytes.len() as u64;
             return;
         };
-        // The loop is told of changes only: it looks after a peer that is behind until it has caught up.
-        let needs_loop = |o: &Output| (o.waits_for().is_some(), o.is_broken());
         let before = needs_loop(out);
         out.write(bytes);
         if needs_loop(out) != before {

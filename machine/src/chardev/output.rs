@@ -58,25 +58,52 @@ impl Output {
 
     pub fn write(&mut self, mut bytes: &[u8]) {
         while !self.broken {
-            let n = bytes.len().min(BUFFER - self.pending.len());
+            let n = bytes.len().min(BUFFER.saturating_sub(self.pending.len()));
             self.pending.extend(&bytes[..n]);
             bytes = &bytes[n..];
             self.flush();
-            if bytes.is_empty() || (self.pending.len() == BUFFER && !self.wait_for_room()) {
+            if bytes.is_empty() || (self.pending.len() >= BUFFER && !self.wait_for_room()) {
                 break;
             }
         }
         self.dropped += bytes.len() as u64;
     }
 
+    /// Takes all of `bytes` without waiting, or nothing if more than `limit` bytes would be pending then.
+    pub fn offer(&mut self, bytes: &[u8], limit: usize) -> bool {
+        if self.pending.len() + bytes.len() > limit {
+            self.flush();
+        }
+        let fits = !self.broken && self.pending.len() + bytes.len() <= limit;
+        if fits {
+            self.pending.extend(bytes);
+            self.flush();
+        } else {
+            self.dropped += bytes.len() as u64;
+        }
+        fits
+    }
+
+    /// Bytes that the peer has not taken yet.
+    pub fn backlog(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// Gives the peer up: what is pending and all further output is lost.
+    pub fn give_up(&mut self) {
+        self.broken = true;
+        self.dropped += self.pending.len() as u64;
+        self.pending = VecDeque::new();
+    }
+
     /// Waits until the full buffer has shrunk, `STALL_LIMIT` at most, and not at all for a peer that has stalled.
     fn wait_for_room(&mut self) -> bool {
         let end = Instant::now() + STALL_LIMIT;
-        while self.pending.len() == BUFFER && !self.stalled && !self.broken {
+        while self.pending.len() >= BUFFER && !self.stalled && !self.broken {
             let left = end.saturating_duration_since(Instant::now());
             self.stalled = left.is_zero() || !self.wait(left);
             self.flush();
-            if self.pending.len() == BUFFER {
+            if self.pending.len() >= BUFFER {
                 // Terminals may poll writable and then take nothing.
                 std::thread::sleep(Duration::from_millis(1).min(left));
             }
@@ -105,11 +132,7 @@ impl Output {
                 }
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return,
-                Err(_) => {
-                    self.broken = true;
-                    self.dropped += self.pending.len() as u64;
-                    self.pending.clear();
-                }
+                Err(_) => self.give_up(),
             }
         }
     }

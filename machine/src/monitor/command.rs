@@ -21,7 +21,7 @@ macro_rules! command {
 
 /// All commands. Arguments come as the text after the name.
 static COMMANDS: &[Command] = &[
-    command!("cont" | "c", "", "resume the machine", |_, t| act(|| t.cont())),
+    command!("cont" | "c", "", "resume the machine", |_, t| outcome(t.cont())),
     command!("help" | "?", "[command]", "show the commands, or one", help),
     command!("info", "[subcommand]", "show state of the machine", info),
     command!("quit" | "q", "", "end the emulator", |_, t| act(|| t.quit())),
@@ -34,10 +34,14 @@ static COMMANDS: &[Command] = &[
 
 static INFOS: &[Command] = &[
     command!("chardev", "", "character back ends", |_, t| t.info_chardev()),
+    command!("cpus", "", "CPUs and their threads", |_, t| cpus(t)),
     command!("jit", "", "translation counters", |_, t| t.info_jit()),
+    command!("kvm", "", "whether KVM runs the guest", |_, _| "kvm support: not compiled\n".into()),
+    command!("name", "", "name of the guest", |_, t| t.name().map_or_else(String::new, |n| n + "\n")),
     command!("registers", "", "CPU registers", |_, t| t.info_registers()),
-    command!("status", "", "whether the machine runs", |_, t| format!("VM status: {}\n", t.status())),
+    command!("status", "", "whether the machine runs", |_, t| format!("VM status: {}\n", t.run_state().text())),
     command!("tlb", "", "virtual to physical mappings", |_, t| t.info_tlb()),
+    command!("uuid", "", "UUID of the guest", |_, _| "00000000-0000-0000-0000-000000000000\n".into()),
     command!("version", "", "version of this program", |_, _| format!("rhea {}\n", env!("CARGO_PKG_VERSION"))),
 ];
 
@@ -45,6 +49,16 @@ static INFOS: &[Command] = &[
 fn act(f: impl FnOnce()) -> String {
     f();
     String::new()
+}
+
+fn outcome(r: Result<(), String>) -> String {
+    r.map_or_else(|e| format!("Error: {e}\n"), |()| String::new())
+}
+
+/// The current CPU, which the monitor's commands are about, has a star.
+fn cpus(t: &dyn MonitorTarget) -> String {
+    let star = |i| if i == 0 { '*' } else { ' ' };
+    t.cpu_threads().iter().enumerate().map(|(i, thread)| format!("{} CPU #{i}: thread_id={thread}\n", star(i))).collect()
 }
 
 /// Runs one line; the result is what to print.

@@ -6,22 +6,31 @@ mod command;
 mod dump;
 mod editor;
 
+pub use command::{run, shown};
+
 use crate::chardev::{Event, Front};
+use crate::control::RunState;
 use devices::chr::CharSink;
 use editor::{Edit, Editor};
 use parking_lot::Mutex;
+use serde_json::Value;
 use std::sync::Arc;
 
 pub const PROMPT: &str = "(rhea) ";
 
-/// What the monitor asks of the machine. Called on the event loop's thread; texts end with a newline or are empty.
+/// What the monitors ask of the machine. Texts end with a newline or are empty; errors are one line without it.
 pub trait MonitorTarget: Send + Sync {
     fn info_registers(&self) -> String;
     fn info_tlb(&self) -> String;
     fn info_jit(&self) -> String;
     fn info_chardev(&self) -> String;
-    /// "running", "paused", "paused (internal-error)", … for `info status`.
-    fn status(&self) -> String;
+    /// Label, file name and whether it is open, of each back end, as `query-chardev` has them.
+    fn chardevs(&self) -> Vec<Value>;
+    fn run_state(&self) -> RunState;
+    /// Host thread id of each CPU.
+    fn cpu_threads(&self) -> Vec<i32>;
+    /// `-name`.
+    fn name(&self) -> Option<String>;
     /// Reads guest-physical memory; `false` if some of it is not RAM.
     fn read_phys(&self, pa: u64, buf: &mut [u8]) -> bool;
     /// Reads through the current CPU's page tables; `false` if some of it is not mapped to RAM.
@@ -31,7 +40,7 @@ pub trait MonitorTarget: Send + Sync {
     /// Disassembles the instruction at `va` in the CPU's current mode: its length (1..=15) and text.
     fn disassemble(&self, va: u64, code: &[u8]) -> Option<(usize, String)>;
     fn stop(&self);
-    fn cont(&self);
+    fn cont(&self) -> Result<(), String>;
     fn quit(&self);
     fn reset(&self);
     fn powerdown(&self);

@@ -24,8 +24,17 @@ impl MonitorTarget for Fake {
     fn info_chardev(&self) -> String {
         "serial0: null (open)\n".into()
     }
-    fn status(&self) -> String {
-        "running".into()
+    fn chardevs(&self) -> Vec<Value> {
+        vec![]
+    }
+    fn run_state(&self) -> RunState {
+        RunState::Running
+    }
+    fn cpu_threads(&self) -> Vec<i32> {
+        vec![17]
+    }
+    fn name(&self) -> Option<String> {
+        None
     }
     fn read_phys(&self, pa: u64, buf: &mut [u8]) -> bool {
         let fits = pa.checked_add(buf.len() as u64).is_some_and(|end| end <= 0x10000);
@@ -46,8 +55,9 @@ impl MonitorTarget for Fake {
     fn stop(&self) {
         self.done.lock().push("stop");
     }
-    fn cont(&self) {
+    fn cont(&self) -> Result<(), String> {
         self.done.lock().push("cont");
+        Ok(())
     }
     fn quit(&self) {
         self.done.lock().push("quit");
@@ -86,6 +96,7 @@ fn commands_reach_the_machine() {
 fn information() {
     assert_eq!(run("info status"), "VM status: running\n");
     assert_eq!(run("info registers"), "RAX=0\n");
+    assert_eq!(run("info cpus"), "* CPU #0: thread_id=17\n");
     assert!(run("info version").starts_with("rhea "));
     assert!(run("info chardev").contains("serial0"));
     assert!(run("info").contains("info jit") && run("help info").contains("info tlb"));

@@ -31,7 +31,8 @@ pub fn build(tree: &Tree) -> Result<Config, OptionError> {
         initrd: path("initrd"),
         append: kernel.and_then(|k| k.text("append")).unwrap_or_default().to_owned(),
         serials: serials(tree)?,
-        monitors: tree.all(Group::Monitor).filter_map(|o| o.text("chardev")).filter(|c| !c.is_empty()).map(Into::into).collect(),
+        monitors: monitors(tree, false).map(|(chardev, _)| chardev).collect(),
+        qmp: monitors(tree, true).map(|(chardev, pretty)| QmpConfig { chardev, pretty }).collect(),
         chardevs: chardevs(tree)?,
         devices: tree.all(Group::Device).filter_map(device).collect(),
         rtc: rtc(tree)?,
@@ -45,6 +46,13 @@ pub fn build(tree: &Tree) -> Result<Config, OptionError> {
     check_kernel(&config)?;
     check_users(tree, &config)?;
     Ok(config)
+}
+
+/// Chardevs of the monitors for people, or of those for programs; and whether they are to be pretty.
+fn monitors(tree: &Tree, control: bool) -> impl Iterator<Item = (ChardevId, bool)> {
+    let of_mode = move |o: &&Object| (o.text("mode") == Some("control")) == control;
+    let parts = |o: &Object| Some((o.text("chardev").filter(|c| !c.is_empty())?.to_owned(), o.switch("pretty") == Some(true)));
+    tree.all(Group::Monitor).filter(of_mode).filter_map(parts)
 }
 
 fn bad(o: &Object, value: &str, why: impl Into<String>) -> OptionError {
@@ -252,6 +260,10 @@ fn check_users(tree: &Tree, c: &Config) -> Result<(), OptionError> {
             let hint = Hint::for_word(id, c.chardevs.iter().map(|c| c.id.as_str()));
             return Err(OptionError::UnknownValue(format!("{}: chardev", o.origin), id.into(), hint));
         };
+        if dev.mux && o.text("mode") == Some("control") {
+            let id = Quoted::from(id);
+            return Err(OptionError::Conflict(format!("{}: QMP needs a chardev of its own, and {id} has mux=on", o.origin)));
+        }
         if !dev.mux && users().filter(|u| u.text("chardev") == Some(id)).count() > 1 {
             let id = Quoted::from(id);
             return Err(OptionError::Conflict(format!("{}: chardev {id} has another user; share it with mux=on", o.origin)));

@@ -1,4 +1,4 @@
-//! Character back ends on the command line: `-chardev`, and the short notation of `-serial`, `-monitor`, `-debugcon`.
+//! Character back ends on the command line: `-chardev`, and the short notation of `-serial`, `-monitor`, `-qmp`, `-debugcon`.
 
 use super::error::OptionError;
 use super::tree::{Group, KeyVal, Object, Tree, keyvals, take};
@@ -111,6 +111,16 @@ pub fn monitor(tree: &mut Tree, value: &str, origin: &str) -> Result<(), OptionE
 
 fn add_monitor(tree: &mut Tree, id: &str, origin: &str) -> Result<(), OptionError> {
     tree.push(Object::new(Group::Monitor, "mon", vec![KeyVal::new("chardev", id)], origin)?);
+    Ok(())
+}
+
+/// `-qmp`: a chardev and a QMP server on it. `none` only removes the default monitor.
+pub fn qmp(tree: &mut Tree, value: &str, pretty: bool, origin: &str) -> Result<(), OptionError> {
+    let n = tree.all(Group::Monitor).count();
+    let id = short(tree, value, &format!("compat_monitor{n}"), false, origin)?.unwrap_or_default();
+    let pretty = if pretty { "on" } else { "off" };
+    let kvs = vec![KeyVal::new("chardev", &id), KeyVal::new("mode", "control"), KeyVal::new("pretty", pretty)];
+    tree.push(Object::new(Group::Monitor, "mon", kvs, origin)?);
     Ok(())
 }
 

@@ -21,6 +21,8 @@ pub struct Config {
     /// COM1 to COM4: the chardev of each port, or `None` where there is no port.
     pub serials: [Option<ChardevId>; 4],
     pub monitors: Vec<ChardevId>,
+    /// QMP servers.
+    pub qmp: Vec<QmpConfig>,
     /// Back ends that serial ports, monitors and devices name by id. Only those with `mux` have several users.
     pub chardevs: Vec<Chardev>,
     pub devices: Vec<DeviceSpec>,
@@ -83,6 +85,14 @@ pub struct CpuConfig {
     pub model: &'static str,
     /// Features added (`true`) or removed, by QEMU's name, in command-line order.
     pub features: Vec<(&'static str, bool)>,
+}
+
+/// A QMP server on a chardev of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QmpConfig {
+    pub chardev: ChardevId,
+    /// Replies in several lines.
+    pub pretty: bool,
 }
 
 /// A character back end.

@@ -24,6 +24,8 @@ pub fn expand(tree: &mut Tree, name: &'static str, value: &str) -> Result<(), Op
         "initrd" | "append" => single(tree, Group::Kernel, "kernel", vec![KeyVal::new(name, value)], &origin),
         "serial" => chardev::serial(tree, value, &origin),
         "monitor" => chardev::monitor(tree, value, &origin),
+        "qmp" => chardev::qmp(tree, value, false, &origin),
+        "qmp-pretty" => chardev::qmp(tree, value, true, &origin),
         "debugcon" => chardev::debugcon(tree, value, &origin),
         "chardev" => chardev::chardev(tree, value, &origin),
         "mon" => object(tree, Group::Monitor, "mon", keyvals(value, Some("chardev")), &origin),

@@ -194,7 +194,8 @@ pub const DRIVERS: &[DriverSpec] = &[
         "",
         &[
             need("chardev", Kind::Text, "chardev it talks to"),
-            prop("mode", Kind::Word(&["readline"]), "readline (the QMP mode, control, is not built yet)"),
+            prop("mode", Kind::Word(&["readline", "control"]), "readline, for people; control is QMP (readline)"),
+            prop("pretty", Kind::Switch, "QMP's replies in several lines (off)"),
         ],
     ),
     driver_spec(

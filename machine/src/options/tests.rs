@@ -313,3 +313,18 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn qmp_servers() {
+    let c = config("-nographic -qmp unix:/q,server=on,wait=off -qmp-pretty tcp:localhost:4444,server=on");
+    assert_eq!(
+        c.qmp.iter().map(|q| (&*q.chardev, q.pretty)).collect::<Vec<_>>(),
+        [("compat_monitor0", false), ("compat_monitor1", true)]
+    );
+    assert!(c.monitors.is_empty(), "QMP stands for the default monitor, as in QEMU");
+    let c = config("-display none -chardev stdio,id=a -mon a,mode=control");
+    assert_eq!((c.qmp[0].chardev.as_str(), c.monitors.len()), ("a", 0));
+    assert!(config("-display none -qmp none").qmp.is_empty());
+    assert!(error("-chardev stdio,id=a,mux=on -mon a,mode=control").contains("a chardev of its own"));
+    assert!(error("-qmp foo:bar").starts_with("-qmp: "));
+}
