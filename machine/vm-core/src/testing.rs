@@ -1,6 +1,16 @@
 //! What tests of several crates share: the contract that every device passes, and a random number generator.
 
 use crate::device::Device;
+use std::io::Write;
+
+/// Says, past the test harness that keeps what tests print, that a test did not do its work and why.
+///
+/// # Panics
+/// If `RHEA_TEST_ALL` is set, as in continuous integration, where nothing may be left out.
+pub fn left_out(why: &str) {
+    assert!(std::env::var_os("RHEA_TEST_ALL").is_none(), "{why}");
+    let _ = writeln!(std::io::stderr(), "LEFT OUT: {why}");
+}
 
 /// A small deterministic generator for tests (splitmix64).
 #[derive(Clone)]
