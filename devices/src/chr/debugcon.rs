@@ -2,9 +2,8 @@
 
 use super::CharSink;
 use std::sync::Arc;
-use vm_core::{Device, LoadError, PortIo, Section};
+use vm_core::{PortIo, Stateless};
 
-const STATE_VERSION: u32 = 1;
 const PRESENT: u32 = 0xe9;
 
 /// The port; it has no state.
@@ -18,20 +17,8 @@ impl DebugCon {
     }
 }
 
-impl Device for DebugCon {
-    fn name(&self) -> &'static str {
-        "debugcon"
-    }
-
-    fn reset(&mut self) {}
-
-    fn save(&self) -> Section {
-        Section::pack(self.name(), STATE_VERSION, &())
-    }
-
-    fn load(&mut self, s: &Section) -> Result<(), LoadError> {
-        s.unpack(STATE_VERSION)
-    }
+impl Stateless for DebugCon {
+    const NAME: &'static str = "debugcon";
 
     fn ports(&mut self) -> Option<&mut dyn PortIo> {
         Some(self)

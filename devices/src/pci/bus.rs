@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use vm_core::{Device, LoadError, Mmio, PortIo, Section, dlog};
+use vm_core::{Device, LoadError, Mmio, PortIo, Section, Stateless, dlog};
 
 const STATE_VERSION: u32 = 1;
 
@@ -166,20 +166,8 @@ impl PciEcam {
     }
 }
 
-impl Device for PciEcam {
-    fn name(&self) -> &'static str {
-        "pci-ecam"
-    }
-
-    fn reset(&mut self) {}
-
-    fn save(&self) -> Section {
-        Section::pack(self.name(), STATE_VERSION, &())
-    }
-
-    fn load(&mut self, s: &Section) -> Result<(), LoadError> {
-        s.unpack(STATE_VERSION)
-    }
+impl Stateless for PciEcam {
+    const NAME: &'static str = "pci-ecam";
 
     fn mmio(&mut self) -> Option<&mut dyn Mmio> {
         Some(self)

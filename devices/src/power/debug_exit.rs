@@ -2,9 +2,7 @@
 
 use super::PowerSink;
 use std::sync::Arc;
-use vm_core::{Device, LoadError, PortIo, Section};
-
-const STATE_VERSION: u32 = 1;
+use vm_core::{PortIo, Stateless};
 
 /// A write of v ends the program with status (v << 1) | 1, which is never 0: the guest cannot claim a clean end.
 pub struct DebugExit {
@@ -18,20 +16,8 @@ impl DebugExit {
     }
 }
 
-impl Device for DebugExit {
-    fn name(&self) -> &'static str {
-        "debug-exit"
-    }
-
-    fn reset(&mut self) {}
-
-    fn save(&self) -> Section {
-        Section::pack(self.name(), STATE_VERSION, &())
-    }
-
-    fn load(&mut self, s: &Section) -> Result<(), LoadError> {
-        s.unpack(STATE_VERSION)
-    }
+impl Stateless for DebugExit {
+    const NAME: &'static str = "debug-exit";
 
     fn ports(&mut self) -> Option<&mut dyn PortIo> {
         Some(self)

@@ -20,6 +20,40 @@ pub trait Device: Send {
     }
 }
 
+/// A device that keeps nothing between accesses: it has nothing to reset, and its section of saved state is empty.
+pub trait Stateless: Send {
+    /// As `Device::name`.
+    const NAME: &'static str;
+    fn ports(&mut self) -> Option<&mut dyn PortIo> {
+        None
+    }
+    fn mmio(&mut self) -> Option<&mut dyn Mmio> {
+        None
+    }
+}
+
+/// Version of the empty section.
+const STATELESS_VERSION: u32 = 1;
+
+impl<D: Stateless> Device for D {
+    fn name(&self) -> &'static str {
+        D::NAME
+    }
+    fn reset(&mut self) {}
+    fn save(&self) -> Section {
+        Section::pack(D::NAME, STATELESS_VERSION, &())
+    }
+    fn load(&mut self, s: &Section) -> Result<(), LoadError> {
+        s.unpack(STATELESS_VERSION)
+    }
+    fn ports(&mut self) -> Option<&mut dyn PortIo> {
+        Stateless::ports(self)
+    }
+    fn mmio(&mut self) -> Option<&mut dyn Mmio> {
+        Stateless::mmio(self)
+    }
+}
+
 /// I/O port access. `offset` counts from the first port of the range that was registered; `size` is 1, 2 or 4 bytes.
 /// `region` is the number given at registration, for devices with several ranges.
 pub trait PortIo {

@@ -21,7 +21,7 @@ pub use accel::{CpuIo, StopReason, Vcpu};
 pub use addr::{Pa, Va};
 pub use bus::{DeviceCell, MmioBus, PortBus};
 pub use clock::{Clock, Timer};
-pub use device::{Device, Mmio, PortIo};
+pub use device::{Device, Mmio, PortIo, Stateless};
 pub use guest::{Access, Fault, GuestCpu, GuestEnv};
 pub use irq::{IrqLine, IrqSink, MsiSink};
 pub use memmap::{MemMap, Target};
