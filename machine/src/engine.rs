@@ -19,6 +19,8 @@ const THRESHOLD_ALONE: u32 = 1000;
 pub enum EngineError {
     #[error("-accel kvm: KVM is not built yet; use -accel jit or -accel interp")]
     NoKvm,
+    #[error("{0}")]
+    Host(&'static str),
     #[error("-cpu: {0}")]
     Cpu(String),
     #[error("the host gives no memory for generated code: {0}")]
@@ -27,6 +29,7 @@ pub enum EngineError {
 
 /// The first engine of the list that there is.
 pub fn settings(accels: &[AccelConfig]) -> Result<Settings, EngineError> {
+    frontend_x86::hostfp::supported().map_err(EngineError::Host)?;
     let found = accels.iter().find_map(|a| match a {
         AccelConfig::Interp => Some(interp()),
         AccelConfig::Jit(jit) => Some(jit_settings(jit, host_cpus())),
