@@ -10,6 +10,7 @@ use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind};
 use ir::{Block, CodeFetch, Frontend, Interp, Memory, Outcome, Rmw, Ty};
 use rhea_tests::hostrun::{HostRun, Regs, interpret};
 use vm_core::guest::{Access, Flush, GuestEnv};
+use vm_core::testing::Rng;
 use vm_core::{CpuIo, Fault, Va};
 
 const PAGE: usize = 4096;
@@ -119,29 +120,16 @@ impl CodeFetch for Code {
     }
 }
 
-struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-    fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
-    /// Small numbers, edges and random bits.
-    fn value(&mut self) -> u64 {
-        let r = self.next();
-        match self.below(6) {
-            0 => r & 0xff,
-            1 => (r as i8) as u64,
-            2 => 1u64 << (r & 63),
-            3 => (1u64 << (r & 63)).wrapping_sub(1),
-            4 => (r as i32) as u64,
-            _ => r,
-        }
+/// Small numbers, edges and random bits.
+fn value(rng: &mut Rng) -> u64 {
+    let r = rng.next_u64();
+    match rng.below(6) {
+        0 => r & 0xff,
+        1 => (r as i8) as u64,
+        2 => 1u64 << (r & 63),
+        3 => (1u64 << (r & 63)).wrapping_sub(1),
+        4 => (r as i32) as u64,
+        _ => r,
     }
 }
 
@@ -263,7 +251,7 @@ fn case(rng: &mut Rng, (op, form): &(Vec<u8>, Form), scratch: u64) -> Case {
         code.push(0xf0);
     }
     if string && rng.below(2) == 0 {
-        code.push(0xf2 | (rng.next() & 1) as u8);
+        code.push(0xf2 | (rng.next_u64() & 1) as u8);
     }
     if matches!(op[..], [0x0f, 0xbc | 0xbd]) && rng.below(2) == 0 || matches!(op[..], [0x0f, 0xb8]) {
         code.push(0xf3);
@@ -311,16 +299,16 @@ fn case(rng: &mut Rng, (op, form): &(Vec<u8>, Form), scratch: u64) -> Case {
         }
     };
     let imm = if imm == OPSIZE { if small && !rex_w { 2 } else { 4 } } else { imm };
-    (0..imm).for_each(|_| code.push(rng.next() as u8));
-    let mut regs = Regs { gpr: std::array::from_fn(|_| rng.value()), flags: 2 };
-    regs.flags |= rng.next() & bit::ARITH | bit::IF;
+    (0..imm).for_each(|_| code.push(rng.next_u64() as u8));
+    let mut regs = Regs { gpr: std::array::from_fn(|_| value(rng)), flags: 2 };
+    regs.flags |= rng.next_u64() & bit::ARITH | bit::IF;
     for (r, off) in POINTERS {
         regs.gpr[r] = scratch + off;
     }
     let bit_index = matches!(op[..], [0x0f, 0xa3 | 0xab | 0xb3 | 0xbb]) && memory;
     if bit_index || matches!(op[..], [0xd7]) {
         // Signed bit index or table index that stays in the page.
-        [0, 1, 2].into_iter().chain(8..16).for_each(|r| regs.gpr[r] = (rng.next() as i16 as i64 >> 3) as u64);
+        [0, 1, 2].into_iter().chain(8..16).for_each(|r| regs.gpr[r] = (rng.next_u64() as i16 as i64 >> 3) as u64);
     }
     if string {
         regs.gpr[1] = rng.below(40);
@@ -461,7 +449,7 @@ fn integer_instructions_agree_with_the_host() {
             continue;
         }
         let mut mem = Scratch { base, bytes: Box::new([0; PAGE]) };
-        mem.bytes.chunks_mut(8).for_each(|b| b.copy_from_slice(&rng.value().to_le_bytes()));
+        mem.bytes.chunks_mut(8).for_each(|b| b.copy_from_slice(&value(&mut rng).to_le_bytes()));
         host.scratch().copy_from_slice(&mem.bytes[..]);
         let first_mask = flags_mask(&insn, &c.regs);
         let (mut code, mut mask, mut text, mut insns) = (c.code.clone(), first_mask, insn.to_string(), 1);

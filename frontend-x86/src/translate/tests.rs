@@ -2,6 +2,7 @@
 
 use super::*;
 use ir::verify::verify;
+use vm_core::testing::Rng;
 
 struct Page(Box<[u8; PAGE]>);
 
@@ -63,18 +64,12 @@ fn check(x: &X86, mode: u64, start: u32, max: u32, code: &mut Page) -> Block {
 
 #[test]
 fn any_bytes_give_a_well_formed_block() {
-    let mut seed = 0x9e37_79b9_7f4a_7c15u64;
-    let mut next = || {
-        seed ^= seed << 13;
-        seed ^= seed >> 7;
-        seed ^= seed << 17;
-        seed
-    };
+    let mut rng = Rng(1);
     for features in [ALL_FEATURES, [0; 16]] {
         let x = X86::new(features);
         for _ in 0..40 {
             let mut p = page(&[]);
-            p.0.iter_mut().for_each(|b| *b = next() as u8);
+            p.0.iter_mut().for_each(|b| *b = rng.next_u64() as u8);
             for mode in modes() {
                 let mut at = 0;
                 while at < PAGE as u32 {

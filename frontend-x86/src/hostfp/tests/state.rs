@@ -1,9 +1,10 @@
 //! Exceptions, access checks and whole-state instructions, which the comparison of single results does not reach.
 
+use super::Area;
 use super::guest::Guest;
 use super::native::Runner;
-use super::{Area, Rng};
 use ir::interp::Outcome;
+use vm_core::testing::Rng;
 
 /// Runs `bytes` in the guest on `a`.
 fn guest(g: &mut Guest, bytes: &[u8], a: &mut Area) -> Outcome<vm_core::Fault> {

@@ -1,11 +1,12 @@
 //! The comparison with the host, over all encodings.
 
+use super::Area;
 use super::guest::Guest;
 use super::native::Runner;
-use super::{Area, Rng};
 use iced_x86::{CpuidFeature as F, Decoder, DecoderOptions, Instruction, Mnemonic as M, OpKind};
 use ir::interp::Outcome;
 use std::collections::BTreeSet;
+use vm_core::testing::Rng;
 
 fn decode(bytes: &[u8]) -> Option<Instruction> {
     let i = Decoder::with_ip(64, bytes, 0, DecoderOptions::NONE).decode();
