@@ -2,6 +2,7 @@
 //! program, and the workspace seen from outside.
 
 pub mod boot;
+pub mod counters;
 pub mod engines;
 pub mod filetest;
 #[cfg(target_arch = "x86_64")]

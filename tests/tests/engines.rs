@@ -11,14 +11,23 @@ const CASES: u64 = if cfg!(debug_assertions) { 200 } else { 1000 };
 
 #[test]
 fn random_programs_end_alike_on_every_setting() {
-    let s = Campaign::new().unwrap().run(1, CASES).unwrap_or_else(|report| panic!("{report}"));
+    let mut c = Campaign::new().unwrap();
+    let s = c.run(1, CASES).unwrap_or_else(|report| panic!("{report}"));
     assert_eq!(s.cases, CASES);
+    for ((name, settings), regions) in engines().into_iter().zip(c.regions()) {
+        assert_eq!(settings.jit, regions > 0, "{name}: {regions} regions in {CASES} programs");
+    }
     assert!(s.endless * 20 < CASES && s.faults * 10 < CASES * 8, "{s:?}: the programs are of little use");
 }
 
 fn on_all(f: impl Fn(&str, &mut Machine)) {
     for (name, settings) in engines() {
-        f(name, &mut Machine::new(settings).unwrap());
+        // The compile thread may still be at work when a short program ends.
+        let (off, at_once) = (!settings.jit, settings.jit && !settings.background);
+        let mut m = Machine::new(settings).unwrap();
+        f(name, &mut m);
+        let regions = m.regions();
+        assert!(!(off && regions > 0 || at_once && regions == 0), "{name}: {regions} regions");
     }
 }
 

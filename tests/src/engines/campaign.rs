@@ -77,6 +77,11 @@ impl Campaign {
         None
     }
 
+    /// Regions compiled so far, by engine.
+    pub fn regions(&mut self) -> Vec<u64> {
+        self.machines.iter_mut().map(|m| m.1.regions()).collect()
+    }
+
     /// Programs `seed..seed + cases`. `Err`: a report of the first that differs.
     pub fn run(&mut self, seed: u64, cases: u64) -> Result<Summary, String> {
         let mut s = Summary::default();

@@ -1,5 +1,7 @@
 //! A machine of RAM and one CPU, small enough to be reset between thousands of test programs.
 
+use crate::counters;
+use arch_x86::cpuid::Word;
 use arch_x86::models::configure;
 use arch_x86::state::{cr0, cr4, efer};
 use arch_x86::{CpuState, SegReg, Segment};
@@ -149,10 +151,13 @@ pub struct Machine {
     pub engine: Engine<X86, CpuState>,
 }
 
+/// All features but random numbers (RDRAND, RDSEED), which no two runs have alike.
 pub fn new_cpu() -> CpuState {
     let mut config = configure("qemu64", &[]).expect("a known model");
     let all = arch_x86::features::implemented();
     config.features[..all.len()].copy_from_slice(&all);
+    config.features[Word::L1Ecx as usize] &= !(1 << 30);
+    config.features[Word::L7Ebx as usize] &= !(1 << 18);
     CpuState::new(&config, 0)
 }
 
@@ -189,6 +194,11 @@ impl Machine {
 
     pub fn run(&mut self) -> StopReason {
         self.engine.run(&self.board)
+    }
+
+    /// Regions compiled so far.
+    pub fn regions(&mut self) -> u64 {
+        counters::regions(&self.engine.info_jit())
     }
 
     /// Runs from the image to the end.

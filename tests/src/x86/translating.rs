@@ -13,6 +13,7 @@ use vm_core::{Events, Fault, Ram, StopReason, Vcpu, VcpuSignals};
 
 use super::engine::{Engine, Stop};
 use super::{ABSENT, CODE, Guest, NoIo};
+use crate::counters;
 
 const PAGE: u64 = 4096;
 const RAM_SIZE: u64 = 16 << 20;
@@ -60,6 +61,11 @@ impl Engine for Translating {
         signals.set_kick(engine.kick());
         let io = NoIo { size: RAM_SIZE, ..NoIo::new(ram, signals.clone()) };
         let stop = within(&signals, || engine.run(&io));
+        // Every block is to be compiled before it runs.
+        let regions = counters::regions(&engine.info_jit());
+        if self.jit != (regions > 0) {
+            return Err(format!("{regions} regions were compiled"));
+        }
         let tables = (guest.cpu.cr0, guest.cpu.cr3);
         guest.cpu = engine.cpu().clone();
         if (guest.cpu.cr0, guest.cpu.cr3) != tables {
