@@ -3,6 +3,7 @@
 pub mod helpers;
 pub mod hostfp;
 pub mod layout;
+pub mod testing;
 pub mod translate;
 
 pub use helpers::{Env, Helper};

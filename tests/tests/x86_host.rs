@@ -5,120 +5,15 @@
 use arch_x86::cpuid::CpuConfigured;
 use arch_x86::flags::{Cc, bit};
 use arch_x86::{CpuState, Mode};
+use frontend_x86::testing::{CodePage, FlatEnv, FlatMemory};
 use frontend_x86::{X86, helpers};
 use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind};
-use ir::{Block, CodeFetch, Frontend, Interp, Memory, Outcome, Rmw, Ty};
+use ir::{Block, Frontend, Interp, Outcome};
 use rhea_tests::hostrun::{HostRun, Regs, interpret};
-use vm_core::guest::{Access, Flush, GuestEnv};
 use vm_core::testing::Rng;
-use vm_core::{CpuIo, Fault, Va};
 
 const PAGE: usize = 4096;
 const CASES: usize = 300_000;
-
-/// The operand page, at the host's address of it.
-struct Scratch {
-    base: u64,
-    bytes: Box<[u8; PAGE]>,
-}
-
-impl Scratch {
-    fn at(&self, addr: u64, len: u32) -> Result<usize, Fault> {
-        let off = addr.wrapping_sub(self.base);
-        let inside = off < PAGE as u64 && off + u64::from(len) <= PAGE as u64;
-        if inside { Ok(off as usize) } else { Err(arch_x86::fault::page(addr, 4)) }
-    }
-}
-
-impl Memory for Scratch {
-    type Fault = Fault;
-    fn load(&mut self, addr: u64, ty: Ty, _: u16) -> Result<u128, Fault> {
-        let (o, n) = (self.at(addr, ty.bytes())?, ty.bytes() as usize);
-        let mut b = [0; 16];
-        b[..n].copy_from_slice(&self.bytes[o..o + n]);
-        Ok(u128::from_le_bytes(b))
-    }
-    fn store(&mut self, addr: u64, ty: Ty, value: u128, _: u16) -> Result<(), Fault> {
-        let (o, n) = (self.at(addr, ty.bytes())?, ty.bytes() as usize);
-        self.bytes[o..o + n].copy_from_slice(&value.to_le_bytes()[..n]);
-        Ok(())
-    }
-    fn rmw(&mut self, addr: u64, ty: Ty, kind: Rmw, value: u64, ctx: u16) -> Result<u64, Fault> {
-        let old = self.load(addr, ty, ctx)? as u64;
-        let new = match kind {
-            Rmw::Add => old.wrapping_add(value),
-            Rmw::And => old & value,
-            Rmw::Or => old | value,
-            Rmw::Xor => old ^ value,
-            Rmw::Xchg => value,
-        };
-        self.store(addr, ty, new.into(), ctx)?;
-        Ok(old)
-    }
-    fn cas(&mut self, addr: u64, ty: Ty, expected: u64, new: u64, ctx: u16) -> Result<u64, Fault> {
-        let old = self.load(addr, ty, ctx)? as u64;
-        self.store(addr, ty, if old == expected & ty.mask() { new } else { old }.into(), ctx)?;
-        Ok(old)
-    }
-    fn probe(&mut self, addr: u64, len: u32, _: u16) -> Result<(), Fault> {
-        self.at(addr, len).map(|_| ())
-    }
-}
-
-/// What helpers run in.
-struct TestEnv<'a> {
-    cpu: &'a mut CpuState,
-    mem: &'a mut Scratch,
-}
-
-impl GuestEnv for TestEnv<'_> {
-    type Cpu = CpuState;
-    fn cpu(&mut self) -> &mut CpuState {
-        self.cpu
-    }
-    fn cpu_ref(&self) -> &CpuState {
-        self.cpu
-    }
-    fn io(&self) -> &dyn CpuIo {
-        panic!("no tested instruction does I/O")
-    }
-    fn load(&mut self, va: Va, size: u8, _: usize) -> Result<u64, Fault> {
-        self.mem.load(va.0, Ty::int(size.into()), 0).map(|v| v as u64)
-    }
-    fn store(&mut self, va: Va, size: u8, value: u64, _: usize) -> Result<(), Fault> {
-        self.mem.store(va.0, Ty::int(size.into()), value.into(), 0)
-    }
-    fn probe(&mut self, va: Va, len: u64, _: Access, _: usize) -> Result<(), Fault> {
-        self.mem.probe(va.0, len as u32, 0)
-    }
-    fn bulk_copy(&mut self, dst: Va, src: Va, len: u64, _: usize) -> Result<u64, Fault> {
-        if dst.0.wrapping_sub(src.0) < len {
-            return Ok(0);
-        }
-        let (s, d) = (self.mem.at(src.0, len as u32)?, self.mem.at(dst.0, len as u32)?);
-        (0..len as usize).for_each(|i| self.mem.bytes[d + i] = self.mem.bytes[s + i]);
-        Ok(len)
-    }
-    fn bulk_fill(&mut self, dst: Va, size: u8, value: u64, count: u64, _: usize) -> Result<u64, Fault> {
-        let n = usize::from(size);
-        let d = self.mem.at(dst.0, (n as u64 * count) as u32)?;
-        (0..count as usize).for_each(|i| self.mem.bytes[d + i * n..][..n].copy_from_slice(&value.to_le_bytes()[..n]));
-        Ok(count)
-    }
-    fn flush(&mut self, _: Flush) {}
-}
-
-struct Code([u8; PAGE]);
-
-impl CodeFetch for Code {
-    type Fault = ();
-    fn page(&self) -> &[u8; PAGE] {
-        &self.0
-    }
-    fn next_page(&mut self) -> Result<&[u8; PAGE], ()> {
-        Err(())
-    }
-}
 
 /// Small numbers, edges and random bits.
 fn value(rng: &mut Rng) -> u64 {
@@ -356,10 +251,9 @@ enum End {
     Faults,
 }
 
-fn run(x86: &X86, code: &[u8], insns: u32, optimize: bool, regs: &Regs, mem: &mut Scratch) -> End {
+fn run(x86: &X86, code: &[u8], insns: u32, optimize: bool, regs: &Regs, mem: &mut FlatMemory) -> End {
     let mode = 2 << Mode::CODE_SHIFT | Mode::FLAT | Mode::PE | Mode::LMA | Mode::OSFXSR | 3;
-    let mut page = Code([0x90; PAGE]);
-    page.0[..code.len()].copy_from_slice(code);
+    let mut page = CodePage::new(code);
     let config = CpuConfigured { model: 0, features: [!0; 16], cpus: 1, dropped: Vec::new() };
     let mut cpu = CpuState::new(&config, 0);
     cpu.gpr = regs.gpr;
@@ -378,8 +272,8 @@ fn run(x86: &X86, code: &[u8], insns: u32, optimize: bool, regs: &Regs, mem: &mu
             ir::optimize(&mut b, x86.layout(), x86.helpers());
         }
         let end = interpret(&interp, &b, &mut cpu, mem, |cpu, mem, id, [x, y, z]| {
-            let mut env = TestEnv { cpu, mem };
-            helpers::table::<TestEnv<'_>>()[usize::from(id.0)](&mut env, x, y, z)
+            let mut env = FlatEnv { cpu, mem };
+            helpers::table::<FlatEnv<'_>>()[usize::from(id.0)](&mut env, x, y, z)
         });
         at = match end {
             Outcome::Jump { to } | Outcome::ExitNext { to } => to,
@@ -448,7 +342,8 @@ fn integer_instructions_agree_with_the_host() {
         if insn.is_invalid() || insn.len() != c.code.len() || skip(&insn, &c.regs) {
             continue;
         }
-        let mut mem = Scratch { base, bytes: Box::new([0; PAGE]) };
+        // The operand page, at the host's address of it.
+        let mut mem = FlatMemory { base, bytes: vec![0; PAGE] };
         mem.bytes.chunks_mut(8).for_each(|b| b.copy_from_slice(&value(&mut rng).to_le_bytes()));
         host.scratch().copy_from_slice(&mem.bytes[..]);
         let first_mask = flags_mask(&insn, &c.regs);
