@@ -5,6 +5,7 @@ mod ir_cases;
 mod values;
 mod x86_cases;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// What to do with golden parts.
@@ -19,6 +20,8 @@ pub enum Mode {
 #[derive(Debug, Default)]
 pub struct Report {
     pub cases: usize,
+    /// Cases of each type of file, by its extension.
+    pub kinds: BTreeMap<String, usize>,
     /// Files changed by `Mode::Bless`.
     pub rewritten: usize,
     /// One text for each failed case: file, line, what is wrong.
@@ -104,6 +107,8 @@ fn run_file(path: &Path, mode: Mode, report: &mut Report) -> std::io::Result<()>
     let text = std::fs::read_to_string(path)?;
     let (intro, cases) = split(&text);
     let mut blessed = intro;
+    let kind = path.extension().unwrap_or_default().to_string_lossy().into_owned();
+    *report.kinds.entry(kind).or_default() += cases.len();
     for mut c in cases {
         report.cases += 1;
         match run(&c) {
