@@ -1,4 +1,4 @@
-//! Lane-wise vector ops on two 128-bit operands: their names and exact meaning. Those without floating point; each is one
+//! Vector ops on two 128-bit operands: their names and exact meaning. Those without floating point; each is one
 //! instruction on common hosts.
 
 use crate::types::named;
@@ -6,6 +6,13 @@ use crate::types::named;
 named! {
     /// Lane-wise ops; the number is the lane width in bits. `unpk_lo8` interleaves the low halves, a first.
     /// `avg` rounds up; `pack_u16` narrows signed 16-bit lanes to unsigned bytes, with saturation, a's lanes first.
+    /// `madd_s16` adds the products of two neighbours, `madd_us8` those of unsigned bytes of a and signed ones of b, with
+    /// saturation; `mulround_s16` gives bits 30..15 of the product, rounded; `mul_u32` and `mul_s32` multiply the even lanes to
+    /// 64 bits; `sad_u8` adds the differences of eight bytes. `h...` work on neighbours, a's pairs first. `sign` negates a, or
+    /// makes it 0, by the sign of b; `abs` ignores a. `permute8` takes bytes of a by the low four bits of b's bytes, 0 if bit 7
+    /// is set; `permute32` lanes of a by b's low two bits, `permute64` by bit 1. `shl32_by` and so on shift each lane by the
+    /// same lane of b, `shl32_all` all lanes by b's low 64 bits; counts above the width give 0 or copies of the sign.
+    /// `minpos_u16` gives b's least lane and, in the next lane, its number.
     VecOp {
         And = "and", Or = "or", Xor = "xor", AndNot = "andnot",
         Add8 = "add8", Add16 = "add16", Add32 = "add32", Add64 = "add64",
@@ -18,7 +25,20 @@ named! {
         AvgU8 = "avg_u8", AvgU16 = "avg_u16",
         AddSatS8 = "addsat_s8", AddSatS16 = "addsat_s16", AddSatU8 = "addsat_u8", AddSatU16 = "addsat_u16",
         SubSatS8 = "subsat_s8", SubSatS16 = "subsat_s16", SubSatU8 = "subsat_u8", SubSatU16 = "subsat_u16",
-        PackS16 = "pack_s16", PackS32 = "pack_s32", PackU16 = "pack_u16",
+        PackS16 = "pack_s16", PackS32 = "pack_s32", PackU16 = "pack_u16", PackU32 = "pack_u32",
+        CmpEq64 = "cmpeq64", CmpGtS64 = "cmpgt_s64",
+        MinS8 = "min_s8", MaxS8 = "max_s8", MinU16 = "min_u16", MaxU16 = "max_u16",
+        MinS32 = "min_s32", MaxS32 = "max_s32", MinU32 = "min_u32", MaxU32 = "max_u32",
+        Mul32 = "mul32", MulHiS16 = "mulhi_s16", MulHiU16 = "mulhi_u16", MulRoundS16 = "mulround_s16",
+        MulAddS16 = "madd_s16", MulAddUS8 = "madd_us8", MulU32 = "mul_u32", MulS32 = "mul_s32", SadU8 = "sad_u8",
+        HAdd16 = "hadd16", HAdd32 = "hadd32", HAddSatS16 = "haddsat_s16",
+        HSub16 = "hsub16", HSub32 = "hsub32", HSubSatS16 = "hsubsat_s16",
+        Sign8 = "sign8", Sign16 = "sign16", Sign32 = "sign32", Abs8 = "abs8", Abs16 = "abs16", Abs32 = "abs32",
+        Permute8 = "permute8", Permute32 = "permute32", Permute64 = "permute64",
+        ShlBy32 = "shl32_by", ShlBy64 = "shl64_by", ShrBy32 = "shr32_by", ShrBy64 = "shr64_by", SarBy32 = "sar32_by",
+        ShlAll16 = "shl16_all", ShlAll32 = "shl32_all", ShlAll64 = "shl64_all",
+        ShrAll16 = "shr16_all", ShrAll32 = "shr32_all", ShrAll64 = "shr64_all", SarAll16 = "sar16_all", SarAll32 = "sar32_all",
+        MinPosU16 = "minpos_u16",
     }
 }
 
@@ -96,6 +116,55 @@ fn unpack<const W: u32>(a: u128, b: u128) -> u128 {
     })
 }
 
+/// Pairs of neighbours, those of a first.
+fn pairs<const W: u32>(a: u128, b: u128, f: impl Fn(u64, u64) -> u64) -> u128 {
+    let mask = if W == 64 { u64::MAX } else { (1 << W) - 1 };
+    let half = 64 / W;
+    (0..2 * half).fold(0, |r, i| {
+        let v = if i < half { a } else { b } >> (2 * (i % half) * W);
+        r | u128::from(f(v as u64 & mask, (v >> W) as u64 & mask) & mask) << (i * W)
+    })
+}
+
+fn sign<const W: u32>(a: u128, b: u128) -> u128 {
+    lanes::<W>(a, b, |x, y| {
+        let y = (y << (64 - W)) as i64;
+        if y < 0 { x.wrapping_neg() } else { x & ones(y != 0) }
+    })
+}
+
+/// Sum of the products of two neighbouring signed 16-bit lanes.
+fn mul_add(x: u64, y: u64) -> u64 {
+    let product = |s: u32| (x >> s) as i16 as i32 * (y >> s) as i16 as i32;
+    product(0).wrapping_add(product(16)) as u64
+}
+
+/// The same of unsigned and signed bytes, saturated.
+fn mul_add_bytes(x: u64, y: u64) -> u64 {
+    let product = |s: u32| i32::from((x >> s) as u8) * i32::from((y >> s) as i8);
+    (product(0) + product(8)).clamp(i16::MIN.into(), i16::MAX.into()) as u64
+}
+
+fn permute_bytes(a: u128, b: u128) -> u128 {
+    let a = a.to_le_bytes();
+    u128::from_le_bytes(b.to_le_bytes().map(|m| if m & 0x80 == 0 { a[usize::from(m & 15)] } else { 0 }))
+}
+
+fn min_pos(b: u128) -> u128 {
+    let lane = |i: u32| (b >> (16 * i)) as u16;
+    let least = (0..8).min_by_key(|i| lane(*i)).unwrap_or(0);
+    u128::from(lane(least)) | u128::from(least) << 16
+}
+
+/// x << n, 0 if `n` is not less than the width.
+const fn shl(width: u64, x: u64, n: u64) -> u64 {
+    if n < width { x << n } else { 0 }
+}
+
+const fn shr(width: u64, x: u64, n: u64) -> u64 {
+    if n < width { x >> n } else { 0 }
+}
+
 fn ones(c: bool) -> u64 {
     if c { !0 } else { 0 }
 }
@@ -141,6 +210,7 @@ impl VecOp {
             PackS16 => pack::<16>(a, b, -0x80, 0x7f),
             PackS32 => pack::<32>(a, b, -0x8000, 0x7fff),
             PackU16 => pack::<16>(a, b, 0, 0xff),
+            PackU32 => pack::<32>(a, b, 0, 0xffff),
             UnpkLo8 => unpack::<8>(a, b),
             UnpkLo16 => unpack::<16>(a, b),
             UnpkLo32 => unpack::<32>(a, b),
@@ -149,6 +219,66 @@ impl VecOp {
             UnpkHi16 => unpack::<16>(a >> 64, b >> 64),
             UnpkHi32 => unpack::<32>(a >> 64, b >> 64),
             UnpkHi64 => unpack::<64>(a >> 64, b >> 64),
+            _ => self.eval_wide(a, b),
+        }
+    }
+
+    /// The ops that came with later instruction sets.
+    fn eval_wide(self, a: u128, b: u128) -> u128 {
+        use VecOp::*;
+        let n = b as u64;
+        match self {
+            CmpEq64 => lanes::<64>(a, b, |x, y| ones(x == y)),
+            CmpGtS64 => lanes::<64>(a, b, |x, y| ones(x as i64 > y as i64)),
+            MinS8 => lanes::<8>(a, b, |x, y| (x as i8).min(y as i8) as u64),
+            MaxS8 => lanes::<8>(a, b, |x, y| (x as i8).max(y as i8) as u64),
+            MinU16 => lanes::<16>(a, b, u64::min),
+            MaxU16 => lanes::<16>(a, b, u64::max),
+            MinS32 => lanes::<32>(a, b, |x, y| (x as i32).min(y as i32) as u64),
+            MaxS32 => lanes::<32>(a, b, |x, y| (x as i32).max(y as i32) as u64),
+            MinU32 => lanes::<32>(a, b, u64::min),
+            MaxU32 => lanes::<32>(a, b, u64::max),
+            Mul32 => lanes::<32>(a, b, u64::wrapping_mul),
+            MulHiS16 => lanes::<16>(a, b, |x, y| ((x as i16 as i32 * y as i16 as i32) >> 16) as u64),
+            MulHiU16 => lanes::<16>(a, b, |x, y| (x * y) >> 16),
+            MulRoundS16 => lanes::<16>(a, b, |x, y| ((((x as i16 as i32 * y as i16 as i32) >> 14) + 1) >> 1) as u64),
+            MulAddS16 => lanes::<32>(a, b, mul_add),
+            MulAddUS8 => lanes::<16>(a, b, mul_add_bytes),
+            MulU32 => lanes::<64>(a, b, |x, y| (x & 0xffff_ffff) * (y & 0xffff_ffff)),
+            MulS32 => lanes::<64>(a, b, |x, y| (i64::from(x as i32) * i64::from(y as i32)) as u64),
+            SadU8 => {
+                lanes::<64>(a, b, |x, y| x.to_le_bytes().iter().zip(y.to_le_bytes()).map(|(x, y)| u64::from(x.abs_diff(y))).sum())
+            }
+            HAdd16 => pairs::<16>(a, b, u64::wrapping_add),
+            HAdd32 => pairs::<32>(a, b, u64::wrapping_add),
+            HAddSatS16 => pairs::<16>(a, b, |x, y| (x as i16).saturating_add(y as i16) as u64),
+            HSub16 => pairs::<16>(a, b, u64::wrapping_sub),
+            HSub32 => pairs::<32>(a, b, u64::wrapping_sub),
+            HSubSatS16 => pairs::<16>(a, b, |x, y| (x as i16).saturating_sub(y as i16) as u64),
+            Sign8 => sign::<8>(a, b),
+            Sign16 => sign::<16>(a, b),
+            Sign32 => sign::<32>(a, b),
+            Abs8 => sign::<8>(b, b),
+            Abs16 => sign::<16>(b, b),
+            Abs32 => sign::<32>(b, b),
+            Permute8 => permute_bytes(a, b),
+            Permute32 => lanes::<32>(0, b, |_, y| (a >> (32 * (y & 3))) as u64),
+            Permute64 => lanes::<64>(0, b, |_, y| (a >> (64 * (y >> 1 & 1))) as u64),
+            ShlBy32 => lanes::<32>(a, b, |x, y| shl(32, x, y)),
+            ShlBy64 => lanes::<64>(a, b, |x, y| shl(64, x, y)),
+            ShrBy32 => lanes::<32>(a, b, |x, y| shr(32, x, y)),
+            ShrBy64 => lanes::<64>(a, b, |x, y| shr(64, x, y)),
+            SarBy32 => lanes::<32>(a, b, |x, y| (x as i32 >> y.min(31)) as u64),
+            ShlAll16 => lanes::<16>(a, 0, |x, _| shl(16, x, n)),
+            ShlAll32 => lanes::<32>(a, 0, |x, _| shl(32, x, n)),
+            ShlAll64 => lanes::<64>(a, 0, |x, _| shl(64, x, n)),
+            ShrAll16 => lanes::<16>(a, 0, |x, _| shr(16, x, n)),
+            ShrAll32 => lanes::<32>(a, 0, |x, _| shr(32, x, n)),
+            ShrAll64 => lanes::<64>(a, 0, |x, _| shr(64, x, n)),
+            SarAll16 => lanes::<16>(a, 0, |x, _| (x as i16 >> n.min(15)) as u64),
+            SarAll32 => lanes::<32>(a, 0, |x, _| (x as i32 >> n.min(31)) as u64),
+            // `eval` has the others.
+            _ => min_pos(b),
         }
     }
 }

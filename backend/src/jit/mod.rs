@@ -8,6 +8,7 @@ mod pads;
 mod region;
 pub mod runtime;
 mod vector;
+mod vector_special;
 
 use crate::cache::{Record, Region};
 use crate::exec::Settings;

@@ -1,6 +1,7 @@
 //! Vector ops to Cranelift IR; values are I8X16. What has no short form calls the interpreter's function.
 
 use super::lower::Lower;
+use super::vector_special as special;
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::types::{I8X16, I16X8, I32, I32X4, I64, I64X2};
 use cranelift_codegen::ir::{Endianness, InstBuilder, MemFlagsData, Type, Value};
@@ -10,11 +11,11 @@ use ir::{Inst, Op, VecOp};
 const CAST: MemFlagsData = MemFlagsData::new().with_endianness(Endianness::Little);
 
 impl Lower<'_, '_> {
-    fn cast(&mut self, ty: Type, v: Value) -> Value {
+    pub(super) fn cast(&mut self, ty: Type, v: Value) -> Value {
         if self.b.func.dfg.value_type(v) == ty { v } else { self.b.ins().bitcast(ty, CAST, v) }
     }
 
-    fn shuffle(&mut self, x: Value, y: Value, mask: [u8; 16]) -> Value {
+    pub(super) fn shuffle(&mut self, x: Value, y: Value, mask: [u8; 16]) -> Value {
         let imm = self.b.func.dfg.immediates.push(mask.as_slice().into());
         self.b.ins().shuffle(x, y, imm)
     }
@@ -78,6 +79,9 @@ fn interleave(width: u8, high: bool) -> [u8; 16] {
 fn lanes(l: &mut Lower<'_, '_>, op: VecOp, x: Value, y: Value) -> Value {
     use VecOp::*;
     let ty = match op {
+        CmpEq64 | CmpGtS64 => I64X2,
+        MinS32 | MaxS32 | MinU32 | MaxU32 | Mul32 | PackU32 | HAdd32 | Abs32 | Sign32 => I32X4,
+        MinU16 | MaxU16 | HAdd16 | MulRoundS16 | Abs16 | Sign16 => I16X8,
         Add16 | Sub16 | CmpEq16 | CmpGtS16 | MinS16 | MaxS16 | Mul16 | AvgU16 | AddSatS16 | AddSatU16 | SubSatS16 | SubSatU16
         | PackS16 | PackU16 => I16X8,
         Add32 | Sub32 | CmpEq32 | CmpGtS32 | PackS32 => I32X4,
@@ -108,21 +112,39 @@ fn lanes(l: &mut Lower<'_, '_>, op: VecOp, x: Value, y: Value) -> Value {
         AndNot => ins.band_not(b, a),
         Add8 | Add16 | Add32 | Add64 => ins.iadd(a, b),
         Sub8 | Sub16 | Sub32 | Sub64 => ins.isub(a, b),
-        CmpEq8 | CmpEq16 | CmpEq32 => ins.icmp(IntCC::Equal, a, b),
-        CmpGtS8 | CmpGtS16 | CmpGtS32 => ins.icmp(IntCC::SignedGreaterThan, a, b),
-        MinU8 => ins.umin(a, b),
-        MaxU8 => ins.umax(a, b),
-        MinS16 => ins.smin(a, b),
-        MaxS16 => ins.smax(a, b),
-        Mul16 => ins.imul(a, b),
+        CmpEq8 | CmpEq16 | CmpEq32 | CmpEq64 => ins.icmp(IntCC::Equal, a, b),
+        CmpGtS8 | CmpGtS16 | CmpGtS32 | CmpGtS64 => ins.icmp(IntCC::SignedGreaterThan, a, b),
+        MinU8 | MinU16 | MinU32 => ins.umin(a, b),
+        MaxU8 | MaxU16 | MaxU32 => ins.umax(a, b),
+        MinS8 | MinS16 | MinS32 => ins.smin(a, b),
+        MaxS8 | MaxS16 | MaxS32 => ins.smax(a, b),
+        Mul16 | Mul32 => ins.imul(a, b),
+        HAdd16 | HAdd32 => ins.iadd_pairwise(a, b),
+        Abs8 | Abs16 | Abs32 => ins.iabs(b),
+        Permute8 if ssse3() => ins.x86_pshufb(a, b),
+        MulRoundS16 if ssse3() => ins.x86_pmulhrsw(a, b),
         AvgU8 | AvgU16 => ins.avg_round(a, b),
         AddSatS8 | AddSatS16 => ins.sadd_sat(a, b),
         AddSatU8 | AddSatU16 => ins.uadd_sat(a, b),
         SubSatS8 | SubSatS16 => ins.ssub_sat(a, b),
         SubSatU8 | SubSatU16 => ins.usub_sat(a, b),
         PackS16 | PackS32 => ins.snarrow(a, b),
-        PackU16 => ins.unarrow(a, b),
-        _ => return l.vec_slow(op as u16, x, y),
+        PackU16 | PackU32 => ins.unarrow(a, b),
+        _ => match special::lower(l, op, a, b) {
+            Some(v) => v,
+            None => return l.vec_slow(op as u16, x, y),
+        },
     };
     l.cast(I8X16, v)
+}
+
+/// Has the host the shuffles and multiplications that Cranelift has no other form of?
+#[cfg(target_arch = "x86_64")]
+pub(super) fn ssse3() -> bool {
+    std::is_x86_feature_detected!("ssse3")
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+pub(super) fn ssse3() -> bool {
+    false
 }

@@ -213,7 +213,12 @@ fn xsave_leaf(cpu: &CpuState, subleaf: u32) -> [u32; 4] {
             let size = |avx: bool| if avx { 832 } else { 576 };
             [if avx { 7 } else { 3 }, size(cpu.xcr0 & 4 != 0), size(avx), 0]
         }
-        1 => [cpu.features[Word::XsaveEax as usize], 0, 0, 0],
+        1 => {
+            let eax = cpu.features[Word::XsaveEax as usize];
+            // The area of XSAVEC for what XCR0 enables.
+            let size = if cpu.xcr0 & 4 != 0 { 832 } else { 576 };
+            [eax, if eax & 2 != 0 { size } else { 0 }, 0, 0]
+        }
         2 if avx => [256, 576, 0, 0],
         _ => [0; 4],
     }

@@ -7,19 +7,20 @@ use crate::cpuid::{WORDS, Word};
 const IMPLEMENTED: [u32; WORDS] = [
     // fpu de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat pse36 clflush mmx fxsr sse sse2 ht
     0x178b_fbfd,
-    // pni cx16 movbe popcnt rdrand hypervisor
-    0xc0c0_2001,
+    // pni pclmulqdq ssse3 fma cx16 sse4.1 sse4.2 movbe popcnt aes xsave avx f16c rdrand hypervisor
+    0xf6d8_3203,
     // the copies of 1.EDX, syscall nx rdtscp lm
     0x2993_fbfd,
     // lahf_lm cmp_legacy abm 3dnowprefetch
     0x0000_0123,
-    // fsgsbase bmi1 smep bmi2 erms rdseed adx smap clflushopt clwb
-    0x019c_0389,
-    // umip rdpid
-    0x0040_0004,
+    // fsgsbase bmi1 avx2 smep bmi2 erms rdseed adx smap clflushopt clwb sha-ni
+    0x219c_03a9,
+    // umip vaes vpclmulqdq rdpid
+    0x0040_0604,
     // fsrm
     0x10,
-    0,
+    // xsaveopt xsavec xgetbv1
+    7,
     // arat
     4,
     0,

@@ -73,7 +73,7 @@ pub(crate) const fn base(topic: Topic) -> u16 {
     sum
 }
 
-topics! { flags, div, shift, bmi, bcd, stack, string, atomic, io, segment, system, sse, x87, }
+topics! { flags, div, shift, bmi, bcd, stack, string, atomic, io, segment, system, sse, vector, masked, x87, }
 
 #[cfg(test)]
 mod tests {

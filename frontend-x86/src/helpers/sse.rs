@@ -1,21 +1,32 @@
-//! Helpers of MMX, SSE, SSE2 and SSE3 instructions (SDM 1 chapters 9-12). Operands come as two 64-bit lanes, so that a
+//! Helpers of MMX, SSE and AVX instructions (SDM 1 chapters 9-15). Operands come as two 64-bit lanes, so that a
 //! memory operand needs no detour through the state.
 
+use super::vector::{Packed, half, join};
 use super::{ANY, Env, PURE, Res, STATE};
+use crate::hostfp::fma::FmaOp;
 use crate::hostfp::sse::{MXCSR_DEFAULT, MXCSR_FLAGS, SseOp};
+use arch_x86::CpuState;
 use arch_x86::state::cr4;
 use arch_x86::fault;
 use ir::{Effects, VecOp};
+use vm_core::{Fault, Va};
 
 rows! {
     topic sse;
-    /// (`SseOp` | destination << 16 | `KEEP_DST`, source lanes): floating point, all exceptions masked. Gives the low half
-    /// of the result.
+    /// (`pack` of a `SseOp` | `KEEP_DST`, second operand): floating point on 128 bits, all exceptions masked. Gives the low
+    /// half of the result.
     FP = sse_fp(3) STATE;
     /// The same if MXCSR unmasks an exception: #XM, or #UD without CR4.OSXMMEXCPT.
     FP_XM = sse_fp(3) STATE.or(Effects::MAY_LEAVE);
-    /// (`IntOp` | destination << 16, source lanes): integer.
-    INT = sse_int(3) STATE;
+    /// (`pack` of a `SseOp` | `wide`, linear address of the second operand): 256 bits with an exception unmasked.
+    FP_WIDE_XM = sse_fp_wide(2) ANY;
+    /// (`pack` of CVTPS2PH | `wide`, linear address, bytes to store): its form with a destination in memory.
+    STORE_HALF = store_half(3) ANY;
+    /// (`pack` of a `FmaOp`, third operand): the destination is the first operand, the packed source the second.
+    FMA = fma(3) STATE;
+    FMA_XM = fma(3) STATE.or(Effects::MAY_LEAVE);
+    /// (`pack` of a `FmaOp` | `wide`, linear address of the third operand)
+    FMA_WIDE_XM = fma_wide(2) ANY;
     /// (`mmx_code`, a, b): integer op on 64 bits.
     MMX_INT = mmx_int(3) PURE;
     /// Writes MXCSR (reserved bits checked before).
@@ -27,92 +38,138 @@ rows! {
 }
 
 /// In the first operand of `FP`: the destination register stays (the result is a general register or flags).
-pub const KEEP_DST: u64 = 1 << 24;
+pub const KEEP_DST: u64 = 1 << 40;
 
-/// Packed integer operations without an IR op.
+/// How a 256-bit operation goes from its source to its destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u16)]
-pub enum IntOp {
-    MulHiS16,
-    MulHiU16,
-    MulAdd16,
-    MulU32,
-    SadU8,
-    /// Shifts of all lanes by the count in the source's low 64 bits.
-    Shl16,
-    Shl32,
-    Shl64,
-    Shr16,
-    Shr32,
-    Shr64,
-    Sar16,
-    Sar32,
+#[repr(u8)]
+pub enum Shape {
+    /// Half by half.
+    Same,
+    /// The low and high lane of a 128-bit source make the halves.
+    Widen,
+    /// The halves make the low and high lane of a 128-bit result.
+    Narrow,
 }
 
-impl IntOp {
-    pub const ALL: [IntOp; 13] = [
-        IntOp::MulHiS16, IntOp::MulHiU16, IntOp::MulAdd16, IntOp::MulU32, IntOp::SadU8, IntOp::Shl16, IntOp::Shl32, IntOp::Shl64,
-        IntOp::Shr16, IntOp::Shr32, IntOp::Shr64, IntOp::Sar16, IntOp::Sar32,
-    ];
-
-    pub fn eval(self, a: u128, b: u128) -> u128 {
-        let n = b as u64;
-        match self {
-            IntOp::MulHiS16 => lanes::<16>(a, b, |x, y| ((x as i16 as i32 * y as i16 as i32) >> 16) as u64),
-            IntOp::MulHiU16 => lanes::<16>(a, b, |x, y| (x * y) >> 16),
-            IntOp::MulAdd16 => lanes::<32>(a, b, |x, y| {
-                let product = |s: u32| (x >> s) as i16 as i32 * (y >> s) as i16 as i32;
-                product(0).wrapping_add(product(16)) as u64
-            }),
-            IntOp::MulU32 => lanes::<64>(a, b, |x, y| (x & 0xffff_ffff) * (y & 0xffff_ffff)),
-            IntOp::SadU8 => lanes::<64>(a, b, |x, y| {
-                x.to_le_bytes().iter().zip(y.to_le_bytes()).map(|(x, y)| u64::from(x.abs_diff(y))).sum()
-            }),
-            IntOp::Shl16 => lanes::<16>(a, 0, |x, _| if n > 15 { 0 } else { x << n }),
-            IntOp::Shl32 => lanes::<32>(a, 0, |x, _| if n > 31 { 0 } else { x << n }),
-            IntOp::Shl64 => lanes::<64>(a, 0, |x, _| if n > 63 { 0 } else { x << n }),
-            IntOp::Shr16 => lanes::<16>(a, 0, |x, _| if n > 15 { 0 } else { x >> n }),
-            IntOp::Shr32 => lanes::<32>(a, 0, |x, _| if n > 31 { 0 } else { x >> n }),
-            IntOp::Shr64 => lanes::<64>(a, 0, |x, _| if n > 63 { 0 } else { x >> n }),
-            IntOp::Sar16 => lanes::<16>(a, 0, |x, _| (x as i16 >> n.min(15)) as u64),
-            IntOp::Sar32 => lanes::<32>(a, 0, |x, _| (x as i32 >> n.min(31)) as u64),
-        }
-    }
+/// More of the first operand of the `WIDE` helpers: the second source, `MEMORY` or the number of a register, and a shape.
+pub fn wide(source: u32, shape: Shape) -> u64 {
+    u64::from(source) << 48 | (shape as u64) << 56
 }
 
-fn lanes<const W: u32>(a: u128, b: u128, f: impl Fn(u64, u64) -> u64) -> u128 {
-    let mask = u64::MAX >> (64 - W);
-    (0..128 / W).fold(0, |r, i| {
-        let (x, y) = ((a >> (i * W)) as u64 & mask, (b >> (i * W)) as u64 & mask);
-        r | u128::from(f(x, y) & mask) << (i * W)
-    })
-}
+/// As a source of `wide`: the operand is in memory.
+pub const MEMORY: u32 = 16;
 
-fn vector(lo: u64, hi: u64) -> u128 {
-    u128::from(hi) << 64 | u128::from(lo)
-}
-
-fn sse_fp<E: Env>(env: &mut E, code: u64, lo: u64, hi: u64) -> Res {
-    let Some(op) = SseOp::from_index(code as u16) else { return Ok(0) };
-    let cpu = env.cpu();
-    let dst = (code >> 16 & 15) as usize;
-    let mut r = cpu.xmm[dst];
-    let flags = op.run(&mut r, lo, hi, cpu.mxcsr);
+/// Sets exception flags; an unmasked one raises.
+fn signal(cpu: &mut CpuState, flags: u32) -> Result<(), Fault> {
     cpu.mxcsr |= flags;
     if flags & !(cpu.mxcsr >> 7) & MXCSR_FLAGS != 0 {
         return Err(if cpu.cr4 & cr4::OSXMMEXCPT != 0 { fault::xm() } else { fault::ud() });
     }
+    Ok(())
+}
+
+fn sse_fp<E: Env>(env: &mut E, code: u64, lo: u64, hi: u64) -> Res {
+    let p = Packed(code);
+    let Some(op) = SseOp::from_index(p.op()) else { return Ok(0) };
+    let cpu = env.cpu();
+    let mut r = *half(cpu, p.src());
+    let flags = op.run_imm(&mut r, lo, hi, cpu.mxcsr, p.imm());
+    if flags != 0 {
+        signal(cpu, flags)?;
+    }
     if code & KEEP_DST == 0 {
-        cpu.xmm[dst] = r;
+        *half(cpu, p.dst()) = r;
     }
     Ok(r as u64)
 }
 
-fn sse_int<E: Env>(env: &mut E, code: u64, lo: u64, hi: u64) -> Res {
-    if let Some(op) = IntOp::ALL.get(usize::from(code as u16)) {
-        let x = &mut env.cpu().xmm[(code >> 16 & 15) as usize];
-        *x = op.eval(*x, vector(lo, hi));
+/// Loads 128 bits.
+fn load<E: Env>(env: &mut E, va: u64) -> Result<u128, Fault> {
+    let ctx = env.cpu_ref().mode().ctx();
+    let lo = env.load(Va(va), 8, ctx)?;
+    Ok(join(lo, env.load(Va(va.wrapping_add(8)), 8, ctx)?))
+}
+
+/// Both halves of the operand that `wide` tells.
+fn wide_operand<E: Env>(env: &mut E, code: u64, va: u64) -> Result<[u128; 2], Fault> {
+    let (source, widens) = ((code >> 48 & 31) as usize, code >> 56 & 3 == Shape::Widen as u64);
+    if source != MEMORY as usize {
+        let cpu = env.cpu_ref();
+        return Ok([cpu.xmm[source & 15], cpu.ymmh[source & 15]]);
     }
+    let low = load(env, va)?;
+    Ok([low, if widens { 0 } else { load(env, va.wrapping_add(16))? }])
+}
+
+fn sse_fp_wide<E: Env>(env: &mut E, code: u64, va: u64, _: u64) -> Res {
+    let p = Packed(code);
+    let Some(op) = SseOp::from_index(p.op()) else { return Ok(0) };
+    let b = wide_operand(env, code, va)?;
+    let cpu = env.cpu();
+    let (n, csr, imm) = (p.src() & 15, cpu.mxcsr, p.imm());
+    let mut r = [cpu.xmm[n], cpu.ymmh[n]];
+    let mut run = |i: usize, b: u128| op.run_imm(&mut r[i], b as u64, (b >> 64) as u64, csr, imm);
+    let widens = code >> 56 & 3 == Shape::Widen as u64;
+    let (low, high) = if widens { (b[0] as u64 as u128, b[0] >> 64) } else { (b[0], b[1]) };
+    // Exceptions that are found before computing come first, whichever half has them (SDM 1 §11.5.2).
+    let flags = merge(run(0, low), run(1, high), csr);
+    signal(cpu, flags)?;
+    let dst = p.dst() & 15;
+    if code >> 56 & 3 == Shape::Narrow as u64 {
+        (cpu.xmm[dst], cpu.ymmh[dst]) = (join(r[0] as u64, r[1] as u64), 0);
+    } else {
+        (cpu.xmm[dst], cpu.ymmh[dst]) = (r[0], r[1]);
+    }
+    Ok(0)
+}
+
+fn store_half<E: Env>(env: &mut E, code: u64, va: u64, bytes: u64) -> Res {
+    let p = Packed(code);
+    let ctx = env.cpu_ref().mode().ctx();
+    env.probe(Va(va), bytes, vm_core::guest::Access::Write, ctx)?;
+    let v = wide_operand(env, code, 0)?;
+    let (csr, mut flags, mut r) = (env.cpu_ref().mxcsr, 0, [0u128; 2]);
+    let parts = if bytes == 16 { 2 } else { 1 };
+    for (r, v) in r.iter_mut().zip(v).take(parts) {
+        flags = merge(flags, SseOp::Cvtps2ph.run_imm(r, v as u64, (v >> 64) as u64, csr, p.imm()), csr);
+    }
+    signal(env.cpu(), flags)?;
+    for (k, r) in r.iter().enumerate().take(parts) {
+        env.store(Va(va.wrapping_add(8 * k as u64)), 8, *r as u64, ctx)?;
+    }
+    Ok(0)
+}
+
+/// Flags of two halves together: an unmasked invalid operation, denormal or division by zero in one leaves only such in all.
+fn merge(low: u32, high: u32, mxcsr: u32) -> u32 {
+    let flags = low | high;
+    if flags & !(mxcsr >> 7) & 7 != 0 { flags & 7 } else { flags }
+}
+
+fn fma<E: Env>(env: &mut E, code: u64, lo: u64, hi: u64) -> Res {
+    let p = Packed(code);
+    let Some(op) = FmaOp::from_index(p.op()) else { return Ok(0) };
+    let cpu = env.cpu();
+    let (a, b) = (*half(cpu, p.dst()), *half(cpu, p.src()));
+    let (r, flags) = op.run(a, b, join(lo, hi), cpu.mxcsr);
+    if flags != 0 {
+        signal(cpu, flags)?;
+    }
+    *half(cpu, p.dst()) = r;
+    Ok(0)
+}
+
+fn fma_wide<E: Env>(env: &mut E, code: u64, va: u64, _: u64) -> Res {
+    let p = Packed(code);
+    let Some(op) = FmaOp::from_index(p.op()) else { return Ok(0) };
+    let c = wide_operand(env, code, va)?;
+    let cpu = env.cpu();
+    let (d, s, csr) = (p.dst() & 15, p.src() & 15, cpu.mxcsr);
+    let (low, f0) = op.run(cpu.xmm[d], cpu.xmm[s], c[0], csr);
+    let (high, f1) = op.run(cpu.ymmh[d], cpu.ymmh[s], c[1], csr);
+    signal(cpu, merge(f0, f1, csr))?;
+    (cpu.xmm[d], cpu.ymmh[d]) = (low, high);
     Ok(0)
 }
 
@@ -120,25 +177,26 @@ fn sse_int<E: Env>(env: &mut E, code: u64, lo: u64, hi: u64) -> Res {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MmxOp {
     Vec(VecOp),
-    Int(IntOp),
     /// PSHUFW with this immediate.
     Shuffle(u8),
+    /// PALIGNR with this immediate.
+    Align(u8),
 }
 
 impl MmxOp {
     pub fn code(self) -> u64 {
         match self {
             MmxOp::Vec(v) => v as u64,
-            MmxOp::Int(i) => i as u64 | 1 << 16,
-            MmxOp::Shuffle(imm) => u64::from(imm) | 2 << 16,
+            MmxOp::Shuffle(imm) => u64::from(imm) | 1 << 16,
+            MmxOp::Align(n) => u64::from(n) | 2 << 16,
         }
     }
 
     fn from_code(c: u64) -> Option<MmxOp> {
         match c >> 16 {
             0 => VecOp::from_index(c as u16).map(MmxOp::Vec),
-            1 => IntOp::ALL.get(usize::from(c as u16)).copied().map(MmxOp::Int),
-            _ => Some(MmxOp::Shuffle(c as u8)),
+            1 => Some(MmxOp::Shuffle(c as u8)),
+            _ => Some(MmxOp::Align(c as u8)),
         }
     }
 
@@ -146,12 +204,21 @@ impl MmxOp {
     pub fn eval(self, a: u64, b: u64) -> u64 {
         let (x, y) = (u128::from(a), u128::from(b));
         match self {
-            MmxOp::Vec(v @ (VecOp::PackS16 | VecOp::PackS32 | VecOp::PackU16)) => v.eval(vector(a, b), 0) as u64,
+            MmxOp::Vec(v @ (VecOp::PackS16 | VecOp::PackS32 | VecOp::PackU16)) => v.eval(join(a, b), 0) as u64,
+            MmxOp::Vec(
+                v @ (VecOp::HAdd16 | VecOp::HAdd32 | VecOp::HAddSatS16 | VecOp::HSub16 | VecOp::HSub32 | VecOp::HSubSatS16),
+            ) => v.eval(join(a, b), 0) as u64,
+            // The number of a byte has three bits here.
+            MmxOp::Vec(VecOp::Permute8) => VecOp::Permute8.eval(x, y & 0x8787_8787_8787_8787) as u64,
+            MmxOp::Align(n) => {
+                let n = 8 * u32::from(n);
+                let both = u128::from(a) << 64 | u128::from(b);
+                if n < 128 { (both >> n) as u64 } else { 0 }
+            }
             MmxOp::Vec(VecOp::UnpkHi8) => (VecOp::UnpkLo8.eval(x, y) >> 64) as u64,
             MmxOp::Vec(VecOp::UnpkHi16) => (VecOp::UnpkLo16.eval(x, y) >> 64) as u64,
             MmxOp::Vec(VecOp::UnpkHi32) => (VecOp::UnpkLo32.eval(x, y) >> 64) as u64,
             MmxOp::Vec(v) => v.eval(x, y) as u64,
-            MmxOp::Int(i) => i.eval(x, y) as u64,
             MmxOp::Shuffle(imm) => (0..4).fold(0, |r, i| {
                 let lane = u32::from(imm) >> (2 * i) & 3;
                 r | (b >> (16 * lane) & 0xffff) << (16 * i)

@@ -176,7 +176,11 @@ fn swapgs<E: Env>(env: &mut E, _: u64, _: u64, _: u64) -> Res {
 }
 
 fn xgetbv<E: Env>(env: &mut E, index: u64, _: u64, _: u64) -> Res {
-    control::xgetbv(env.cpu_ref(), index as u32)
+    let cpu = env.cpu_ref();
+    if index as u32 == 1 && cpu.cr4 & cr4::OSXSAVE != 0 && cpu.has(crate::translate::feature::XGETBV1) {
+        return Ok(super::x87::xsave::used_of_enabled(cpu));
+    }
+    control::xgetbv(cpu, index as u32)
 }
 
 fn xsetbv<E: Env>(env: &mut E, index: u64, v: u64, _: u64) -> Res {

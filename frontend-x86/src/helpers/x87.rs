@@ -4,6 +4,7 @@ mod env;
 mod exec;
 mod fxsave;
 mod stack;
+pub mod xsave;
 
 use super::{ANY, Env, Res, STATE};
 use crate::hostfp::x87::X87Op;
@@ -32,6 +33,9 @@ rows! {
     /// (linear address, 1 = with REX.W)
     FXSAVE = fxsave_helper(2) ANY;
     FXRSTOR = fxrstor_helper(2) ANY;
+    /// (linear address, `xsave::Kind` | 256 with REX.W)
+    XSAVE = xsave_helper(2) ANY;
+    XRSTOR = xrstor_helper(2) ANY;
 }
 
 /// What an instruction does with its operands. "ST(i)" is `Code::i`, "op" is `Code::op`.
@@ -281,4 +285,25 @@ fn fxrstor_helper<E: Env>(env: &mut E, addr: u64, wide: u64, _: u64) -> Res {
     load(env, addr, &mut buf)?;
     fxsave::restore(env.cpu(), &buf, wide != 0)?;
     Ok(0)
+}
+
+/// EDX:EAX.
+fn asked<E: Env>(env: &E) -> u64 {
+    let g = &env.cpu_ref().gpr;
+    g[2] << 32 | g[0] & 0xffff_ffff
+}
+
+fn xsave_helper<E: Env>(env: &mut E, addr: u64, how: u64, _: u64) -> Res {
+    let kind = match how & 0xff {
+        0 => xsave::Kind::Plain,
+        1 => xsave::Kind::Optimised,
+        _ => xsave::Kind::Compacted,
+    };
+    let asked = asked(env);
+    xsave::save(env, addr, asked, kind, how & 256 != 0).map(|()| 0)
+}
+
+fn xrstor_helper<E: Env>(env: &mut E, addr: u64, how: u64, _: u64) -> Res {
+    let asked = asked(env);
+    xsave::restore(env, addr, asked, how & 256 != 0).map(|()| 0)
 }

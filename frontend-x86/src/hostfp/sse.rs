@@ -1,4 +1,4 @@
-//! SSE, SSE2 and SSE3 floating-point operations (SDM 1 chapters 10-12), run by the host under the guest's MXCSR with all
+//! SSE to SSE4.1 and AVX floating-point operations (SDM 1 chapters 10-14), run by the host under the guest's MXCSR with all
 //! exceptions masked. Every operation maps two 128-bit operands to one 128-bit result.
 
 #[cfg(target_arch = "x86_64")]
@@ -11,20 +11,20 @@ pub const MXCSR_FLAGS: u32 = 0x3f;
 /// Mask bits of the six exceptions.
 pub const MXCSR_MASKS: u32 = 0x1f80;
 /// What blocks load at their end; a static because they need its address.
-static HOST_MXCSR: u32 = MXCSR_DEFAULT;
+pub(super) static HOST_MXCSR: u32 = MXCSR_DEFAULT;
 /// Everything but the flags: DAZ, masks, RC, FTZ.
-const CONTROL: u32 = 0xffc0;
+pub(super) const CONTROL: u32 = 0xffc0;
 
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-fn register(v: u128) -> __m128i {
+pub(super) fn register(v: u128) -> __m128i {
     // SAFETY: both types have 16 bytes, for which all patterns are values.
     unsafe { transmute::<u128, __m128i>(v) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-fn value(v: __m128i) -> u128 {
+pub(super) fn value(v: __m128i) -> u128 {
     // SAFETY: as in `register`.
     unsafe { transmute::<__m128i, u128>(v) }
 }
@@ -147,6 +147,44 @@ ops! {
     // The MMX register is the low half of xmm1; a result in one is the low half of xmm0.
     Cvtpi2ps = "movq xmm1, xmm1; cvtdq2ps xmm1, xmm1; movsd xmm0, xmm1";
     Cvtps2pi = "movq xmm1, xmm1; cvtps2dq xmm0, xmm1"; Cvttps2pi = "movq xmm1, xmm1; cvttps2dq xmm0, xmm1";
+    // SSE4.1. Rounding by MXCSR.RC; all products, the sum everywhere: see `run_imm`.
+    Roundps = "roundps xmm0, xmm1, 4"; Roundpd = "roundpd xmm0, xmm1, 4"; Roundss = "roundss xmm0, xmm1, 4";
+    Roundsd = "roundsd xmm0, xmm1, 4"; Dpps = "dpps xmm0, xmm1, 0xff"; Dppd = "dppd xmm0, xmm1, 0xff";
+    // F16C.
+    Cvtph2ps = "vcvtph2ps xmm0, xmm1"; Cvtps2ph = "vcvtps2ph xmm0, xmm1, 4";
+    // The comparisons that AVX adds.
+    Cmpps8 = "vcmpps xmm0, xmm0, xmm1, 8"; Cmpps9 = "vcmpps xmm0, xmm0, xmm1, 9"; Cmpps10 = "vcmpps xmm0, xmm0, xmm1, 10";
+    Cmpps11 = "vcmpps xmm0, xmm0, xmm1, 11"; Cmpps12 = "vcmpps xmm0, xmm0, xmm1, 12"; Cmpps13 = "vcmpps xmm0, xmm0, xmm1, 13";
+    Cmpps14 = "vcmpps xmm0, xmm0, xmm1, 14"; Cmpps15 = "vcmpps xmm0, xmm0, xmm1, 15"; Cmpps16 = "vcmpps xmm0, xmm0, xmm1, 16";
+    Cmpps17 = "vcmpps xmm0, xmm0, xmm1, 17"; Cmpps18 = "vcmpps xmm0, xmm0, xmm1, 18"; Cmpps19 = "vcmpps xmm0, xmm0, xmm1, 19";
+    Cmpps20 = "vcmpps xmm0, xmm0, xmm1, 20"; Cmpps21 = "vcmpps xmm0, xmm0, xmm1, 21"; Cmpps22 = "vcmpps xmm0, xmm0, xmm1, 22";
+    Cmpps23 = "vcmpps xmm0, xmm0, xmm1, 23"; Cmpps24 = "vcmpps xmm0, xmm0, xmm1, 24"; Cmpps25 = "vcmpps xmm0, xmm0, xmm1, 25";
+    Cmpps26 = "vcmpps xmm0, xmm0, xmm1, 26"; Cmpps27 = "vcmpps xmm0, xmm0, xmm1, 27"; Cmpps28 = "vcmpps xmm0, xmm0, xmm1, 28";
+    Cmpps29 = "vcmpps xmm0, xmm0, xmm1, 29"; Cmpps30 = "vcmpps xmm0, xmm0, xmm1, 30"; Cmpps31 = "vcmpps xmm0, xmm0, xmm1, 31";
+    Cmppd8 = "vcmppd xmm0, xmm0, xmm1, 8"; Cmppd9 = "vcmppd xmm0, xmm0, xmm1, 9"; Cmppd10 = "vcmppd xmm0, xmm0, xmm1, 10";
+    Cmppd11 = "vcmppd xmm0, xmm0, xmm1, 11"; Cmppd12 = "vcmppd xmm0, xmm0, xmm1, 12"; Cmppd13 = "vcmppd xmm0, xmm0, xmm1, 13";
+    Cmppd14 = "vcmppd xmm0, xmm0, xmm1, 14"; Cmppd15 = "vcmppd xmm0, xmm0, xmm1, 15"; Cmppd16 = "vcmppd xmm0, xmm0, xmm1, 16";
+    Cmppd17 = "vcmppd xmm0, xmm0, xmm1, 17"; Cmppd18 = "vcmppd xmm0, xmm0, xmm1, 18"; Cmppd19 = "vcmppd xmm0, xmm0, xmm1, 19";
+    Cmppd20 = "vcmppd xmm0, xmm0, xmm1, 20"; Cmppd21 = "vcmppd xmm0, xmm0, xmm1, 21"; Cmppd22 = "vcmppd xmm0, xmm0, xmm1, 22";
+    Cmppd23 = "vcmppd xmm0, xmm0, xmm1, 23"; Cmppd24 = "vcmppd xmm0, xmm0, xmm1, 24"; Cmppd25 = "vcmppd xmm0, xmm0, xmm1, 25";
+    Cmppd26 = "vcmppd xmm0, xmm0, xmm1, 26"; Cmppd27 = "vcmppd xmm0, xmm0, xmm1, 27"; Cmppd28 = "vcmppd xmm0, xmm0, xmm1, 28";
+    Cmppd29 = "vcmppd xmm0, xmm0, xmm1, 29"; Cmppd30 = "vcmppd xmm0, xmm0, xmm1, 30"; Cmppd31 = "vcmppd xmm0, xmm0, xmm1, 31";
+    Cmpss8 = "vcmpss xmm0, xmm0, xmm1, 8"; Cmpss9 = "vcmpss xmm0, xmm0, xmm1, 9"; Cmpss10 = "vcmpss xmm0, xmm0, xmm1, 10";
+    Cmpss11 = "vcmpss xmm0, xmm0, xmm1, 11"; Cmpss12 = "vcmpss xmm0, xmm0, xmm1, 12"; Cmpss13 = "vcmpss xmm0, xmm0, xmm1, 13";
+    Cmpss14 = "vcmpss xmm0, xmm0, xmm1, 14"; Cmpss15 = "vcmpss xmm0, xmm0, xmm1, 15"; Cmpss16 = "vcmpss xmm0, xmm0, xmm1, 16";
+    Cmpss17 = "vcmpss xmm0, xmm0, xmm1, 17"; Cmpss18 = "vcmpss xmm0, xmm0, xmm1, 18"; Cmpss19 = "vcmpss xmm0, xmm0, xmm1, 19";
+    Cmpss20 = "vcmpss xmm0, xmm0, xmm1, 20"; Cmpss21 = "vcmpss xmm0, xmm0, xmm1, 21"; Cmpss22 = "vcmpss xmm0, xmm0, xmm1, 22";
+    Cmpss23 = "vcmpss xmm0, xmm0, xmm1, 23"; Cmpss24 = "vcmpss xmm0, xmm0, xmm1, 24"; Cmpss25 = "vcmpss xmm0, xmm0, xmm1, 25";
+    Cmpss26 = "vcmpss xmm0, xmm0, xmm1, 26"; Cmpss27 = "vcmpss xmm0, xmm0, xmm1, 27"; Cmpss28 = "vcmpss xmm0, xmm0, xmm1, 28";
+    Cmpss29 = "vcmpss xmm0, xmm0, xmm1, 29"; Cmpss30 = "vcmpss xmm0, xmm0, xmm1, 30"; Cmpss31 = "vcmpss xmm0, xmm0, xmm1, 31";
+    Cmpsd8 = "vcmpsd xmm0, xmm0, xmm1, 8"; Cmpsd9 = "vcmpsd xmm0, xmm0, xmm1, 9"; Cmpsd10 = "vcmpsd xmm0, xmm0, xmm1, 10";
+    Cmpsd11 = "vcmpsd xmm0, xmm0, xmm1, 11"; Cmpsd12 = "vcmpsd xmm0, xmm0, xmm1, 12"; Cmpsd13 = "vcmpsd xmm0, xmm0, xmm1, 13";
+    Cmpsd14 = "vcmpsd xmm0, xmm0, xmm1, 14"; Cmpsd15 = "vcmpsd xmm0, xmm0, xmm1, 15"; Cmpsd16 = "vcmpsd xmm0, xmm0, xmm1, 16";
+    Cmpsd17 = "vcmpsd xmm0, xmm0, xmm1, 17"; Cmpsd18 = "vcmpsd xmm0, xmm0, xmm1, 18"; Cmpsd19 = "vcmpsd xmm0, xmm0, xmm1, 19";
+    Cmpsd20 = "vcmpsd xmm0, xmm0, xmm1, 20"; Cmpsd21 = "vcmpsd xmm0, xmm0, xmm1, 21"; Cmpsd22 = "vcmpsd xmm0, xmm0, xmm1, 22";
+    Cmpsd23 = "vcmpsd xmm0, xmm0, xmm1, 23"; Cmpsd24 = "vcmpsd xmm0, xmm0, xmm1, 24"; Cmpsd25 = "vcmpsd xmm0, xmm0, xmm1, 25";
+    Cmpsd26 = "vcmpsd xmm0, xmm0, xmm1, 26"; Cmpsd27 = "vcmpsd xmm0, xmm0, xmm1, 27"; Cmpsd28 = "vcmpsd xmm0, xmm0, xmm1, 28";
+    Cmpsd29 = "vcmpsd xmm0, xmm0, xmm1, 29"; Cmpsd30 = "vcmpsd xmm0, xmm0, xmm1, 30"; Cmpsd31 = "vcmpsd xmm0, xmm0, xmm1, 31";
 }
 
 impl SseOp {
@@ -154,9 +192,12 @@ impl SseOp {
         Self::ALL.get(usize::from(i)).copied()
     }
 
-    /// `self` is the form of a comparison with predicate 0; gives the one with predicate `p & 7`.
+    /// `self` is the form of a comparison with predicate 0; gives the one with predicate `p & 31`, of which legacy forms
+    /// have 0 to 7.
     pub fn predicate(self, p: u8) -> SseOp {
-        Self::from_index(self as u16 + u16::from(p & 7)).expect("eight predicates follow each other in the table")
+        let p = u16::from(p & 31);
+        let first = if p < 8 { self as u16 } else { SseOp::Cmpps8 as u16 + (self as u16 - SseOp::Cmpps0 as u16) / 8 * 24 - 8 };
+        Self::from_index(first + p).expect("predicates follow each other in the table")
     }
 
     /// May the result be tiny without being inexact? Then an unmasked underflow is signalled all the same.
@@ -164,7 +205,7 @@ impl SseOp {
         let i = self as u16;
         i <= SseOp::Divsd as u16
             || (SseOp::Addsubps as u16..=SseOp::Hsubpd as u16).contains(&i)
-            || matches!(self, SseOp::Cvtpd2ps | SseOp::Cvtsd2ss)
+            || matches!(self, SseOp::Cvtpd2ps | SseOp::Cvtsd2ss | SseOp::Cvtps2ph | SseOp::Dpps | SseOp::Dppd)
     }
 
     /// Bits of the result's lanes that hold a number computed by this operation, and the lanes' width.
@@ -173,19 +214,15 @@ impl SseOp {
         match self {
             SseOp::Cvtpd2ps => (2, 32),
             SseOp::Cvtsd2ss => (1, 32),
-            SseOp::Addsubps | SseOp::Haddps | SseOp::Hsubps => (4, 32),
-            SseOp::Addsubpd | SseOp::Haddpd | SseOp::Hsubpd => (2, 64),
+            SseOp::Addsubps | SseOp::Haddps | SseOp::Hsubps | SseOp::Dpps => (4, 32),
+            SseOp::Addsubpd | SseOp::Haddpd | SseOp::Hsubpd | SseOp::Dppd => (2, 64),
+            SseOp::Cvtps2ph => (4, 16),
             _ => [(4, 32), (2, 64), (1, 32), (1, 64)][usize::from(i & 3)],
         }
     }
 
     fn has_tiny_lane(self, r: u128) -> bool {
-        let (n, width) = self.lanes();
-        let (frac, exp) = if width == 32 { (0x7f_ffff, 0x7f80_0000) } else { ((1 << 52) - 1, 0x7ff << 52) };
-        (0..n).any(|i| {
-            let x = (r >> (i * width)) as u64 & (u64::MAX >> (64 - width));
-            x & exp == 0 && x & frac != 0
-        })
+        has_tiny(self.lanes(), r)
     }
 
     /// Is `quiet` worth asking?
@@ -250,6 +287,39 @@ impl SseOp {
         self.run_unmasked(a, lo, hi, mxcsr)
     }
 
+    /// As `run`, of an instruction with the immediate `imm` (ROUNDPS, DPPS, VCVTPS2PH and their like).
+    #[inline]
+    pub fn run_imm(self, a: &mut u128, lo: u64, hi: u64, mxcsr: u32, imm: u8) -> u32 {
+        if (self as u16) < SseOp::Roundps as u16 || self as u16 > SseOp::Cvtps2ph as u16 {
+            return self.run(a, lo, hi, mxcsr);
+        }
+        self.run_with(a, lo, hi, mxcsr, imm)
+    }
+
+    fn run_with(self, a: &mut u128, lo: u64, hi: u64, mxcsr: u32, imm: u8) -> u32 {
+        const PE: u32 = 1 << 5;
+        const RC: u32 = 3 << 13;
+        // Bit 2 of a rounding control asks for MXCSR's, bit 3 of ROUNDPS ignores the precision exception.
+        let control = if imm & 4 != 0 { mxcsr } else { mxcsr & !RC | u32::from(imm & 3) << 13 };
+        match self {
+            SseOp::Roundps | SseOp::Roundpd | SseOp::Roundss | SseOp::Roundsd => {
+                let quiet = if imm & 8 != 0 { PE } else { 0 };
+                self.run(a, lo, hi, control) & !quiet
+            }
+            SseOp::Cvtps2ph => self.run(a, lo, hi, control),
+            SseOp::Dpps | SseOp::Dppd => {
+                let lanes = if self == SseOp::Dpps { 4 } else { 2 };
+                let (used, kept) = (lane_mask(imm >> 4, lanes), lane_mask(imm, lanes));
+                // A lane left out has the product +0.0, and raises nothing.
+                *a &= used;
+                let flags = self.run(a, lo & used as u64, hi & (used >> 64) as u64, mxcsr);
+                *a &= kept;
+                flags
+            }
+            _ => self.run(a, lo, hi, mxcsr),
+        }
+    }
+
     /// Flags as the CPU sets them when some exception is unmasked: exceptions found before computing (IE DE ZE) end the
     /// operation if unmasked; with underflow unmasked FTZ is ignored and an exact tiny result signals.
     #[cold]
@@ -267,6 +337,25 @@ impl SseOp {
         }
         flags
     }
+}
+
+/// Is one of the `n` lanes of `width` bits a denormal?
+pub(super) fn has_tiny((n, width): (u32, u32), r: u128) -> bool {
+    let (frac, exp) = match width {
+        16 => (0x3ff, 0x7c00),
+        32 => (0x7f_ffff, 0x7f80_0000),
+        _ => ((1 << 52) - 1, 0x7ff << 52),
+    };
+    (0..n).any(|i| {
+        let x = (r >> (i * width)) as u64 & (u64::MAX >> (64 - width));
+        x & exp == 0 && x & frac != 0
+    })
+}
+
+/// Ones in those of `n` lanes whose bit is set.
+fn lane_mask(bits: u8, n: u32) -> u128 {
+    let width = 128 / n;
+    (0..n).filter(|i| bits >> i & 1 == 1).fold(0, |m, i| m | (u128::MAX >> (128 - width)) << (i * width))
 }
 
 /// Neither zero, denormal, infinite nor NaN, and not the smallest normal exponent: a result there may have been tiny

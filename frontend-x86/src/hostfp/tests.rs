@@ -18,6 +18,8 @@ pub struct Area {
     pub gpr: [u64; 4],
     /// What RSI points at.
     pub mem: [u8; 512],
+    /// Upper halves of YMM0 to 15.
+    pub upper: [u8; 256],
     /// The host's own state while the guest's is loaded.
     host: [u8; 576],
 }
@@ -95,7 +97,7 @@ impl Patterns for Rng {
 
 impl Area {
     pub fn zeroed() -> Box<Area> {
-        Box::new(Area { fx: [0; 512], gpr: [0; 4], mem: [0; 512], host: [0; 576] })
+        Box::new(Area { fx: [0; 512], gpr: [0; 4], mem: [0; 512], upper: [0; 256], host: [0; 576] })
     }
 
     /// Fills everything; SSE exceptions masked, x87 ones only if `unmask`.
@@ -121,6 +123,9 @@ impl Area {
             self.fx[160 + 8 * i..][..8].copy_from_slice(&r.lane().to_le_bytes());
         }
         for b in self.mem[..256].chunks_exact_mut(8) {
+            b.copy_from_slice(&r.lane().to_le_bytes());
+        }
+        for b in self.upper.chunks_exact_mut(8) {
             b.copy_from_slice(&r.lane().to_le_bytes());
         }
         if r.below(3) == 0 {

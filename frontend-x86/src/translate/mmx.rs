@@ -2,8 +2,9 @@
 //! x87 register of its number.
 
 use super::Tr;
-use super::sse::{int_op, shift, uses_mmx, vec_op};
+use super::sse::{shift, uses_mmx, vec_op};
 use crate::helpers::sse::{FP, FP_XM, KEEP_DST, MASKMOVQ, MMX_INT, MmxOp};
+use crate::helpers::vector::pack;
 use crate::hostfp::sse::SseOp;
 use crate::layout::{self, FSW, FTW};
 use arch_x86::Mode;
@@ -42,6 +43,10 @@ fn operation(tr: &Tr<'_>) -> Option<Run> {
             let imm = tr.imm(2) as u8;
             binary(tr, MmxOp::Shuffle(imm));
         },
+        M::Palignr => |tr| {
+            let imm = tr.imm(2) as u8;
+            binary(tr, MmxOp::Align(imm));
+        },
         M::Cvtpi2ps | M::Cvtpi2pd => to_xmm,
         M::Cvtps2pi | M::Cvttps2pi | M::Cvtpd2pi | M::Cvttpd2pi => from_xmm,
         _ if packed(m).is_some() => |tr| {
@@ -54,8 +59,7 @@ fn operation(tr: &Tr<'_>) -> Option<Run> {
 }
 
 fn packed(m: M) -> Option<MmxOp> {
-    let by_count = || shift(m).map(|(_, by)| by);
-    vec_op(m).map(MmxOp::Vec).or_else(|| int_op(m).or_else(by_count).map(MmxOp::Int))
+    vec_op(m).or_else(|| shift(m).map(|(_, by)| by)).map(MmxOp::Vec)
 }
 
 /// What MMX instructions raise before they do anything (SDM 2 "Exception Conditions", MMX tables). `false`: it is certain.
@@ -210,8 +214,8 @@ fn fp_helper(tr: &Tr<'_>) -> ir::HelperId {
 fn to_xmm(tr: &mut Tr<'_>) {
     let op = if tr.insn.mnemonic() == M::Cvtpi2ps { SseOp::Cvtpi2ps } else { SseOp::Cvtdq2pd };
     let v = get(tr, 1, Ty::I64);
-    let dst = (tr.insn.op_register(0) as u64).wrapping_sub(Register::XMM0 as u64) & 15;
-    let (code, zero) = (tr.i64(op as u64 | dst << 16), tr.i64(0));
+    let dst = (tr.insn.op_register(0) as u32).wrapping_sub(Register::XMM0 as u32) & 15;
+    let (code, zero) = (tr.i64(pack(op as u16, dst, dst, 0)), tr.i64(0));
     let h = fp_helper(tr);
     tr.call(h, &[code, v, zero]);
     enter(tr);

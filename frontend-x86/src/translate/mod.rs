@@ -22,6 +22,7 @@ mod system;
 #[cfg(test)]
 mod tests;
 mod x87;
+mod xsave;
 
 pub use ctx::{Flow, Place, Tr};
 
@@ -53,6 +54,7 @@ const TOPICS: &[fn(&mut Tr<'_>) -> bool] = &[
     mmx::translate,
     far::translate,
     system::translate,
+    xsave::translate,
     io::translate,
     bcd::translate,
 ];
@@ -72,6 +74,10 @@ pub(crate) mod feature {
     pub const RDSEED: (Word, u32) = (Word::L7Ebx, 18);
     pub const ADX: (Word, u32) = (Word::L7Ebx, 19);
     pub const SSE4_2: (Word, u32) = (Word::L1Ecx, 20);
+    pub const XSAVE: (Word, u32) = (Word::L1Ecx, 26);
+    pub const XSAVEOPT: (Word, u32) = (Word::XsaveEax, 0);
+    pub const XSAVEC: (Word, u32) = (Word::XsaveEax, 1);
+    pub const XGETBV1: (Word, u32) = (Word::XsaveEax, 2);
     pub const RDRAND: (Word, u32) = (Word::L1Ecx, 30);
     pub const CLFLUSHOPT: (Word, u32) = (Word::L7Ebx, 23);
     pub const CLWB: (Word, u32) = (Word::L7Ebx, 24);

@@ -19,8 +19,13 @@ fn xmm_count(cpu: &CpuState) -> usize {
     }
 }
 
-/// Contents of the area and how many of its bytes are written.
+/// Contents of the area and how many of its bytes FXSAVE writes.
 pub fn save(cpu: &CpuState, wide: bool) -> ([u8; 512], usize) {
+    image(cpu, wide, xmm_count(cpu))
+}
+
+/// The same with `n` XMM registers.
+pub fn image(cpu: &CpuState, wide: bool, n: usize) -> ([u8; 512], usize) {
     let mut m = [0u8; 512];
     let mut put = |at: usize, b: &[u8]| m[at..at + b.len()].copy_from_slice(b);
     put(0, &cpu.fcw.to_le_bytes());
@@ -41,42 +46,65 @@ pub fn save(cpu: &CpuState, wide: bool) -> ([u8; 512], usize) {
     for i in 0..8u8 {
         put(32 + 16 * usize::from(i), &to_bytes(cpu.fpr[physical(cpu, i)]));
     }
-    let n = xmm_count(cpu);
     for (i, x) in cpu.xmm.iter().take(n).enumerate() {
         put(XMM + 16 * i, &x.to_le_bytes());
     }
     (m, XMM + 16 * n)
 }
 
+fn word(m: &[u8; 512], at: usize) -> u16 {
+    u16::from_le_bytes([m[at], m[at + 1]])
+}
+
+fn dword(m: &[u8; 512], at: usize) -> u32 {
+    u32::from(word(m, at)) | u32::from(word(m, at + 2)) << 16
+}
+
+fn qword(m: &[u8; 512], at: usize) -> u64 {
+    u64::from(dword(m, at)) | u64::from(dword(m, at + 4)) << 32
+}
+
 /// #GP(0) for reserved bits in MXCSR.
 pub fn restore(cpu: &mut CpuState, m: &[u8; 512], wide: bool) -> Result<(), Fault> {
-    let word = |at: usize| u16::from_le_bytes([m[at], m[at + 1]]);
-    let dword = |at: usize| u32::from(word(at)) | u32::from(word(at + 2)) << 16;
-    let qword = |at: usize| u64::from(dword(at)) | u64::from(dword(at + 4)) << 32;
-    let mxcsr = dword(24);
-    if mxcsr & !MXCSR_WRITABLE != 0 {
+    let mxcsr = mxcsr(m)?;
+    cpu.mxcsr = mxcsr;
+    restore_x87(cpu, m, wide);
+    restore_xmm(cpu, m, xmm_count(cpu));
+    cpu.update_mode();
+    Ok(())
+}
+
+/// MXCSR of the area. Errors: #GP(0) for reserved bits.
+pub fn mxcsr(m: &[u8; 512]) -> Result<u32, Fault> {
+    let v = dword(m, 24);
+    if v & !MXCSR_WRITABLE != 0 {
         return Err(Fault { vector: vector::GP, error: Some(0), addr: 0 });
     }
-    cpu.mxcsr = mxcsr;
-    cpu.fcw = word(0) & 0x1f3f | 0x40;
-    cpu.fsw = word(2);
+    Ok(v)
+}
+
+pub fn restore_x87(cpu: &mut CpuState, m: &[u8; 512], wide: bool) {
+    cpu.fcw = word(m, 0) & 0x1f3f | 0x40;
+    cpu.fsw = word(m, 2);
     cpu.ftw = m[4];
-    cpu.fop = word(6) & 0x7ff;
+    cpu.fop = word(m, 6) & 0x7ff;
     if wide {
-        (cpu.fip, cpu.fdp) = (qword(8), qword(16));
+        (cpu.fip, cpu.fdp) = (qword(m, 8), qword(m, 16));
     } else {
-        (cpu.fip, cpu.fcs) = (dword(8).into(), word(12));
-        (cpu.fdp, cpu.fds) = (dword(16).into(), word(20));
+        (cpu.fip, cpu.fcs) = (dword(m, 8).into(), word(m, 12));
+        (cpu.fdp, cpu.fds) = (dword(m, 16).into(), word(m, 20));
     }
     for i in 0..8u8 {
         let at = 32 + 16 * usize::from(i);
         cpu.fpr[physical(cpu, i)] = from_bytes(&m[at..at + 10]);
     }
-    for i in 0..xmm_count(cpu) {
-        let at = XMM + 16 * i;
-        cpu.xmm[i] = u128::from(qword(at)) | u128::from(qword(at + 8)) << 64;
-    }
     update_summary(cpu);
-    cpu.update_mode();
-    Ok(())
+}
+
+/// The first `n` XMM registers.
+pub fn restore_xmm(cpu: &mut CpuState, m: &[u8; 512], n: usize) {
+    for (i, x) in cpu.xmm.iter_mut().enumerate().take(n) {
+        let at = XMM + 16 * i;
+        *x = u128::from(qword(m, at)) | u128::from(qword(m, at + 8)) << 64;
+    }
 }

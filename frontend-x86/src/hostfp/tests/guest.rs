@@ -25,7 +25,8 @@ impl Guest {
         // SAFETY: all fields are integers and bools, for which zero bytes are a value.
         let mut cpu: Box<CpuState> = unsafe { Box::new_zeroed().assume_init() };
         cpu.cr0 = cr0::PE | cr0::PG | cr0::NE | cr0::ET;
-        cpu.cr4 = cr4::OSFXSR | cr4::OSXMMEXCPT;
+        cpu.cr4 = cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::OSXSAVE;
+        cpu.xcr0 = 7;
         cpu.efer = efer::LMA | efer::LME;
         cpu.mxcsr = 0x1f80;
         cpu.seg[1].attr = Segment::L | Segment::P | Segment::S | Segment::CODE | Segment::RW;
@@ -52,11 +53,17 @@ impl Guest {
         self.cpu.gpr[6] = MEM;
         self.cpu.gpr[7] = MEM;
         self.cpu.set_rflags(a.gpr[3]);
+        for (y, b) in self.cpu.ymmh.iter_mut().zip(a.upper.as_chunks::<16>().0) {
+            *y = u128::from_le_bytes(*b);
+        }
         let mut mem = FlatMemory { base: MEM, bytes: a.mem.to_vec() };
         let outcome = self.interpret(&mut mem);
         a.mem.copy_from_slice(&mem.bytes);
         a.gpr[..3].copy_from_slice(&self.cpu.gpr[..3]);
         a.gpr[3] = self.cpu.rflags();
+        for (y, b) in self.cpu.ymmh.iter().zip(a.upper.as_chunks_mut::<16>().0) {
+            *b = y.to_le_bytes();
+        }
         a.fx[..416].copy_from_slice(&helpers::x87::save(&self.cpu, true).0[..416]);
         outcome
     }

@@ -19,6 +19,16 @@ impl Runner {
         at(&mut c, &[0x48, 0x8d, 0xb7], offset_of!(Area, mem)); // lea rsi, [rdi+]
         at(&mut c, &[0x48, 0x0f, 0xae, 0x87], offset_of!(Area, host)); // fxsave64 [rdi+]
         at(&mut c, &[0x48, 0x0f, 0xae, 0x8f], 0); // fxrstor64 [rdi]
+        let upper = |c: &mut Vec<u8>, opcode: u8| {
+            for i in 0..if is_x86_feature_detected!("avx") { 16u8 } else { 0 } {
+                // vinsertf128 ymmI, ymmI, [rdi+], 1 or vextractf128 [rdi+], ymmI, 1
+                let vvvv = if opcode == 0x18 { !i & 15 } else { 15 };
+                let rex = 0x63 | if i < 8 { 0x80 } else { 0 };
+                at(c, &[0xc4, rex, vvvv << 3 | 5, opcode, (i & 7) << 3 | 0x87], offset_of!(Area, upper) + 16 * usize::from(i));
+                c.push(1);
+            }
+        };
+        upper(&mut c, 0x18);
         at(&mut c, &[0xff, 0xb7], gpr + 24); // push qword [rdi+]
         c.push(0x9d); // popfq
         at(&mut c, &[0x48, 0x8b, 0x87], gpr); // mov rax, [rdi+]
@@ -31,6 +41,10 @@ impl Runner {
         c.push(0x9c); // pushfq
         at(&mut c, &[0x8f, 0x87], gpr + 24); // pop qword [rdi+]
         at(&mut c, &[0x48, 0x0f, 0xae, 0x87], 0); // fxsave64 [rdi]
+        upper(&mut c, 0x19);
+        if is_x86_feature_detected!("avx") {
+            c.extend_from_slice(&[0xc5, 0xf8, 0x77]); // vzeroupper
+        }
         c.extend_from_slice(&[0xdb, 0xe2]); // fnclex
         at(&mut c, &[0x48, 0x0f, 0xae, 0x8f], offset_of!(Area, host)); // fxrstor64 [rdi+]
         c.extend_from_slice(&[0xfc, 0xc3]); // cld; ret

@@ -1,7 +1,9 @@
-//! SSE floating-point arithmetic, comparisons and conversions: helpers that run the host's instruction.
+//! SSE and AVX floating-point arithmetic, comparisons and conversions: helpers that run the host's instruction.
 
 use super::super::Tr;
-use crate::helpers::sse::{FP, FP_XM, KEEP_DST};
+use super::{Halves, number};
+use crate::helpers::sse::{FP, FP_WIDE_XM, FP_XM, KEEP_DST, MEMORY, STORE_HALF, Shape, wide};
+use crate::helpers::vector::pack;
 use crate::hostfp::sse::SseOp;
 use arch_x86::Mode;
 use iced_x86::{Code, Mnemonic};
@@ -12,32 +14,119 @@ pub(super) fn translate(tr: &mut Tr<'_>) -> bool {
     if tr.sse_enabled() {
         match op {
             SseOp::Comiss | SseOp::Comisd | SseOp::Ucomiss | SseOp::Ucomisd => compare(tr, op, bytes),
-            _ if tr.insn.op_register(0).is_gpr() => to_gpr(tr, op, bytes),
-            _ => {
-                call(tr, op, bytes, u64::from(super::number(tr.insn.op_register(0))) << 16);
+            SseOp::Cvtps2ph => to_half(tr),
+            _ if tr.is_reg(0) && tr.insn.op_register(0).is_gpr() => to_gpr(tr, op, bytes),
+            _ if !tr.is_vex() => {
+                let dst = number(tr.insn.op_register(0));
+                let source = tr.vsrc_lanes(1, bytes);
+                call(tr, pack(op as u16, dst, dst, tr.imm8()), source);
             }
+            _ => vex(tr, op, bytes),
         }
     }
     true
 }
 
-fn call(tr: &mut Tr<'_>, op: SseOp, bytes: u32, dst: u64) -> Val {
-    let (lo, hi) = tr.vsrc_lanes(1, bytes);
-    let code = tr.i64(op as u64 | dst);
+/// Calls the helper with the second operand's lanes.
+fn call(tr: &mut Tr<'_>, code: u64, (lo, hi): (Val, Val)) -> Val {
+    let code = tr.i64(code);
     let h = if tr.mode.has(Mode::XM) { FP_XM } else { FP };
     tr.call(h, &[code, lo, hi])
 }
 
+/// VEX forms with a vector register as destination.
+fn vex(tr: &mut Tr<'_>, op: SseOp, bytes: u32) {
+    // The last operand that is no immediate is the second source; the first source is only there if it is not operand 1.
+    let last = (1..tr.insn.op_count()).rev().find(|i| tr.is_reg(*i) || tr.is_mem(*i)).unwrap_or(1);
+    let dst = number(tr.insn.op_register(0));
+    let first = if last == 2 { number(tr.insn.op_register(1)) } else { dst };
+    let code = pack(op as u16, dst, first, tr.imm8());
+    if !tr.is_wide() {
+        let source = tr.vsrc_lanes(last, bytes);
+        call(tr, code, source);
+        return tr.clear_upper(0);
+    }
+    let shape = match op {
+        SseOp::Cvtps2pd | SseOp::Cvtdq2pd | SseOp::Cvtph2ps => Shape::Widen,
+        SseOp::Cvtpd2ps | SseOp::Cvtpd2dq | SseOp::Cvttpd2dq => Shape::Narrow,
+        _ => Shape::Same,
+    };
+    if tr.mode.has(Mode::XM) {
+        let bytes = if shape == Shape::Widen { 16 } else { 32 };
+        let (source, at) = wide_operand(tr, last, bytes);
+        let code = tr.i64(code | wide(source, shape));
+        tr.call(FP_WIDE_XM, &[code, at]);
+        return;
+    }
+    if shape == Shape::Widen {
+        let (lo, hi) = tr.vsrc_lanes(last, 16);
+        let z = tr.i64(0);
+        call(tr, code, (lo, z));
+        call(tr, pack(op as u16, dst + 16, first + 16, tr.imm8()), (hi, z));
+        return;
+    }
+    let v = tr.halves(last);
+    let [low, high] = lanes(tr, v);
+    if shape == Shape::Narrow {
+        let (x, y) = (call(tr, code | KEEP_DST, low), call(tr, code | KEEP_DST, high));
+        let r = tr.pack(x, y);
+        return tr.xset(0, r);
+    }
+    call(tr, code, low);
+    call(tr, pack(op as u16, dst + 16, first + 16, tr.imm8()), high);
+}
+
+/// Lanes of both halves.
+pub(super) fn lanes(tr: &mut Tr<'_>, v: Halves) -> [(Val, Val); 2] {
+    v.map(|v| (tr.b.vlane(v, 0), tr.b.vlane(v, 1)))
+}
+
+/// Operand `i` for a helper that reads it itself: its number and the address.
+pub(super) fn wide_operand(tr: &mut Tr<'_>, i: u32, bytes: u32) -> (u32, Val) {
+    if tr.is_mem(i) { (MEMORY, tr.mem_addr(bytes, false)) } else { (number(tr.insn.op_register(i)), tr.i64(0)) }
+}
+
+/// VCVTPS2PH: the destination, half as wide as the source, may be in memory.
+fn to_half(tr: &mut Tr<'_>) {
+    let is_wide = tr.is_wide();
+    let source = number(tr.insn.op_register(1));
+    let code = |dst| pack(SseOp::Cvtps2ph as u16, dst, source, tr.imm8());
+    if tr.is_mem(0) {
+        let code = code(0) | wide(source, Shape::Narrow);
+        let bytes = if is_wide { 16 } else { 8 };
+        let at = tr.mem_addr(bytes, true);
+        let (code, bytes) = (tr.i64(code), tr.i64(bytes.into()));
+        tr.call(STORE_HALF, &[code, at, bytes]);
+        return;
+    }
+    let code = code(number(tr.insn.op_register(0)));
+    if is_wide && tr.mode.has(Mode::XM) {
+        let (code, at) = (tr.i64(code | wide(source, Shape::Narrow)), tr.i64(0));
+        tr.call(FP_WIDE_XM, &[code, at]);
+        return;
+    }
+    let v = tr.halves(1);
+    let mut r = [tr.i64(0); 2];
+    for (k, v) in v.into_iter().enumerate().filter(|(_, v)| *v != Val::NONE) {
+        let source = (tr.b.vlane(v, 0), tr.b.vlane(v, 1));
+        r[k] = call(tr, code | KEEP_DST, source);
+    }
+    let v = tr.pack(r[0], r[1]);
+    tr.xset(0, v);
+}
+
 /// ZF PF CF from the comparison, OF SF AF cleared (SDM 2 "COMISD").
 fn compare(tr: &mut Tr<'_>, op: SseOp, bytes: u32) {
-    let first = u64::from(super::number(tr.insn.op_register(0)));
-    let f = call(tr, op, bytes, first << 16 | KEEP_DST);
+    let first = number(tr.insn.op_register(0));
+    let source = tr.vsrc_lanes(1, bytes);
+    let f = call(tr, pack(op as u16, first, first, 0) | KEEP_DST, source);
     let f = tr.b.bin_imm(Op::And, f, 0x45);
     tr.flags_bits(f);
 }
 
 fn to_gpr(tr: &mut Tr<'_>, op: SseOp, bytes: u32) {
-    let v = call(tr, op, bytes, KEEP_DST);
+    let source = tr.vsrc_lanes(1, bytes);
+    let v = call(tr, pack(op as u16, 0, 0, 0) | KEEP_DST, source);
     let r = tr.insn.op_register(0);
     let v = if r.is_gpr32() { tr.b.zext(Ty::I32, v) } else { v };
     tr.set_reg(r, v);
@@ -45,7 +134,7 @@ fn to_gpr(tr: &mut Tr<'_>, op: SseOp, bytes: u32) {
 
 /// The operation, and how many bytes of the second operand it reads.
 fn fp_op(tr: &Tr<'_>) -> Option<(SseOp, u32)> {
-    arithmetic(tr.insn.mnemonic()).or_else(|| comparison(tr)).or_else(|| conversion(tr))
+    arithmetic(tr.name()).or_else(|| comparison(tr)).or_else(|| conversion(tr))
 }
 
 macro_rules! four_forms {
@@ -63,6 +152,12 @@ macro_rules! four_forms {
             Mnemonic::Haddpd => (SseOp::Haddpd, 16),
             Mnemonic::Hsubps => (SseOp::Hsubps, 16),
             Mnemonic::Hsubpd => (SseOp::Hsubpd, 16),
+            Mnemonic::Roundps => (SseOp::Roundps, 16),
+            Mnemonic::Roundpd => (SseOp::Roundpd, 16),
+            Mnemonic::Roundss => (SseOp::Roundss, 4),
+            Mnemonic::Roundsd => (SseOp::Roundsd, 8),
+            Mnemonic::Dpps => (SseOp::Dpps, 16),
+            Mnemonic::Dppd => (SseOp::Dppd, 16),
             _ => return None,
         }
     };
@@ -82,7 +177,7 @@ fn arithmetic(m: Mnemonic) -> Option<(SseOp, u32)> {
 
 fn comparison(tr: &Tr<'_>) -> Option<(SseOp, u32)> {
     use Mnemonic as M;
-    let (base, bytes) = match tr.insn.mnemonic() {
+    let (base, bytes) = match tr.name() {
         M::Comiss => return Some((SseOp::Comiss, 4)),
         M::Comisd => return Some((SseOp::Comisd, 8)),
         M::Ucomiss => return Some((SseOp::Ucomiss, 4)),
@@ -90,18 +185,22 @@ fn comparison(tr: &Tr<'_>) -> Option<(SseOp, u32)> {
         M::Cmpps => (SseOp::Cmpps0, 16),
         M::Cmppd => (SseOp::Cmppd0, 16),
         M::Cmpss => (SseOp::Cmpss0, 4),
-        M::Cmpsd if tr.insn.code() == Code::Cmpsd_xmm_xmmm64_imm8 => (SseOp::Cmpsd0, 8),
+        M::Cmpsd if tr.is_vex() || tr.insn.code() == Code::Cmpsd_xmm_xmmm64_imm8 => (SseOp::Cmpsd0, 8),
         _ => return None,
     };
-    Some((base.predicate(tr.imm8(2)), bytes))
+    // Legacy forms look at three bits.
+    Some((base.predicate(if tr.is_vex() { tr.imm8() } else { tr.imm8() & 7 }), bytes))
 }
 
 fn conversion(tr: &Tr<'_>) -> Option<(SseOp, u32)> {
     use Mnemonic as M;
     let to64 = tr.is_reg(0) && tr.insn.op_register(0).is_gpr64();
-    let from = |narrow, wide| if tr.op_ty(1) == Ty::I64 { (wide, 8) } else { (narrow, 4) };
+    let integer = tr.insn.op_count() - 1;
+    let from = |narrow, wide| if tr.op_ty(integer) == Ty::I64 { (wide, 8) } else { (narrow, 4) };
     let to = |narrow, wide| if to64 { wide } else { narrow };
-    Some(match tr.insn.mnemonic() {
+    Some(match tr.name() {
+        M::Vcvtph2ps => (SseOp::Cvtph2ps, 8),
+        M::Vcvtps2ph => (SseOp::Cvtps2ph, 16),
         M::Cvtps2pd => (SseOp::Cvtps2pd, 8),
         M::Cvtpd2ps => (SseOp::Cvtpd2ps, 16),
         M::Cvtss2sd => (SseOp::Cvtss2sd, 4),

@@ -1,30 +1,24 @@
-//! SSE packed integer and bitwise operations (SDM 1 "SSE2 128-Bit SIMD Integer Instructions").
+//! SSE and AVX packed integer and bitwise operations (SDM 1 "SSE2 128-Bit SIMD Integer Instructions").
 
 use super::super::Tr;
-use crate::helpers::sse::{INT, IntOp};
 use iced_x86::Mnemonic;
-use ir::{Ty, VecOp, VecShift};
+use ir::{VecOp, VecShift};
 
 pub(super) fn translate(tr: &mut Tr<'_>) -> bool {
-    let m = tr.insn.mnemonic();
-    if let Some(op) = vec_op(m).or_else(|| float_logic(m)) {
+    let m = tr.name();
+    if let Some(op) = vec_op(m).or_else(|| wide_op(m)) {
         if tr.sse_enabled() {
             lanewise(tr, op);
         }
         return true;
     }
-    if let Some((kind, by)) = shift(m) {
+    if let Some((kind, all)) = shift(m) {
         if tr.sse_enabled() {
-            match tr.is_reg(1) || tr.is_mem(1) {
-                true => helper(tr, by),
+            let count = tr.insn.op_count() - 1;
+            match tr.is_reg(count) || tr.is_mem(count) {
+                true => shift_all(tr, all, count),
                 false => shift_imm(tr, kind),
             }
-        }
-        return true;
-    }
-    if let Some(op) = int_op(m) {
-        if tr.sse_enabled() {
-            helper(tr, op);
         }
         return true;
     }
@@ -32,11 +26,22 @@ pub(super) fn translate(tr: &mut Tr<'_>) -> bool {
 }
 
 fn lanewise(tr: &mut Tr<'_>, op: VecOp) {
+    if matches!(op, VecOp::Abs8 | VecOp::Abs16 | VecOp::Abs32 | VecOp::MinPosU16) {
+        return tr.each(1, |tr, v| tr.vec(op, v, v));
+    }
     if matches!(op, VecOp::Xor | VecOp::Sub8 | VecOp::Sub16 | VecOp::Sub32 | VecOp::Sub64) && tr.same_registers() {
         let z = tr.vzero();
-        return tr.xset(0, z);
+        let high = if tr.is_wide() { z } else { ir::Val::NONE };
+        return tr.vset(0, [z, high]);
     }
-    tr.vec2(op, false);
+    tr.both(|tr, a, b| tr.vec(op, a, b));
+}
+
+/// Shifts all lanes by a count in a register or memory, which is 128 bits wide even if the others are 256.
+fn shift_all(tr: &mut Tr<'_>, op: VecOp, count: u32) {
+    let n = tr.vsrc(count);
+    let source = tr.sources().0;
+    tr.each(source, |tr, v| tr.vec(op, v, n));
 }
 
 /// The lane-wise op of an instruction that exists with MMX and XMM operands.
@@ -87,12 +92,32 @@ pub(in super::super) fn vec_op(m: Mnemonic) -> Option<VecOp> {
         M::Punpckhwd => VecOp::UnpkHi16,
         M::Punpckhdq => VecOp::UnpkHi32,
         M::Punpckhqdq => VecOp::UnpkHi64,
+        M::Pmulhw => VecOp::MulHiS16,
+        M::Pmulhuw => VecOp::MulHiU16,
+        M::Pmaddwd => VecOp::MulAddS16,
+        M::Pmuludq => VecOp::MulU32,
+        M::Psadbw => VecOp::SadU8,
+        M::Pshufb => VecOp::Permute8,
+        M::Phaddw => VecOp::HAdd16,
+        M::Phaddd => VecOp::HAdd32,
+        M::Phaddsw => VecOp::HAddSatS16,
+        M::Phsubw => VecOp::HSub16,
+        M::Phsubd => VecOp::HSub32,
+        M::Phsubsw => VecOp::HSubSatS16,
+        M::Pmaddubsw => VecOp::MulAddUS8,
+        M::Pmulhrsw => VecOp::MulRoundS16,
+        M::Psignb => VecOp::Sign8,
+        M::Psignw => VecOp::Sign16,
+        M::Psignd => VecOp::Sign32,
+        M::Pabsb => VecOp::Abs8,
+        M::Pabsw => VecOp::Abs16,
+        M::Pabsd => VecOp::Abs32,
         _ => return None,
     })
 }
 
-/// Instructions on floating-point operands that compute no number.
-fn float_logic(m: Mnemonic) -> Option<VecOp> {
+/// Those without an MMX form, and those on floating-point operands that compute no number.
+fn wide_op(m: Mnemonic) -> Option<VecOp> {
     use Mnemonic as M;
     Some(match m {
         M::Andps | M::Andpd => VecOp::And,
@@ -103,54 +128,51 @@ fn float_logic(m: Mnemonic) -> Option<VecOp> {
         M::Unpckhps => VecOp::UnpkHi32,
         M::Unpcklpd => VecOp::UnpkLo64,
         M::Unpckhpd => VecOp::UnpkHi64,
+        M::Pcmpeqq => VecOp::CmpEq64,
+        M::Pcmpgtq => VecOp::CmpGtS64,
+        M::Pminsb => VecOp::MinS8,
+        M::Pmaxsb => VecOp::MaxS8,
+        M::Pminuw => VecOp::MinU16,
+        M::Pmaxuw => VecOp::MaxU16,
+        M::Pminsd => VecOp::MinS32,
+        M::Pmaxsd => VecOp::MaxS32,
+        M::Pminud => VecOp::MinU32,
+        M::Pmaxud => VecOp::MaxU32,
+        M::Pmulld => VecOp::Mul32,
+        M::Pmuldq => VecOp::MulS32,
+        M::Packusdw => VecOp::PackU32,
+        M::Phminposuw => VecOp::MinPosU16,
+        M::Vpsllvd => VecOp::ShlBy32,
+        M::Vpsllvq => VecOp::ShlBy64,
+        M::Vpsrlvd => VecOp::ShrBy32,
+        M::Vpsrlvq => VecOp::ShrBy64,
+        M::Vpsravd => VecOp::SarBy32,
         _ => return None,
     })
 }
 
 /// Shift by an immediate, and the operation with the count in a register.
-pub(in super::super) fn shift(m: Mnemonic) -> Option<(VecShift, IntOp)> {
+pub(in super::super) fn shift(m: Mnemonic) -> Option<(VecShift, VecOp)> {
     use Mnemonic as M;
     Some(match m {
-        M::Psllw => (VecShift::Shl16, IntOp::Shl16),
-        M::Pslld => (VecShift::Shl32, IntOp::Shl32),
-        M::Psllq => (VecShift::Shl64, IntOp::Shl64),
-        M::Psrlw => (VecShift::Shr16, IntOp::Shr16),
-        M::Psrld => (VecShift::Shr32, IntOp::Shr32),
-        M::Psrlq => (VecShift::Shr64, IntOp::Shr64),
-        M::Psraw => (VecShift::Sar16, IntOp::Sar16),
-        M::Psrad => (VecShift::Sar32, IntOp::Sar32),
+        M::Psllw => (VecShift::Shl16, VecOp::ShlAll16),
+        M::Pslld => (VecShift::Shl32, VecOp::ShlAll32),
+        M::Psllq => (VecShift::Shl64, VecOp::ShlAll64),
+        M::Psrlw => (VecShift::Shr16, VecOp::ShrAll16),
+        M::Psrld => (VecShift::Shr32, VecOp::ShrAll32),
+        M::Psrlq => (VecShift::Shr64, VecOp::ShrAll64),
+        M::Psraw => (VecShift::Sar16, VecOp::SarAll16),
+        M::Psrad => (VecShift::Sar32, VecOp::SarAll32),
         _ => return None,
     })
-}
-
-pub(in super::super) fn int_op(m: Mnemonic) -> Option<IntOp> {
-    use Mnemonic as M;
-    Some(match m {
-        M::Pmulhw => IntOp::MulHiS16,
-        M::Pmulhuw => IntOp::MulHiU16,
-        M::Pmaddwd => IntOp::MulAdd16,
-        M::Pmuludq => IntOp::MulU32,
-        M::Psadbw => IntOp::SadU8,
-        _ => return None,
-    })
-}
-
-fn helper(tr: &mut Tr<'_>, op: IntOp) {
-    let (lo, hi) = tr.vsrc_lanes(1, 16);
-    let code = tr.i64(op as u64 | u64::from(super::number(tr.insn.op_register(0))) << 16);
-    tr.call(INT, &[code, lo, hi]);
 }
 
 /// A count of the lane width or more clears the lane, or fills it with the sign.
 fn shift_imm(tr: &mut Tr<'_>, kind: VecShift) {
-    let n = u32::from(tr.imm8(1));
+    let n = u32::from(tr.imm8());
     let last = kind.width() - 1;
     let arithmetic = matches!(kind, VecShift::Sar16 | VecShift::Sar32);
-    let r = if n > last && !arithmetic {
-        tr.b.iconst(Ty::V128, 0)
-    } else {
-        let a = tr.xget(0);
-        tr.b.vshift(kind, a, n.min(last))
-    };
-    tr.xset(0, r);
+    let source = tr.sources().0;
+    let z = tr.vzero();
+    tr.each(source, |tr, v| if n > last && !arithmetic { z } else { tr.b.vshift(kind, v, n.min(last)) });
 }

@@ -1,4 +1,4 @@
-//! SSE data movement (SDM 1 "SSE Data Movement Instructions", "SSE2 ...", "SSE3 ..."), MXCSR.
+//! SSE and AVX data movement (SDM 1 "SSE Data Movement Instructions", "SSE2 ...", "SSE3 ..."), MXCSR.
 
 use super::super::Tr;
 use crate::helpers::sse::{LDMXCSR, MASKMOVDQU, MXCSR_WRITABLE};
@@ -10,11 +10,11 @@ use ir::{Cond, Op, Ty};
 
 pub(super) fn translate(tr: &mut Tr<'_>) -> bool {
     use Mnemonic as M;
-    let run: fn(&mut Tr<'_>) = match tr.insn.mnemonic() {
-        M::Movaps | M::Movapd | M::Movdqa | M::Movntps | M::Movntpd | M::Movntdq => |tr| full(tr, true),
+    let run: fn(&mut Tr<'_>) = match tr.name() {
+        M::Movaps | M::Movapd | M::Movdqa | M::Movntps | M::Movntpd | M::Movntdq | M::Movntdqa => |tr| full(tr, true),
         M::Movups | M::Movupd | M::Movdqu | M::Lddqu => |tr| full(tr, false),
         M::Movss => |tr| scalar(tr, Ty::I32),
-        M::Movsd if is_sse_movsd(tr.insn.code()) => |tr| scalar(tr, Ty::I64),
+        M::Movsd if tr.is_vex() || is_sse_movsd(tr.insn.code()) => |tr| scalar(tr, Ty::I64),
         M::Movlps | M::Movlpd => |tr| half(tr, 0),
         M::Movhps | M::Movhpd => |tr| half(tr, 8),
         M::Movlhps => |tr| lane(tr, 8, 0),
@@ -40,25 +40,36 @@ fn is_sse_movsd(c: Code) -> bool {
 }
 
 fn full(tr: &mut Tr<'_>, aligned: bool) {
+    if tr.is_wide() {
+        let v = if tr.is_mem(1) { tr.yload(aligned) } else { tr.halves(1) };
+        return if tr.is_mem(0) { tr.ystore(v, aligned) } else { tr.vset(0, v) };
+    }
     let v = if tr.is_mem(1) { tr.vload(Ty::V128, aligned) } else { tr.xget(1) };
     if tr.is_mem(0) { tr.vstore(v, aligned) } else { tr.xset(0, v) }
 }
 
-/// MOVSS, MOVSD: a load clears the rest, a register move keeps it.
+/// MOVSS, MOVSD: a load clears the rest, a register move keeps it or takes it from the VEX form's first source.
 fn scalar(tr: &mut Tr<'_>, ty: Ty) {
     if tr.is_mem(1) {
         let v = tr.vload(ty, false);
         let v = tr.b.zext(Ty::I64, v);
         return low_only(tr, v);
     }
-    let src = tr.xslot(1);
-    let v = tr.b.get(ty, src, 0);
     if tr.is_mem(0) {
-        tr.vstore(v, false);
-    } else {
-        let dst = tr.xslot(0);
-        tr.b.set(ty, dst, 0, v);
+        let src = tr.xslot(1);
+        let v = tr.b.get(ty, src, 0);
+        return tr.vstore(v, false);
     }
+    let (i, j) = tr.sources();
+    if tr.is_vex() {
+        let (rest, low) = (tr.xget(i), tr.xget(j));
+        let n = ty.bytes() as u8;
+        let v = tr.b.vshuffle(low, rest, std::array::from_fn(|k| if (k as u8) < n { k as u8 } else { 16 + k as u8 }));
+        return tr.xset(0, v);
+    }
+    let (src, dst) = (tr.xslot(j), tr.xslot(i));
+    let v = tr.b.get(ty, src, 0);
+    tr.b.set(ty, dst, 0, v);
 }
 
 /// Operand 0 = the I64 `v`, zero-extended.
@@ -76,15 +87,28 @@ fn half(tr: &mut Tr<'_>, at: u32) {
         tr.vstore(v, false);
     } else {
         let v = tr.vload(Ty::I64, false);
-        let dst = tr.xslot(0);
-        tr.b.set(Ty::I64, dst, at, v);
+        replace_lane(tr, at, v);
     }
 }
 
+/// MOVLHPS, MOVHLPS: 64 bits at byte `from` of the second source go to byte `to`.
 fn lane(tr: &mut Tr<'_>, to: u32, from: u32) {
-    let (dst, src) = (tr.xslot(0), tr.xslot(1));
+    let (_, j) = tr.sources();
+    let src = tr.xslot(j);
     let v = tr.b.get(Ty::I64, src, from);
-    tr.b.set(Ty::I64, dst, to, v);
+    replace_lane(tr, to, v);
+}
+
+/// Destination = first source with `v` (I64) at byte `at`.
+fn replace_lane(tr: &mut Tr<'_>, at: u32, v: ir::Val) {
+    if tr.is_vex() {
+        let first = tr.xget(1);
+        let r = tr.b.vset_lane(first, (at / 8) as u16, v);
+        tr.xset(0, r);
+    } else {
+        let dst = tr.xslot(0);
+        tr.b.set(Ty::I64, dst, at, v);
+    }
 }
 
 /// MOVD and MOVQ between XMM registers, general registers and memory; a destination register is cleared above.
@@ -113,8 +137,13 @@ fn movd(tr: &mut Tr<'_>) {
 
 /// Sign bits of the lanes to a general register.
 fn mask(tr: &mut Tr<'_>, width: u16) {
-    let v = tr.xget(1);
-    let m = tr.b.vmask(v, width);
+    let v = tr.halves(1);
+    let mut m = tr.b.vmask(v[0], width);
+    if v[1] != ir::Val::NONE {
+        let high = tr.b.vmask(v[1], width);
+        let high = tr.b.bin_imm(Op::Shl, high, u64::from(128 / width));
+        m = tr.b.bin(Op::Or, m, high);
+    }
     let m = tr.b.zext(Ty::I32, m);
     let r = tr.insn.op_register(0).full_register32();
     tr.set_reg(r, m);

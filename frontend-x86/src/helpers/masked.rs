@@ -1,0 +1,134 @@
+//! Masked moves and gathers of AVX (SDM 2 "VMASKMOV", "VPGATHERDD"): elements that the mask leaves out are not accessed.
+
+use super::vector::half;
+use super::{ANY, Env, Res};
+use vm_core::{Access, Va};
+
+rows! {
+    topic masked;
+    /// (`code`, linear address): elements left out become 0.
+    MASKED_LOAD = masked_load(2) ANY;
+    MASKED_STORE = masked_store(2) ANY;
+    /// (`Gather::pack`, offset, base of the segment)
+    GATHER = gather(3) ANY;
+}
+
+/// Elements of `bytes` (4, 8) in vectors of `width` (16, 32) bytes: data register and mask register.
+pub fn code(bytes: u32, width: u32, data: u32, mask: u32) -> u64 {
+    u64::from(bytes) | u64::from(width) << 8 | u64::from(data) << 16 | u64::from(mask) << 24
+}
+
+/// A vector register of 256 bits as bytes.
+fn register<E: Env>(env: &E, n: usize) -> [u8; 32] {
+    let cpu = env.cpu_ref();
+    let mut b = [0; 32];
+    b[..16].copy_from_slice(&cpu.xmm[n & 15].to_le_bytes());
+    b[16..].copy_from_slice(&cpu.ymmh[n & 15].to_le_bytes());
+    b
+}
+
+fn set_register<E: Env>(env: &mut E, n: usize, b: &[u8; 32]) {
+    let part = |at: usize| b[at..at + 16].iter().rev().fold(0u128, |v, b| v << 8 | u128::from(*b));
+    let cpu = env.cpu();
+    *half(cpu, n & 15) = part(0);
+    *half(cpu, n & 15 | 16) = part(16);
+}
+
+/// Fields of `code`: bytes, width, data, mask.
+fn unpack(code: u64) -> (usize, usize, usize, usize) {
+    let [bytes, width, data, mask, ..] = code.to_le_bytes();
+    (if bytes == 8 { 8 } else { 4 }, usize::from(width.min(32)), data.into(), mask.into())
+}
+
+/// Offsets of the elements whose mask has its top bit set.
+fn selected(mask: &[u8; 32], bytes: usize, width: usize) -> impl Iterator<Item = usize> {
+    let mask = *mask;
+    (0..width).step_by(bytes).filter(move |at| mask[at + bytes - 1] & 0x80 != 0)
+}
+
+fn masked_load<E: Env>(env: &mut E, code: u64, va: u64, _: u64) -> Res {
+    let (bytes, width, data, mask) = unpack(code);
+    let (mask, ctx) = (register(env, mask), env.cpu_ref().mode().ctx());
+    let mut r = [0; 32];
+    for at in selected(&mask, bytes, width) {
+        let v = env.load(Va(va.wrapping_add(at as u64)), bytes as u8, ctx)?;
+        r[at..at + bytes].copy_from_slice(&v.to_le_bytes()[..bytes]);
+    }
+    set_register(env, data, &r);
+    Ok(0)
+}
+
+fn masked_store<E: Env>(env: &mut E, code: u64, va: u64, _: u64) -> Res {
+    let (bytes, width, data, mask) = unpack(code);
+    let (data, mask, ctx) = (register(env, data), register(env, mask), env.cpu_ref().mode().ctx());
+    let address = |at: usize| Va(va.wrapping_add(at as u64));
+    for at in selected(&mask, bytes, width) {
+        env.probe(address(at), bytes as u64, Access::Write, ctx)?;
+    }
+    for at in selected(&mask, bytes, width) {
+        let mut v = [0; 8];
+        v[..bytes].copy_from_slice(&data[at..at + bytes]);
+        env.store(address(at), bytes as u8, u64::from_le_bytes(v), ctx)?;
+    }
+    Ok(0)
+}
+
+/// A gather: element and index size in bytes, number of elements, registers, scale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gather {
+    pub bytes: u32,
+    pub index_bytes: u32,
+    pub n: u32,
+    pub dst: u32,
+    pub mask: u32,
+    pub index: u32,
+    pub scale: u32,
+    /// Offsets have 32 bits.
+    pub narrow: bool,
+}
+
+impl Gather {
+    pub fn pack(self) -> u64 {
+        let b = |v: u32| v as u8;
+        u64::from_le_bytes([
+            b(self.bytes),
+            b(self.index_bytes),
+            b(self.n),
+            b(self.dst),
+            b(self.mask),
+            b(self.index),
+            b(self.scale),
+            self.narrow.into(),
+        ])
+    }
+}
+
+/// Little-endian number, sign-extended.
+fn signed(b: &[u8]) -> u64 {
+    if b.len() == 4 { i32::from_le_bytes([b[0], b[1], b[2], b[3]]) as u64 } else { b.iter().rev().fold(0, |v, b| v << 8 | u64::from(*b)) }
+}
+
+fn gather<E: Env>(env: &mut E, code: u64, offset: u64, start: u64) -> Res {
+    let [bytes, index_bytes, n, dst, mask, index, scale, narrow] = code.to_le_bytes();
+    let (bytes, index_bytes) = (usize::from(bytes).clamp(4, 8), usize::from(index_bytes).clamp(4, 8));
+    let n = usize::from(n).min(32 / bytes.max(index_bytes));
+    let (index, masks) = (register(env, index.into()), register(env, mask.into()));
+    let (ctx, is_64) = (env.cpu_ref().mode().ctx(), env.cpu_ref().mode().is_64());
+    let mut r = register(env, dst.into());
+    for i in 0..n {
+        if masks[i * bytes + bytes - 1] & 0x80 == 0 {
+            continue;
+        }
+        let at = signed(&index[i * index_bytes..][..index_bytes]).wrapping_mul(scale.into()).wrapping_add(offset);
+        let at = if narrow != 0 { at & 0xffff_ffff } else { at };
+        let va = start.wrapping_add(at);
+        let v = env.load(Va(if is_64 { va } else { va & 0xffff_ffff }), bytes as u8, ctx)?;
+        r[i * bytes..][..bytes].copy_from_slice(&v.to_le_bytes()[..bytes]);
+    }
+    // What lies above the last element is cleared, and the mask wholly.
+    r[n * bytes..].fill(0);
+    set_register(env, dst.into(), &r);
+    set_register(env, mask.into(), &[0; 32]);
+    Ok(0)
+}
+

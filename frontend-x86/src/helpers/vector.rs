@@ -1,0 +1,155 @@
+//! Helpers of vector instructions that are more than lane-wise: AES, carry-less products, SHA, MPSADBW, string comparisons
+//! (SDM 2 of each).
+
+mod aes;
+mod sha;
+mod strings;
+
+use super::{Env, Res, STATE};
+use arch_x86::CpuState;
+
+rows! {
+    topic vector;
+    /// (`pack` of a `BlockOp`, second operand): destination = op of first operand and second.
+    BLOCK = block(3) STATE;
+    /// (`pack` of 1 explicit lengths | 2 mask result | 4 64-bit lengths, second operand): a string comparison. Gives the
+    /// flags.
+    STRINGS = string_compare(3) STATE;
+}
+
+/// First operand of vector helpers: what to do, destination and first source, an immediate. Registers are numbered 0..=15
+/// for XMM, 16..=31 for the upper halves of YMM.
+pub fn pack(op: u16, dst: u32, src: u32, imm: u8) -> u64 {
+    u64::from(op) | u64::from(dst & 31) << 16 | u64::from(src & 31) << 24 | u64::from(imm) << 32
+}
+
+/// Fields of `pack`.
+#[derive(Clone, Copy)]
+pub(super) struct Packed(pub u64);
+
+impl Packed {
+    pub fn op(self) -> u16 {
+        self.0 as u16
+    }
+    pub fn dst(self) -> usize {
+        (self.0 >> 16 & 31) as usize
+    }
+    pub fn src(self) -> usize {
+        (self.0 >> 24 & 31) as usize
+    }
+    pub fn imm(self) -> u8 {
+        (self.0 >> 32) as u8
+    }
+}
+
+/// Vector register half `n`.
+pub(super) fn half(cpu: &mut CpuState, n: usize) -> &mut u128 {
+    if n < 16 { &mut cpu.xmm[n & 15] } else { &mut cpu.ymmh[n & 15] }
+}
+
+pub(super) fn join(lo: u64, hi: u64) -> u128 {
+    u128::from(hi) << 64 | u128::from(lo)
+}
+
+/// Operations on two vectors as wholes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+pub enum BlockOp {
+    AesEnc,
+    AesEncLast,
+    AesDec,
+    AesDecLast,
+    /// Of the second operand.
+    AesImc,
+    AesKeygen,
+    Clmul,
+    Mpsadbw,
+    Sha1Rnds4,
+    Sha1Nexte,
+    Sha1Msg1,
+    Sha1Msg2,
+    /// Takes its round constants from XMM0.
+    Sha256Rnds2,
+    Sha256Msg1,
+    Sha256Msg2,
+}
+
+impl BlockOp {
+    const ALL: [BlockOp; 15] = [
+        BlockOp::AesEnc,
+        BlockOp::AesEncLast,
+        BlockOp::AesDec,
+        BlockOp::AesDecLast,
+        BlockOp::AesImc,
+        BlockOp::AesKeygen,
+        BlockOp::Clmul,
+        BlockOp::Mpsadbw,
+        BlockOp::Sha1Rnds4,
+        BlockOp::Sha1Nexte,
+        BlockOp::Sha1Msg1,
+        BlockOp::Sha1Msg2,
+        BlockOp::Sha256Rnds2,
+        BlockOp::Sha256Msg1,
+        BlockOp::Sha256Msg2,
+    ];
+
+    /// `third` is XMM0.
+    fn eval(self, a: u128, b: u128, third: u128, imm: u8) -> u128 {
+        match self {
+            BlockOp::AesEnc => aes::encrypt(a) ^ b,
+            BlockOp::AesEncLast => aes::encrypt_last(a) ^ b,
+            BlockOp::AesDec => aes::decrypt(a) ^ b,
+            BlockOp::AesDecLast => aes::decrypt_last(a) ^ b,
+            BlockOp::AesImc => aes::unmix(b),
+            BlockOp::AesKeygen => aes::keygen(b, imm),
+            BlockOp::Clmul => clmul((a >> (64 * (imm & 1))) as u64, (b >> (64 * (imm >> 4 & 1))) as u64),
+            BlockOp::Mpsadbw => mpsadbw(a, b, imm),
+            BlockOp::Sha1Rnds4 => sha::sha1_rounds(a, b, imm),
+            BlockOp::Sha1Nexte => sha::sha1_next_e(a, b),
+            BlockOp::Sha1Msg1 => sha::sha1_message1(a, b),
+            BlockOp::Sha1Msg2 => sha::sha1_message2(a, b),
+            BlockOp::Sha256Rnds2 => sha::sha256_rounds(a, b, third),
+            BlockOp::Sha256Msg1 => sha::sha256_message1(a, b),
+            BlockOp::Sha256Msg2 => sha::sha256_message2(a, b),
+        }
+    }
+}
+
+/// Product of polynomials over GF(2).
+fn clmul(a: u64, b: u64) -> u128 {
+    (0..64).filter(|i| b >> i & 1 == 1).fold(0, |r, i| r ^ u128::from(a) << i)
+}
+
+/// Sums of differences of four bytes of b with those at eight places of a.
+fn mpsadbw(a: u128, b: u128, imm: u8) -> u128 {
+    let (a, b) = (a.to_le_bytes(), b.to_le_bytes());
+    let (at, from) = (usize::from(imm >> 2 & 1) * 4, usize::from(imm & 3) * 4);
+    (0..8).rev().fold(0, |r, i| {
+        let sum: u16 = (0..4).map(|k| u16::from(a[at + i + k].abs_diff(b[from + k]))).sum();
+        r << 16 | u128::from(sum)
+    })
+}
+
+fn block<E: Env>(env: &mut E, code: u64, lo: u64, hi: u64) -> Res {
+    let p = Packed(code);
+    let Some(op) = BlockOp::ALL.get(usize::from(p.op())) else { return Ok(0) };
+    let cpu = env.cpu();
+    let (a, third) = (*half(cpu, p.src()), cpu.xmm[0]);
+    *half(cpu, p.dst()) = op.eval(a, join(lo, hi), third, p.imm());
+    Ok(0)
+}
+
+fn string_compare<E: Env>(env: &mut E, code: u64, lo: u64, hi: u64) -> Res {
+    let p = Packed(code);
+    let (explicit, mask, wide) = (p.op() & 1 != 0, p.op() & 2 != 0, p.op() & 4 != 0);
+    let cpu = env.cpu();
+    let len = |v: u64| if wide { v as i64 } else { (v as i32).into() };
+    let lengths = explicit.then(|| (len(cpu.gpr[0]), len(cpu.gpr[2])));
+    let r = strings::compare(*half(cpu, p.src()), join(lo, hi), lengths, p.imm());
+    if mask {
+        cpu.xmm[0] = r.mask();
+    } else {
+        cpu.gpr[1] = r.index().into();
+    }
+    Ok(r.flags)
+}
