@@ -99,7 +99,7 @@ fn long_encodings() -> Vec<Vec<u8>> {
                 for modrm in modrms() {
                     let imms = if map == 0x3a { 6 } else { 1 };
                     for _ in 0..imms {
-                        let bytes = [prefix, rex, &[0x0f, map, opcode, modrm, r.next() as u8, 0, 0, 0]].concat();
+                        let bytes = [prefix, rex, &[0x0f, map, opcode, modrm, r.next_u64() as u8, 0, 0, 0]].concat();
                         if let Some(i) = decode(&bytes) {
                             out.push(bytes[..i.len()].to_vec());
                         }
@@ -129,7 +129,7 @@ fn vex_encodings() -> Vec<Vec<u8>> {
                     for v in [v, 0] {
                         // VEX.R, X, B are inverted: register numbers below 8.
                         let bytes =
-                            [0xc4, 0xe0 | map, third | (!v & 15) << 3, opcode, modrm, r.next() as u8, r.next() as u8, 0, 0];
+                            [0xc4, 0xe0 | map, third | (!v & 15) << 3, opcode, modrm, r.next_u64() as u8, r.next_u64() as u8, 0, 0];
                         if let Some(i) = decode(&bytes) {
                             out.push(bytes[..i.len()].to_vec());
                         }
