@@ -2,40 +2,27 @@
 
 use iced_x86::{CpuidFeature as F, Decoder, DecoderOptions, Instruction, Mnemonic as M, OpKind};
 use rhea_tests::x86::{CODE, ENGINES, Guest, Stop};
+use vm_core::testing::Rng;
 
 /// Where the memory operand, [RSI], lies.
 const DATA: u64 = 0x3000;
 const PROGRAMS: usize = 120;
 const LENGTH: usize = 24;
 
-struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    /// Lanes of small numbers, edges and random bits.
-    fn vector(&mut self) -> u128 {
-        let word = |r: &mut Self| {
-            let x = r.next();
-            match x >> 60 & 3 {
-                0 => x & 0x0f1f_071f_003f_0007,
-                1 => [0, !0, 0x8000_0000_0000_0000, 0x8080_8080_8080_8080, 0x7fff_8000_7fff_8000, 0x8000_0000_7fff_ffff]
-                    [x as usize % 6],
-                _ => x,
-            }
-        };
-        u128::from(word(self)) << 64 | u128::from(word(self))
-    }
+/// Lanes of small numbers, edges and random bits.
+fn vector(r: &mut Rng) -> u128 {
+    const EDGES: [u64; 6] = [0, !0, 1 << 63, 0x8080_8080_8080_8080, 0x7fff_8000_7fff_8000, 0x8000_0000_7fff_ffff];
+    let mut word = || match r.below(4) {
+        0 => r.next_u64() & 0x0f1f_071f_003f_0007,
+        1 => r.pick(&EDGES),
+        _ => r.next_u64(),
+    };
+    u128::from(word()) << 64 | u128::from(word())
 }
 
 /// An integer vector instruction on registers or [RSI], legacy or VEX.
 fn instruction(r: &mut Rng) -> Option<Vec<u8>> {
-    let (x, imm) = (r.next(), r.next() as u8);
+    let (x, imm) = (r.next_u64(), r.next_u64() as u8);
     let byte = |n: u32| (x >> (8 * n)) as u8;
     let modrm = if x >> 62 == 0 { byte(0) & 0x38 | 6 } else { byte(0) | 0xc0 };
     let map = byte(1) % 3;
@@ -71,11 +58,11 @@ fn text(code: &[u8]) -> String {
 fn start(code: &[u8], r: &mut Rng) -> Guest {
     let mut g = Guest::new(64).expect("64-bit mode");
     g.memory.extend((CODE..).zip(code.iter().copied()));
-    let data = [r.vector(), r.vector()].map(u128::to_le_bytes).concat();
+    let data = [vector(r), vector(r)].map(u128::to_le_bytes).concat();
     g.memory.extend((DATA..).zip(data));
     g.cpu.gpr[6] = DATA;
-    g.cpu.xmm.iter_mut().for_each(|x| *x = r.vector());
-    g.cpu.ymmh.iter_mut().for_each(|x| *x = r.vector());
+    g.cpu.xmm.iter_mut().for_each(|x| *x = vector(r));
+    g.cpu.ymmh.iter_mut().for_each(|x| *x = vector(r));
     g
 }
 
@@ -90,7 +77,7 @@ fn engines_agree_on_vector_instructions() {
             kinds.insert(Decoder::new(64, &i, DecoderOptions::NONE).decode().mnemonic() as u32);
             code.extend(i);
         }
-        let seed = r.next();
+        let seed = r.next_u64();
         let mut reference = start(&code, &mut Rng(seed));
         assert_eq!(ENGINES[0].run(&mut reference, code.len()), Ok(Stop::Left), "{}", text(&code));
         for e in &ENGINES[1..] {

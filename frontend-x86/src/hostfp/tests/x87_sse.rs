@@ -45,23 +45,33 @@ fn decode(bytes: &[u8]) -> Option<Instruction> {
     (ours && safe && !skipped && !gathers).then_some(i)
 }
 
-/// Is this one of the features after SSE3 that are compared here, and has the host it?
-fn later_feature(f: F) -> bool {
+/// Features after SSE3 that are compared here, their names, and whether the host has them.
+fn later_features() -> [(F, &'static str, bool); 12] {
     use std::is_x86_feature_detected as has;
-    match f {
-        F::SSSE3 => has!("ssse3"),
-        F::SSE4_1 => has!("sse4.1"),
-        F::SSE4_2 => has!("sse4.2"),
-        F::AES => has!("aes"),
-        F::PCLMULQDQ => has!("pclmulqdq"),
-        F::SHA => has!("sha"),
-        F::AVX => has!("avx"),
-        F::AVX2 => has!("avx2"),
-        F::FMA => has!("fma"),
-        F::F16C => has!("f16c"),
-        F::VAES => has!("vaes"),
-        F::VPCLMULQDQ => has!("vpclmulqdq"),
-        _ => false,
+    [
+        (F::SSSE3, "SSSE3", has!("ssse3")),
+        (F::SSE4_1, "SSE4.1", has!("sse4.1")),
+        (F::SSE4_2, "SSE4.2", has!("sse4.2")),
+        (F::AES, "AES", has!("aes")),
+        (F::PCLMULQDQ, "PCLMULQDQ", has!("pclmulqdq")),
+        (F::SHA, "SHA", has!("sha")),
+        (F::AVX, "AVX", has!("avx")),
+        (F::AVX2, "AVX2", has!("avx2")),
+        (F::FMA, "FMA", has!("fma")),
+        (F::F16C, "F16C", has!("f16c")),
+        (F::VAES, "VAES", has!("vaes")),
+        (F::VPCLMULQDQ, "VPCLMULQDQ", has!("vpclmulqdq")),
+    ]
+}
+
+fn later_feature(f: F) -> bool {
+    later_features().iter().any(|(g, _, there)| *g == f && *there)
+}
+
+#[test]
+fn the_host_has_what_is_compared() {
+    for (_, name, _) in later_features().iter().filter(|f| !f.2) {
+        vm_core::testing::left_out(&format!("instructions of {name}: the host has none to compare with"));
     }
 }
 
@@ -128,8 +138,17 @@ fn vex_encodings() -> Vec<Vec<u8>> {
                     let modrm = reg << 3 | if memory { 6 } else { 0xc0 | rm };
                     for v in [v, 0] {
                         // VEX.R, X, B are inverted: register numbers below 8.
-                        let bytes =
-                            [0xc4, 0xe0 | map, third | (!v & 15) << 3, opcode, modrm, r.next_u64() as u8, r.next_u64() as u8, 0, 0];
+                        let bytes = [
+                            0xc4,
+                            0xe0 | map,
+                            third | (!v & 15) << 3,
+                            opcode,
+                            modrm,
+                            r.next_u64() as u8,
+                            r.next_u64() as u8,
+                            0,
+                            0,
+                        ];
                         if let Some(i) = decode(&bytes) {
                             out.push(bytes[..i.len()].to_vec());
                         }
