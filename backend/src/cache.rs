@@ -11,6 +11,8 @@
 //! in `graveyard` until the dispatcher, which holds none of these pointers, empties it.
 #![allow(unsafe_code)]
 
+use crate::jit::arena::{Arena, Range};
+use crate::jit::runtime::{THUNK, THUNK_FULL};
 use crate::tier0::form::{COp, Edge, Handler};
 use ir::BlockKey;
 use rustc_hash::FxHashMap;
@@ -40,11 +42,33 @@ pub struct Record {
     pub edges: [u16; 2],
     pub incoming: Vec<*mut Edge>,
     pub dead: bool,
+    /// Entry of compiled code that needs only the page's program counter in the state, 0 as `code`.
+    pub linked: u64,
+    /// Runs in tier 1 until it asks for a region; counted down by its code.
+    pub hot: u32,
+    /// Its code from tier 1, while `code` is that.
+    pub tier1: Option<Box<Tier1Code>>,
+    /// Edges of tier 1 code, as (block, number), that jump to `linked`.
+    pub callers: Vec<(*mut Record, u8)>,
     /// Handler that block starts get when the block is dropped.
     pub dead_start: Handler,
 }
 
+/// A block's code from tier 1.
+pub struct Tier1Code {
+    pub range: Range,
+    /// For each edge, as offsets in `range`: where the rel32 of its jump ends, and the stub for while it has no link.
+    pub edges: [Option<(u32, u32)>; 2],
+    /// Blocks that the edges are linked to.
+    pub to: [*mut Record; 2],
+}
+
 impl Record {
+    /// Whether its compiled code is a region.
+    pub fn in_region(&self) -> bool {
+        self.code != 0 && self.tier1.is_none()
+    }
+
     /// Page offset of the guest instruction that the op at `op` belongs to.
     pub fn page_offset_of(&self, op: *const COp) -> u32 {
         let index = (op as usize - self.ops.as_ptr() as usize) / size_of::<COp>();
@@ -87,7 +111,7 @@ pub struct Region {
     /// Page offsets of its blocks; block i is entered at `thunks + THUNK * i`.
     pub members: Vec<u32>,
     pub thunks: u64,
-    pub code: crate::jit::arena::Range,
+    pub code: Range,
     /// Block-start handler of the entries while the region lives.
     pub compiled_start: Handler,
     /// Handler that they get back, and after how many runs they are compiled again.
@@ -96,16 +120,19 @@ pub struct Region {
 }
 
 impl Region {
-    /// Lets `rec` (live) enter here if it is one of the blocks.
-    fn adopt(&mut self, rec: *mut Record) {
+    /// Lets `rec` (live) enter here if it is one of the blocks. True if it does.
+    fn adopt(&mut self, rec: *mut Record) -> bool {
         // SAFETY: by the caller's promise.
         let r = unsafe { &mut *rec };
-        let Some(i) = self.members.iter().position(|s| *s == r.start) else { return };
-        if r.key.mode == self.mode && r.code == 0 && r.second.is_none() {
-            r.code = self.thunks + (crate::jit::runtime::THUNK * i) as u64;
+        let Some(i) = self.members.iter().position(|s| *s == r.start) else { return false };
+        let fits = r.key.mode == self.mode && !r.in_region() && r.second.is_none();
+        if fits {
+            r.linked = self.thunks + (THUNK * i) as u64;
+            r.code = r.linked + THUNK_FULL as u64;
             r.ops[0].set_handler(self.compiled_start);
             self.entries.push(rec);
         }
+        fits
     }
 }
 
@@ -129,7 +156,9 @@ pub struct Cache {
     regions: FxHashMap<u32, Region>,
     next_region: u32,
     /// Code of dropped regions; the compiler frees it.
-    pub freed: Vec<crate::jit::arena::Range>,
+    pub freed: Vec<Range>,
+    /// Where compiled code lies; none without a compiler.
+    pub arena: Option<Arena>,
     /// Writes to code by the instruction that runs alone: first byte, length.
     writes: Vec<(u64, u64)>,
     pub invalidations: u64,
@@ -166,7 +195,8 @@ impl Cache {
             page.granules |= granules(from, to);
             for id in &page.regions {
                 if let Some(region) = self.regions.get_mut(id) {
-                    region.adopt(p);
+                    // It has no other code yet.
+                    let _ = region.adopt(p);
                 }
             }
         }
@@ -201,10 +231,6 @@ impl Cache {
         self.writes.push((offset, len));
     }
 
-    pub fn has_writes(&self) -> bool {
-        !self.writes.is_empty()
-    }
-
     /// Applies noted writes: drops every block whose source bytes they changed.
     pub fn apply_writes(&mut self, ram: &Ram) {
         for (offset, len) in std::mem::take(&mut self.writes) {
@@ -236,9 +262,9 @@ impl Cache {
             ram.bump_version(page);
             dead.into_iter().for_each(|id| self.drop_region(id));
             for r in hit {
-                vm_core::dlog!(SMC, "drop block at RAM offset {:#x}", unsafe_key(r).phys);
+                vm_core::dlog!(SMC, "drop block at RAM offset {:#x}", key_of(r).phys);
                 self.invalidations += 1;
-                self.blocks.remove(&unsafe_key(r));
+                self.blocks.remove(&key_of(r));
                 self.unlink(r);
                 self.forget(r);
                 self.graveyard.push(r);
@@ -254,8 +280,11 @@ impl Cache {
     pub fn add_region(&mut self, mut region: Region) {
         let id = self.next_region;
         self.next_region += 1;
-        if let Some(page) = region.ranges.first().and_then(|r| self.pages.get(&(r.0 >> 12))) {
-            page.records.iter().for_each(|r| region.adopt(*r));
+        let page = region.ranges.first().and_then(|r| self.pages.get(&(r.0 >> 12)));
+        let adopted: Vec<*mut Record> = page.into_iter().flat_map(|p| &p.records).copied().filter(|r| region.adopt(*r)).collect();
+        for r in adopted {
+            self.drop_tier1(r);
+            self.point_callers(r);
         }
         for &(from, to) in &region.ranges {
             let page = self.pages.entry(from >> 12).or_default();
@@ -281,7 +310,8 @@ impl Cache {
         for entry in region.entries {
             // SAFETY: a record that is dropped leaves the regions it enters (`forget`), so `entry` is live.
             let entry = unsafe { &mut *entry };
-            entry.code = 0;
+            self.unlink_callers(entry);
+            (entry.code, entry.linked) = (0, 0);
             entry.ops[0].set_handler(region.start);
             entry.threshold = entry.runs.saturating_add(region.threshold);
         }
@@ -305,10 +335,12 @@ impl Cache {
                 }
             }
         }
+        self.unlink_callers(r);
+        self.drop_tier1(r);
         // SAFETY: `r` is live: it was just taken out of `blocks`.
         let ranges = unsafe {
             (*r).dead = true;
-            (*r).code = 0;
+            ((*r).code, (*r).linked) = (0, 0);
             (*r).ops[0].set_handler((*r).dead_start);
             (*r).ranges()
         };
@@ -345,6 +377,111 @@ impl Cache {
                     (*target).incoming.retain(|x| !ptr::eq(*x, e));
                     (*e).link = ptr::null_mut();
                 }
+            }
+        }
+    }
+
+    // --- the arena
+
+    /// Copies code in: its range and address; `None` when there is no room.
+    pub fn place_code(&mut self, code: &[u8]) -> Option<(Range, u64)> {
+        let arena = self.arena.as_mut()?;
+        let range = arena.place(code)?;
+        Some((range, arena.address(range)))
+    }
+
+    /// Frees the code of what was dropped. Nobody is in compiled code now.
+    pub fn release_freed(&mut self) {
+        if let Some(arena) = &mut self.arena {
+            self.freed.drain(..).for_each(|r| arena.release(r));
+        }
+    }
+
+    /// Bytes of the arena in use.
+    pub fn arena_used(&self) -> usize {
+        self.arena.as_ref().map_or(0, Arena::used)
+    }
+
+    // --- code of tier 1
+
+    /// `rec` (live) gets code from tier 1.
+    pub fn add_tier1(&mut self, rec: *mut Record, code: Tier1Code, linked: u32, compiled_start: Handler) {
+        let Some(arena) = &self.arena else { return };
+        let at = arena.address(code.range);
+        // SAFETY: by the caller's promise.
+        let r = unsafe { &mut *rec };
+        (r.code, r.linked, r.tier1) = (at, at + u64::from(linked), Some(Box::new(code)));
+        r.ops[0].set_handler(compiled_start);
+    }
+
+    /// Lets an edge of `from`'s code lead to `to`'s. Both are live.
+    pub fn link_code(&mut self, from: *mut Record, edge: u8, to: *mut Record) {
+        // SAFETY: by the caller's promise; the references do not overlap in use where both are one record.
+        unsafe {
+            let linked = (*to).linked;
+            let Some(code) = (*from).tier1.as_deref_mut().filter(|c| linked != 0 && c.to[usize::from(edge)].is_null()) else {
+                return;
+            };
+            if let (Some((jump, _)), Some(arena)) = (code.edges[usize::from(edge)], &mut self.arena) {
+                arena.point(code.range.offset + jump as usize, linked);
+                code.to[usize::from(edge)] = to;
+                (*to).callers.push((from, edge));
+            }
+        }
+    }
+
+    /// Points the edges that lead to `to` (live) at its code, which is new.
+    fn point_callers(&mut self, to: *mut Record) {
+        // SAFETY: callers are live: a record that loses its code leaves the lists of those that it calls.
+        for &(from, edge) in unsafe { &(*to).callers } {
+            // SAFETY: as above.
+            let (code, linked) = unsafe { ((*from).tier1.as_deref(), (*to).linked) };
+            if let (Some(code), Some(arena)) = (code, &mut self.arena) {
+                let Some((jump, _)) = code.edges[usize::from(edge)] else { continue };
+                arena.point(code.range.offset + jump as usize, linked);
+            }
+        }
+    }
+
+    /// Edges that lead to `to` (live) go to the dispatcher again.
+    fn unlink_callers(&mut self, to: *mut Record) {
+        // SAFETY: as `point_callers`.
+        for (from, edge) in unsafe { std::mem::take(&mut (*to).callers) } {
+            // SAFETY: as above.
+            let code = unsafe { (*from).tier1.as_deref_mut() };
+            if let (Some(code), Some(arena)) = (code, &mut self.arena) {
+                let Some((jump, stub)) = code.edges[usize::from(edge)] else { continue };
+                let stub = arena.address(code.range) + u64::from(stub);
+                arena.point(code.range.offset + jump as usize, stub);
+                code.to[usize::from(edge)] = ptr::null_mut();
+            }
+        }
+    }
+
+    /// `r` (live) loses its code from tier 1, if it has any.
+    fn drop_tier1(&mut self, r: *mut Record) {
+        // SAFETY: by the caller's promise.
+        let Some(code) = (unsafe { (*r).tier1.take() }) else { return };
+        for to in code.to.into_iter().filter(|t| !t.is_null()) {
+            // SAFETY: targets of links are live: one that dies takes the links to it away.
+            unsafe { (*to).callers.retain(|(from, _)| !ptr::eq(*from, r)) };
+        }
+        self.freed.push(code.range);
+    }
+
+    /// Drops all code of tier 1: the arena is full.
+    pub fn drop_all_tier1(&mut self, start: Handler, threshold: u32) {
+        let all: Vec<*mut Record> = self.blocks.values().copied().collect();
+        for r in all {
+            // SAFETY: records in `blocks` are live.
+            let has = unsafe { (*r).tier1.is_some() };
+            if has {
+                self.unlink_callers(r);
+                self.drop_tier1(r);
+                // SAFETY: as above.
+                let r = unsafe { &mut *r };
+                (r.code, r.linked, r.threshold) = (0, 0, r.runs.saturating_add(threshold));
+                r.ops[0].set_handler(start);
             }
         }
     }
@@ -395,7 +532,8 @@ impl Cache {
     }
 }
 
-fn unsafe_key(r: *mut Record) -> BlockKey {
+/// Key of a live record.
+pub fn key_of(r: *mut Record) -> BlockKey {
     // SAFETY: callers pass live records.
     unsafe { (*r).key }
 }
@@ -410,7 +548,6 @@ impl Drop for Cache {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::jit::arena::Range;
 
     unsafe extern "C" fn alive(_: *mut u8, _: *mut COp) -> *mut COp {
         ptr::null_mut()
@@ -441,6 +578,10 @@ mod tests {
             edges: [1, 2],
             incoming: Vec::new(),
             dead: false,
+            linked: 0,
+            hot: 0,
+            tier1: None,
+            callers: Vec::new(),
             dead_start: dead,
         });
         let p = &raw mut *r;
@@ -547,10 +688,10 @@ mod tests {
         c.add_region(region());
         // SAFETY: as above.
         unsafe {
-            let thunk = 0x1000 + crate::jit::runtime::THUNK as u64;
+            let thunk = 0x1000 + (THUNK + THUNK_FULL) as u64;
             assert_eq!(((*entry).code, (*entry).ops[0].h), (thunk, dead as *const () as usize));
             let later = block(&mut c, &ram, 0x1200, 8);
-            assert_eq!((*later).code, 0x1000, "a block met later enters the region too");
+            assert_eq!((*later).linked, 0x1000, "a block met later enters the region too");
             c.invalidate(&ram, 0x1200, 1);
             assert!(c.region_count() == 0 && (*later).dead);
             c.add_region(region());

@@ -35,6 +35,10 @@ pub struct Settings {
     pub jit: bool,
     /// Runs of a block before it is compiled; 0: compile at first sight, synchronously.
     pub threshold: u32,
+    /// Emit blocks by tier 1 first; only those that run on are compiled as regions.
+    pub tier1: bool,
+    /// Runs of a block in tier 1 before its region is compiled; 0: never.
+    pub hot: u32,
     /// Regions of one block only.
     pub single_block_regions: bool,
     /// Compile only regions with numbers in this range.
@@ -276,7 +280,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
             self.log_entry(b);
             // SAFETY: `find` gives a live record, and sets the page's program counter.
             unsafe { self.enter(b, rec) };
-            let only_jumped = matches!(b.eng.why, Why::Miss | Why::Compiled | Why::Link | Why::Hot);
+            let only_jumped = matches!(b.eng.why, Why::Miss | Why::Edge | Why::Link | Why::Hot);
             self.follow_up(b)?;
             if !only_jumped || b.eng.exit.load(Ordering::Relaxed) != 0 || b.cache.dead() > GRAVES {
                 return Ok(());
@@ -299,7 +303,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
 
     fn follow_up(&mut self, b: &mut VcpuBlock<C>) -> Result<(), Shutdown> {
         match b.eng.why {
-            Why::Lookup | Why::Miss | Why::Kicked | Why::Compiled => Ok(()),
+            Why::Lookup | Why::Miss | Why::Kicked => Ok(()),
             Why::Link => {
                 let (edge, from) = (b.eng.edge, b.eng.cur);
                 if let (Ok(to), false) = (self.find(b, false), log::enabled(Item::NOCHAIN)) {
@@ -308,6 +312,17 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
                         if linkable(from, edge, to) {
                             b.cache.link(edge, to);
                         }
+                    }
+                }
+                Ok(())
+            }
+            Why::Edge => {
+                let (edge, from) = (b.eng.edge_number as u8, b.eng.cur);
+                if let (Ok(to), false) = (self.find(b, false), log::enabled(Item::NOCHAIN)) {
+                    // SAFETY: the block just ran; nothing was freed since.
+                    let fits = unsafe { (*from).tier1.is_some() && same_page(&*from, &*to) };
+                    if fits {
+                        b.cache.link_code(from, edge, to);
                     }
                 }
                 Ok(())
@@ -325,7 +340,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
             Why::Hot => {
                 let rec = b.eng.cur;
                 match &mut self.jit {
-                    Some(jit) => jit.request(b, rec),
+                    Some(jit) => jit.hot(b, rec),
                     None => self.form_better(b, rec),
                 }
                 Ok(())
@@ -452,7 +467,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
             && key.mode & ONE == 0
             && let Some(jit) = &mut self.jit
         {
-            jit.request(b, rec);
+            jit.hot(b, rec);
         }
         Ok(rec)
     }
@@ -517,6 +532,10 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
             edges: formed.edges,
             incoming: Vec::new(),
             dead: false,
+            linked: 0,
+            hot: 0,
+            tier1: None,
+            callers: Vec::new(),
             dead_start: ops::start_dead::<C>,
         });
         let p = &raw mut *rec;
@@ -591,7 +610,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
             b.fills.flushes,
         );
         match &self.jit {
-            Some(j) => text.push_str(&j.info()),
+            Some(j) => text.push_str(&j.info(b.cache.arena_used())),
             None => text.push_str("compiler             off\n"),
         }
         text
@@ -606,8 +625,13 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
 unsafe fn linkable(from: *const Record, edge: *const Edge, to: *const Record) -> bool {
     // SAFETY: by the caller's promise.
     let (from, edge, to) = unsafe { (&*from, &*edge, &*to) };
-    let same_page = from.key.phys >> 12 == to.key.phys >> 12 && i64::from(to.start) == i64::from(edge.off);
-    same_page && !from.dead && to.second.is_none() && to.key.mode == from.key.mode && to.key.mode & ONE == 0
+    i64::from(to.start) == i64::from(edge.off) && same_page(from, to)
+}
+
+/// As `linkable`, of an edge that leads to where `to` starts.
+fn same_page(from: &Record, to: &Record) -> bool {
+    let one_page = from.key.phys >> 12 == to.key.phys >> 12;
+    one_page && !from.dead && to.second.is_none() && to.key.mode == from.key.mode && to.key.mode & ONE == 0
 }
 
 impl<C: GuestCpu> VcpuBlock<C> {

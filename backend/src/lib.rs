@@ -1,4 +1,5 @@
-//! The translating engine: software TLB, translation cache, tier 0 (interpreter), tier 1 (Cranelift), execution loop.
+//! The translating engine: software TLB, translation cache, tier 0 (interpreter), tier 1 (quick compiler),
+//! tier 2 (regions, by Cranelift), execution loop.
 //! Guest-neutral: it knows the guest only through `ir::Frontend` and `vm_core::GuestCpu`.
 
 mod cache;
@@ -7,8 +8,14 @@ mod exec;
 mod jit;
 mod mmu;
 mod tier0;
+mod tier1;
 mod tlb;
 mod vblock;
 
 pub use exec::{Engine, Settings};
 pub use vblock::{Helper, VcpuBlock};
+
+/// Whether this host has the quick compiler, tier 1.
+pub fn has_tier1() -> bool {
+    tier1::Tier1::available()
+}

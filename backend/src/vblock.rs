@@ -37,8 +37,8 @@ pub enum Why {
     Hot = 4,
     /// The exit flag was seen.
     Kicked = 5,
-    /// The block at the program counter has compiled code: enter it.
-    Compiled = 6,
+    /// Look up the block at the program counter, and let edge `Engine::edge_number` of `Engine::cur`'s code lead to it.
+    Edge = 6,
     /// As `Lookup`, after an ordinary jump: nothing but the program counter has changed.
     Miss = 7,
 }
@@ -51,7 +51,7 @@ impl Why {
             3 => Why::Fault,
             4 => Why::Hot,
             5 => Why::Kicked,
-            6 => Why::Compiled,
+            6 => Why::Edge,
             7 => Why::Miss,
             _ => Why::Lookup,
         }
@@ -108,6 +108,10 @@ pub struct Engine {
     /// Operands and result of vector ops that have no short form.
     pub vec_a: u128,
     pub vec_b: u128,
+    /// With `Why::Edge`: 0 the taken edge, 1 the other.
+    pub edge_number: u32,
+    /// The block that runs, or ran last, in tier 0; the one that left, in tier 1.
+    pub cur: *mut Record,
     /// Functions that generated code calls: see `jit::runtime`.
     pub fns: [usize; 8],
     pub tlb: tlb::Tables,
@@ -122,13 +126,12 @@ pub struct Engine {
     pub why: Why,
     pub fault: Fault,
     pub edge: *mut Edge,
-    pub cur: *mut Record,
     /// Where in tier 0's code `fault` or a leave happened.
     pub fault_op: *const COp,
     /// One instruction runs alone: it may write to its own code.
     pub single: bool,
     pub stats: Stats,
-    pad: [u64; 1],
+    pad: [u64; 2],
     /// What the register-preserving stub calls; must be the last word (checked in `VcpuBlock`).
     pub access_fn: usize,
 }

@@ -9,9 +9,12 @@ use frontend_x86::X86;
 use std::sync::Arc;
 use vm_core::VcpuSignals;
 
-/// Runs of a block before it is compiled on another thread, and on this one: a thread that also runs the guest must be
-/// surer that compiling pays.
-const THRESHOLD: u32 = 400;
+/// Runs of a block before tier 1 emits it, and from then before its region is compiled.
+const THRESHOLD: u32 = 40;
+const HOT: u32 = 20_000;
+/// Without tier 1, runs of a block before it is compiled on another thread, and on this one: a thread that also runs the
+/// guest must be surer that compiling pays.
+const THRESHOLD_REGIONS: u32 = 400;
 const THRESHOLD_ALONE: u32 = 1000;
 
 /// Why there is no engine; one line each.
@@ -47,15 +50,30 @@ fn host_cpus() -> u32 {
 }
 
 fn interp() -> Settings {
-    Settings { jit: false, threshold: u32::MAX, single_block_regions: false, bisect: None, background: false }
+    Settings {
+        jit: false,
+        threshold: u32::MAX,
+        tier1: false,
+        hot: 0,
+        single_block_regions: false,
+        bisect: None,
+        background: false,
+    }
 }
 
 fn jit_settings(jit: &JitConfig, host_cpus: u32) -> Settings {
     let alone = host_cpus < 2;
-    let threshold = jit.threshold.unwrap_or(if alone { THRESHOLD_ALONE } else { THRESHOLD });
+    let tier1 = jit.tier1.unwrap_or(jit.threshold != Some(0)) && backend::has_tier1();
+    let threshold = jit.threshold.unwrap_or(match (tier1, alone) {
+        (true, _) => THRESHOLD,
+        (false, false) => THRESHOLD_REGIONS,
+        (false, true) => THRESHOLD_ALONE,
+    });
     Settings {
         jit: true,
         threshold,
+        tier1,
+        hot: jit.hot.unwrap_or(if threshold == 0 { 0 } else { HOT }),
         single_block_regions: jit.region == RegionKind::Block,
         // Ours ends before the last number, the engine's with it; an empty range compiles nothing.
         bisect: jit.bisect.as_ref().map(|r| if r.is_empty() { (1, 0) } else { (r.start, r.end - 1) }),
@@ -89,11 +107,13 @@ mod tests {
 
     #[test]
     fn one_host_cpu_compiles_in_the_foreground() {
-        let one = jit_settings(&JitConfig::default(), 1);
-        let two = jit_settings(&JitConfig::default(), 2);
+        let regions = JitConfig { tier1: Some(false), ..Default::default() };
+        let (one, two) = (jit_settings(&regions, 1), jit_settings(&regions, 2));
         assert_eq!((one.background, one.threshold), (false, THRESHOLD_ALONE));
-        assert_eq!((two.background, two.threshold), (true, THRESHOLD));
+        assert_eq!((two.background, two.threshold), (true, THRESHOLD_REGIONS));
         let zero = jit_settings(&JitConfig { threshold: Some(0), bisect: Some(3..7), ..Default::default() }, 2);
         assert_eq!((zero.background, zero.threshold, zero.bisect), (false, 0, Some((3, 6))));
+        assert!(!zero.tier1 && zero.hot == 0, "all at first sight means regions");
+        assert_eq!(jit_settings(&JitConfig::default(), 2).tier1, backend::has_tier1());
     }
 }

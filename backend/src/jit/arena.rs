@@ -57,6 +57,14 @@ impl Arena {
         Some(Range { offset, len })
     }
 
+    /// Points the rel32 that ends at arena offset `end` at the address `target` in the arena.
+    pub fn point(&mut self, end: usize, target: u64) {
+        let rel = target.wrapping_sub(self.rx.as_ptr() as u64 + end as u64) as i32;
+        assert!((4..=SIZE).contains(&end));
+        // SAFETY: inside the mapping; only the thread that runs the code changes it, so no other fetches it meanwhile.
+        unsafe { self.rw.as_mut_ptr().add(end - 4).cast::<i32>().write_unaligned(rel) }
+    }
+
     /// Address at which the range executes.
     pub fn address(&self, r: Range) -> u64 {
         self.rx.as_ptr() as u64 + r.offset as u64

@@ -74,7 +74,7 @@ pub struct Compiler<F: Frontend> {
     eng: fn(usize) -> i32,
 }
 
-struct Bytes<'a>(&'a [u8; 4096]);
+pub(super) struct Bytes<'a>(pub &'a [u8; 4096]);
 
 impl CodeFetch for Bytes<'_> {
     type Fault = Fault;
@@ -138,7 +138,10 @@ impl<F: Frontend> Compiler<F> {
         let mut code = if members.is_empty() { Vec::new() } else { self.host_code(&job, &members) };
         let thunks = code.len();
         if !code.is_empty() {
-            (0..members.len()).for_each(|i| runtime::push_thunk(&mut code, i));
+            let l = self.fe.layout();
+            let slot = |s| l.slot(s).offset as i32;
+            let slots = runtime::PcSlots { pc: slot(l.pc), page: slot(l.pc_page), mask: (l.pc_mask)(job.key.mode) };
+            members.iter().enumerate().for_each(|(i, m)| runtime::push_thunk(&mut code, i, m.start, &slots));
         }
         let nanos = cpu_nanos() - t;
         Compiled {
@@ -159,7 +162,8 @@ impl<F: Frontend> Compiler<F> {
     fn members(&mut self, job: &Job) -> Vec<Member> {
         let mut members: Vec<Member> = Vec::new();
         let mut queue = vec![(job.start, job.insns)];
-        queue.extend(job.also.iter().filter_map(|k| job.may_join((k.phys & 0xfff) as u32).map(|n| ((k.phys & 0xfff) as u32, n))));
+        let also = job.also.iter().map(|k| (k.phys & 0xfff) as u32);
+        queue.extend(also.filter_map(|start| job.may_join(start).map(|n| (start, n))));
         let (mut next, mut insns) = (0, 0);
         while let Some(&(start, max)) = queue.get(next) {
             next += 1;

@@ -10,21 +10,26 @@ pub mod runtime;
 mod vector;
 mod vector_special;
 
-use crate::cache::{Record, Region};
+use crate::cache::{self, Record, Region, Tier1Code};
 use crate::exec::Settings;
 use crate::tier0::ops;
+use crate::tier1::{self, Tier1};
 use crate::vblock::{VcpuBlock, Why};
-use arena::Arena;
+use arena::{Arena, Range};
 use compile::{Compiled, Compiler, Job};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
-use ir::{BlockKey, Frontend};
+use ir::pass::Passes;
+use ir::{Block, BlockKey, Frontend};
 use rustc_hash::FxHashMap;
 use std::collections::VecDeque;
 use std::marker::PhantomData;
+use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 use vm_core::dlog;
 use vm_core::guest::GuestCpu;
+use vm_core::log::{self, Item};
 
 /// Regions waiting for the compile thread at most; a block that finds the queue full asks again later.
 const QUEUE: usize = 256;
@@ -44,11 +49,14 @@ pub struct Jit<F: Frontend, C: GuestCpu> {
     /// For what cannot wait.
     own: Compiler<F>,
     background: Option<Background>,
-    /// Entries that the compile thread has been given, with the flag by which a job is taken.
-    queued: FxHashMap<BlockKey, Arc<AtomicBool>>,
-    arena: Arena,
+    /// Entries that the compile thread has been given, with the flag by which a job is taken and the region's number.
+    queued: FxHashMap<BlockKey, (Arc<AtomicBool>, u64)>,
+    fe: Arc<F>,
+    tier1: Option<Tier1>,
+    passes: Passes,
+    block: Block,
     settings: Settings,
-    /// Number of the next region, for `bisect`.
+    /// Number of the next region or block of tier 1, for `bisect`.
     number: u64,
     waiting: usize,
     stats: Stats,
@@ -57,6 +65,10 @@ pub struct Jit<F: Frontend, C: GuestCpu> {
 
 #[derive(Default)]
 struct Stats {
+    emitted: u64,
+    emitted_insns: u64,
+    emitted_bytes: u64,
+    emit_ns: u64,
     regions: u64,
     blocks: u64,
     insns: u64,
@@ -122,14 +134,18 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
         kick: Box<dyn Fn() + Send + Sync>,
     ) -> std::io::Result<Self> {
         runtime::install(b);
+        b.cache.arena = Some(Arena::new()?);
         let eng = VcpuBlock::<C>::eng_offset;
         let threaded = settings.background && settings.threshold != 0;
         let background = if threaded { Some(Background::start(Compiler::new(fe.clone(), eng), kick)?) } else { None };
         Ok(Self {
-            own: Compiler::new(fe, eng),
+            own: Compiler::new(fe.clone(), eng),
             background,
             queued: FxHashMap::default(),
-            arena: Arena::new()?,
+            fe,
+            tier1: (settings.tier1 && Tier1::available()).then(Tier1::default),
+            passes: Passes::new(),
+            block: Block::default(),
             settings: settings.clone(),
             number: 0,
             waiting: 0,
@@ -138,31 +154,37 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
         })
     }
 
-    /// A block is hot: compile the region that starts there. `rec` is live.
-    pub fn request(&mut self, b: &mut VcpuBlock<C>, rec: *mut Record) {
-        if region::compiled(rec) {
-            return;
+    /// A block has run often: it goes one tier up. `rec` is live.
+    pub fn hot(&mut self, b: &mut VcpuBlock<C>, rec: *mut Record) {
+        match region::tier(rec) {
+            0 if self.tier1.is_some() => self.emit(b, rec),
+            0 | 1 => self.request(b, rec),
+            _ => {}
         }
+    }
+
+    /// Compiles the region that starts at `rec` (live).
+    fn request(&mut self, b: &mut VcpuBlock<C>, rec: *mut Record) {
         let threshold = self.settings.threshold;
-        let again = match self.queued.get(&region::key(rec)) {
-            Some(taken) if taken.swap(true, Ordering::Relaxed) => return region::ask_later(rec, threshold),
-            Some(_) => true,
-            None => false,
+        let again = match self.queued.get(&cache::key_of(rec)) {
+            Some((taken, _)) if taken.swap(true, Ordering::Relaxed) => return region::ask_later(rec, threshold),
+            Some((_, number)) => Some(*number),
+            None => None,
         };
-        if !again {
-            self.number += 1;
-        }
-        let number = self.number - 1;
+        let number = again.unwrap_or(self.number);
+        self.number += u64::from(again.is_none());
         if self.settings.bisect.is_some_and(|(lo, hi)| !(lo..=hi).contains(&number)) {
             return;
         }
         let job = region::choose(b, rec, number, &self.settings);
         match &self.background {
-            Some(bg) if !again => {
+            Some(bg) if again.is_none() => {
                 let (key, taken) = (job.key, job.taken.clone());
                 if bg.jobs.try_send(job).is_ok() {
                     self.waiting += 1;
-                    self.queued.insert(key, taken);
+                    self.queued.insert(key, (taken, number));
+                } else {
+                    region::cool(rec, self.settings.hot);
                 }
             }
             _ => {
@@ -174,9 +196,7 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
 
     /// Takes in what the compile thread has finished.
     pub fn install_finished(&mut self, b: &mut VcpuBlock<C>) {
-        for r in b.cache.freed.drain(..) {
-            self.arena.release(r);
-        }
+        b.cache.release_freed();
         while self.waiting > 0 {
             let Some(c) = self.background.as_ref().and_then(|bg| bg.done.try_recv().ok()) else { return };
             self.waiting -= 1 + c.also.len();
@@ -203,24 +223,12 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
             self.stats.stale += 1;
             return;
         }
-        let range = match self.arena.place(&c.code) {
-            Some(r) => r,
-            None => {
-                dlog!(SMC, "code arena full: dropping all compiled code");
-                self.stats.arena_flushes += 1;
-                b.cache.drop_regions();
-                b.cache.freed.drain(..).for_each(|r| self.arena.release(r));
-                match self.arena.place(&c.code) {
-                    Some(r) => r,
-                    None => return,
-                }
-            }
-        };
+        let Some((range, address)) = self.place(b, &c.code) else { return };
         self.stats.regions += 1;
         self.stats.blocks += c.ranges.len() as u64;
         self.stats.insns += u64::from(c.insns);
         self.stats.code_bytes += c.code.len() as u64;
-        let thunks = self.arena.address(range) + c.thunks as u64;
+        let thunks = address + c.thunks as u64;
         b.cache.add_region(Region {
             mode: c.key.mode,
             entries: Vec::new(),
@@ -234,23 +242,90 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
         });
     }
 
+    /// Room in the arena, if need be that of all code there is.
+    fn place(&mut self, b: &mut VcpuBlock<C>, code: &[u8]) -> Option<(Range, u64)> {
+        if let Some(placed) = b.cache.place_code(code) {
+            return Some(placed);
+        }
+        dlog!(SMC, "code arena full: dropping all compiled code");
+        self.stats.arena_flushes += 1;
+        b.cache.drop_regions();
+        b.cache.drop_all_tier1(ops::start::<C>, self.settings.threshold.max(1));
+        b.cache.release_freed();
+        b.cache.place_code(code)
+    }
+
+    /// Emits a block by tier 1. `rec` is live.
+    fn emit(&mut self, b: &mut VcpuBlock<C>, rec: *mut Record) {
+        let number = self.number;
+        self.number += 1;
+        if self.settings.bisect.is_some_and(|(lo, hi)| !(lo..=hi).contains(&number)) {
+            return;
+        }
+        let t = Instant::now();
+        let (key, start, insns, straddles) = region::source(rec);
+        let mut page = Box::new([0; 4096]);
+        b.machine().ram().read(key.phys & !0xfff, &mut page[..]);
+        let (mut block, emitter) = (std::mem::take(&mut self.block), self.tier1.take());
+        let Some(mut emitter) = emitter else { return };
+        let fe = self.fe.clone();
+        let done = fe.translate(key.mode, start, insns, &mut compile::Bytes(&page), &mut block);
+        if straddles || done.is_err() || block.straddles {
+            region::never_ask(rec);
+            (self.block, self.tier1) = (block, Some(emitter));
+            return;
+        }
+        let layout = fe.layout();
+        self.passes.optimize(&mut block, layout, fe.helpers());
+        let env = tier1::Env {
+            layout,
+            helpers: fe.helpers(),
+            eng: VcpuBlock::<C>::eng_offset,
+            temps: VcpuBlock::<C>::temps_offset() as i32,
+            pc_mask: (layout.pc_mask)(key.mode),
+            record: rec,
+            counts: self.settings.hot != 0,
+        };
+        let code = emitter.emit(&env, &block);
+        if log::enabled(Item::OUT_ASM) && log::in_filter(key.phys) {
+            let (text, len) = (crate::dump::host_asm(code.bytes), code.bytes.len());
+            log::write(format_args!("OUT: block at RAM {:#x}, {len} bytes\n{text}\n", key.phys));
+        }
+        if let Some((range, _)) = self.place(b, code.bytes) {
+            let (linked, edges, len) = (code.linked, code.edges, code.bytes.len());
+            b.cache.add_tier1(rec, Tier1Code { range, edges, to: [ptr::null_mut(); 2] }, linked, ops::start_compiled::<C>);
+            region::cool(rec, self.settings.hot);
+            self.stats.emitted += 1;
+            self.stats.emitted_insns += u64::from(insns);
+            self.stats.emitted_bytes += len as u64;
+            self.stats.emit_ns += t.elapsed().as_nanos() as u64;
+        }
+        (self.block, self.tier1) = (block, Some(emitter));
+    }
+
     /// Runs compiled code until it comes back.
     pub fn enter(&self, b: &mut VcpuBlock<C>, code: u64) -> Why {
         region::enter(b, code)
     }
 
     /// The compiler's part of `info jit`.
-    pub fn info(&self) -> String {
+    pub fn info(&self, arena_used: usize) -> String {
         let s = &self.stats;
-        let per = if s.insns == 0 { 0.0 } else { s.compile_ns as f64 / 1000.0 / s.insns as f64 };
+        let per = |ns: u64, n: u64| if n == 0 { 0.0 } else { ns as f64 / 1000.0 / n as f64 };
         format!(
-            "regions compiled     {}\nregion blocks        {}\nguest insns compiled {}\ncode bytes           {} ({} in use)\ncompile seconds      {:.3} ({per:.1} us per guest insn)\nstale results        {}\nnot compilable       {}\narena flushes        {}\n",
+            "blocks emitted       {}\nguest insns in them  {}\nbytes emitted        {}\nemit seconds         {:.3} ({:.1} us per guest insn)\nregions compiled     {}\nregion blocks        {}\nguest insns compiled {}\ncode bytes           {} ({} in use)\ncompile seconds      {:.3} ({:.1} us per guest insn)\nstale results        {}\nnot compilable       {}\narena flushes        {}\n",
+            s.emitted,
+            s.emitted_insns,
+            s.emitted_bytes,
+            s.emit_ns as f64 / 1e9,
+            per(s.emit_ns, s.emitted_insns),
             s.regions,
             s.blocks,
             s.insns,
             s.code_bytes,
-            self.arena.used(),
+            arena_used,
             s.compile_ns as f64 / 1e9,
+            per(s.compile_ns, s.insns),
             s.stale,
             s.failed,
             s.arena_flushes,

@@ -60,7 +60,7 @@ fn follow_hot_edges<C: GuestCpu>(b: &VcpuBlock<C>, rec: *mut Record, s: &Setting
             let Some(to) = b.cache.get(&key) else { continue };
             // SAFETY: as above.
             let r = unsafe { &*to };
-            if r.second.is_none() && r.code == 0 && insns + r.insns <= MAX_INSNS && !found.contains(&to) {
+            if r.second.is_none() && !r.in_region() && insns + r.insns <= MAX_INSNS && !found.contains(&to) {
                 insns += r.insns;
                 found.push(to);
             }
@@ -72,16 +72,16 @@ fn follow_hot_edges<C: GuestCpu>(b: &VcpuBlock<C>, rec: *mut Record, s: &Setting
     list
 }
 
-/// Key of a live record.
-pub fn key(rec: *mut Record) -> ir::BlockKey {
-    // SAFETY: by the caller's promise.
-    unsafe { (*rec).key }
-}
-
 /// `rec` (live) asks again after as many runs.
 pub fn ask_later(rec: *mut Record, threshold: u32) {
     // SAFETY: by the caller's promise.
     unsafe { (*rec).threshold = (*rec).runs.saturating_add(threshold.max(1)) }
+}
+
+/// `rec` (live) asks again after as many runs in tier 1.
+pub fn cool(rec: *mut Record, runs: u32) {
+    // SAFETY: by the caller's promise.
+    unsafe { (*rec).hot = runs }
 }
 
 /// `rec` (live) stays in tier 0: it does not compile.
@@ -90,10 +90,20 @@ pub fn never_ask(rec: *mut Record) {
     unsafe { (*rec).threshold = u32::MAX }
 }
 
-/// Whether a live record has got compiled code meanwhile, as member of another's region.
-pub fn compiled(rec: *mut Record) -> bool {
+/// Tier of the code of a live record: 0 none, 1, or 2 for a region.
+pub fn tier(rec: *mut Record) -> u32 {
     // SAFETY: by the caller's promise.
-    unsafe { (*rec).code != 0 }
+    match unsafe { &*rec } {
+        r if r.in_region() => 2,
+        r => u32::from(r.tier1.is_some()),
+    }
+}
+
+/// What to translate for a live record: key, page offset, instructions, whether it goes into the next page.
+pub fn source(rec: *mut Record) -> (ir::BlockKey, u32, u32, bool) {
+    // SAFETY: by the caller's promise.
+    let r = unsafe { &*rec };
+    (r.key, r.start, r.insns, r.second.is_some())
 }
 
 /// Runs compiled code of a live record.

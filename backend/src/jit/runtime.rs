@@ -252,18 +252,44 @@ unsafe extern "C" fn chain() {
 
 const _: () = assert!(size_of::<JcEntry>() == 32);
 
-/// Bytes of a thunk.
-pub const THUNK: usize = 10;
+/// Bytes of a thunk, and where in it the entry is that takes the program counter from the state; the entry at its start
+/// takes the page's and sets the program counter.
+pub const THUNK: usize = 33;
+pub const THUNK_FULL: usize = 23;
 
-/// Appends a thunk that enters the region at the start of `code` at member `i`: the first argument register gets the
-/// number, then a jump. (`mov edi, imm32; jmp rel32`.)
+/// What thunks need to know of the guest's state: offsets from the seam, mask of program counters.
+pub struct PcSlots {
+    pub pc: i32,
+    pub page: i32,
+    pub mask: u64,
+}
+
+/// Appends a thunk that enters the region at the start of `code` at member `i`, which starts at a page offset: the first
+/// argument register gets the number, then a jump.
 #[cfg(target_arch = "x86_64")]
-pub fn push_thunk(code: &mut Vec<u8>, i: usize) {
+pub fn push_thunk(code: &mut Vec<u8>, i: usize, start: u32, slots: &PcSlots) {
+    let at = code.len();
+    // mov rax, [r15 + page]; add rax, start
+    code.extend([0x49, 0x8b, 0x87]);
+    code.extend(slots.page.to_le_bytes());
+    code.extend([0x48, 0x05]);
+    code.extend(start.to_le_bytes());
+    code.extend(match slots.mask {
+        u64::MAX => [0x0f, 0x1f, 0x00], // nop
+        0xffff => [0x0f, 0xb7, 0xc0],   // movzx eax, ax
+        _ => [0x90, 0x89, 0xc0],        // nop; mov eax, eax
+    });
+    // mov [r15 + pc], rax
+    code.extend([0x49, 0x89, 0x87]);
+    code.extend(slots.pc.to_le_bytes());
+    debug_assert_eq!(code.len() - at, THUNK_FULL);
+    // mov edi, i; jmp region
     code.push(0xbf);
     code.extend((i as u32).to_le_bytes());
     code.push(0xe9);
     let rel = -(code.len() as i32 + 4);
     code.extend(rel.to_le_bytes());
+    debug_assert_eq!(code.len() - at, THUNK);
 }
 
 /// Enters generated code: fn(seam, code) -> `Why`. Generated code preserves no register but the stack pointer.

@@ -747,13 +747,14 @@ pub unsafe extern "C" fn start_alone<C: GuestCpu>(s: *mut u8, op: *mut COp) -> *
     }
 }
 
-/// Replaces `start` once the block has compiled code.
+/// Replaces `start` once the block has compiled code: runs that until it comes back.
 pub unsafe extern "C" fn start_compiled<C: GuestCpu>(s: *mut u8, op: *mut COp) -> *mut COp {
-    // SAFETY: as `start`.
+    // SAFETY: as `start`; the code's linked entry needs the page's program counter, which tier 0 keeps.
     unsafe {
-        let b = VcpuBlock::<C>::from_seam(s);
         let rec = (*op).record_here();
-        leave_block::<C>(b, (*rec).start.into(), Why::Compiled)
+        let why = Why::from_code(crate::jit::runtime::enter(s, (*rec).linked));
+        VcpuBlock::<C>::from_seam(s).eng.why = why;
+        ptr::null_mut()
     }
 }
 

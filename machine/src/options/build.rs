@@ -78,11 +78,8 @@ fn accel(o: &Object) -> Result<AccelConfig, OptionError> {
     if o.driver != "jit" {
         return Ok(if o.driver == "kvm" { AccelConfig::Kvm } else { AccelConfig::Interp });
     }
-    let threshold = match o.number("threshold").map(u32::try_from) {
-        Some(Err(_)) => return Err(bad(o, "threshold", "too large")),
-        Some(Ok(n)) => Some(n),
-        None => None,
-    };
+    let runs = |name| o.number(name).map(u32::try_from).transpose().map_err(|_| bad(o, name, "too large"));
+    let (threshold, hot, tier1) = (runs("threshold")?, runs("hot")?, o.switch("tier1"));
     let region = match o.text("region") {
         Some("block") => RegionKind::Block,
         Some("loop") => RegionKind::Loop,
@@ -92,7 +89,7 @@ fn accel(o: &Object) -> Result<AccelConfig, OptionError> {
         Some(Value::Span(r)) => Some(r.clone()),
         _ => None,
     };
-    Ok(AccelConfig::Jit(JitConfig { threshold, region, bisect }))
+    Ok(AccelConfig::Jit(JitConfig { threshold, tier1, hot, region, bisect }))
 }
 
 fn cpu(tree: &Tree) -> CpuConfig {

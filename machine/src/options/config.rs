@@ -66,6 +66,10 @@ pub enum AccelConfig {
 pub struct JitConfig {
     /// Runs of a block before it is compiled; the engine's own choice if `None`.
     pub threshold: Option<u32>,
+    /// The quick compiler first; the engine's own choice if `None`.
+    pub tier1: Option<bool>,
+    /// Runs of a block from the quick compiler before its region is compiled; the engine's own choice if `None`.
+    pub hot: Option<u32>,
     pub region: RegionKind,
     /// Compile only regions with these sequence numbers.
     pub bisect: Option<Range<u64>>,

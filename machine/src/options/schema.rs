@@ -68,6 +68,8 @@ const MACHINE: &[PropSpec] = &[
 
 const JIT: &[PropSpec] = &[
     prop("threshold", Kind::Number(u32::MAX as u64), "runs of a block before it is compiled (0: all at first sight)"),
+    prop("tier1", Kind::Switch, "emit blocks by the quick compiler first (on, but with threshold=0)"),
+    prop("hot", Kind::Number(u32::MAX as u64), "runs of such a block before its region is compiled well (0: never)"),
     prop("region", Kind::Word(&["auto", "block", "loop"]), "what is compiled at once (auto)"),
     prop("bisect", Kind::Span, "compile only regions numbered LO..HI, to find a miscompiled one"),
     THREAD,

@@ -65,7 +65,7 @@ fn machine_and_accel() {
     let c = config("-machine pc,accel=kvm:tcg -no-hpet -no-acpi");
     assert_eq!(c.accel, [AccelConfig::Kvm, AccelConfig::Jit(JitConfig::default())]);
     assert!(!c.machine.hpet && !c.machine.acpi);
-    let jit = JitConfig { threshold: Some(7), region: RegionKind::Loop, bisect: Some(3..9) };
+    let jit = JitConfig { threshold: Some(7), region: RegionKind::Loop, bisect: Some(3..9), ..Default::default() };
     assert_eq!(config("-accel jit,threshold=7,region=loop,bisect=3..9,thread=single").accel, [AccelConfig::Jit(jit)]);
     assert_eq!(config("-accel interp -machine q35 -machine hpet=off").machine.kind, MachineKind::Q35);
     assert!(error("-machine microvm").contains("not built yet"));

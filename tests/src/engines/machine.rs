@@ -330,6 +330,8 @@ pub fn engines() -> Vec<(&'static str, Settings)> {
     let s = |jit, threshold, single_block_regions, background| Settings {
         jit,
         threshold,
+        tier1: false,
+        hot: 0,
         single_block_regions,
         bisect: None,
         background,
@@ -340,5 +342,7 @@ pub fn engines() -> Vec<(&'static str, Settings)> {
         ("jit0-single", s(true, 0, true, false)),
         ("jit2", s(true, 2, false, false)),
         ("jit2-bg", s(true, 2, false, true)),
+        ("tier1", Settings { tier1: true, ..s(true, 0, false, false) }),
+        ("tier1-hot", Settings { tier1: true, hot: 3, ..s(true, 2, false, true) }),
     ]
 }

@@ -31,9 +31,10 @@ pub trait Engine: Sync {
 pub const ENGINES: &[&dyn Engine] = &[
     &Reference { optimise: false },
     &Reference { optimise: true },
-    &Translating { name: "tier 0", jit: false, single_block_regions: false },
-    &Translating { name: "jit", jit: true, single_block_regions: false },
-    &Translating { name: "jit, single blocks", jit: true, single_block_regions: true },
+    &Translating { name: "tier 0", jit: false, tier1: false, single_block_regions: false },
+    &Translating { name: "jit", jit: true, tier1: false, single_block_regions: false },
+    &Translating { name: "tier 1", jit: true, tier1: true, single_block_regions: false },
+    &Translating { name: "jit, single blocks", jit: true, tier1: false, single_block_regions: true },
 ];
 
 /// Blocks executed before code counts as endless.

@@ -37,6 +37,7 @@ const LIMIT: Duration = Duration::from_secs(20);
 pub struct Translating {
     pub name: &'static str,
     pub jit: bool,
+    pub tier1: bool,
     pub single_block_regions: bool,
 }
 
@@ -86,7 +87,15 @@ impl Engine for Translating {
 
 impl Translating {
     fn settings(&self) -> Settings {
-        Settings { jit: self.jit, threshold: 0, single_block_regions: self.single_block_regions, bisect: None, background: false }
+        Settings {
+            jit: self.jit,
+            threshold: 0,
+            tier1: self.tier1,
+            hot: 0,
+            single_block_regions: self.single_block_regions,
+            bisect: None,
+            background: false,
+        }
     }
 }
 

@@ -1,0 +1,258 @@
+//! One block: what an op needs to know, and the walk over the ops.
+
+use super::asm;
+use super::regs::{Loc, Regs};
+use crate::cache::Record;
+use ir::{Block, HelperDesc, Inst, Op, StateLayout, Ty, Val};
+
+use dynasmrt::{DynasmApi, SimpleAssembler};
+
+/// What emitting must know of the engine and the guest.
+pub struct Env<'a> {
+    pub layout: &'a StateLayout,
+    pub helpers: &'a [HelperDesc],
+    /// Offset from the seam of a byte of `Engine`.
+    pub eng: fn(usize) -> i32,
+    /// Offset from the seam of tier 0's temporaries.
+    pub temps: i32,
+    pub pc_mask: u64,
+    /// The record that the code is for; it lives as long as the code.
+    pub record: *mut Record,
+    /// Count down `Record::hot` and leave with `Why::Hot` at 0.
+    pub counts: bool,
+}
+
+/// Emitted code of a block; offsets are from its first byte, which is the full entry.
+pub struct Code<'a> {
+    pub bytes: &'a [u8],
+    pub linked: u32,
+    /// For each edge, 0 = taken, 1 = not: where the rel32 of its jump ends, and the stub that it leads to while not linked.
+    pub edges: [Option<(u32, u32)>; 2],
+}
+
+/// Code out of the hot path, emitted at the end.
+pub(super) enum Cold {
+    /// A memory check that missed: (end of its jump, where to go on, register of the address, `AccessInfo`).
+    Miss { jump: usize, back: usize, va: u8, info: u32 },
+    /// Leaves with the program counter at a page offset: (end of the jump, offset, `Why`, number of the edge).
+    Leave { jump: usize, offset: i32, why: u32, edge: u32 },
+    /// Returns the status word.
+    Failed { jump: usize },
+    /// Goes on at a page offset through the jump cache.
+    Chain { jump: usize, offset: i32 },
+}
+
+/// Reused from block to block.
+#[derive(Default)]
+struct Buffers {
+    code: Vec<u8>,
+    regs: Regs,
+    cold: Vec<Cold>,
+}
+
+#[derive(Default)]
+pub struct Tier1 {
+    buffers: Buffers,
+}
+
+pub(super) struct Emit<'a> {
+    pub code: SimpleAssembler,
+    pub env: &'a Env<'a>,
+    pub block: &'a Block,
+    pub r: Regs,
+    pub cold: Vec<Cold>,
+    /// Index of the op.
+    pub at: u32,
+    /// Page offset of the guest instruction.
+    pub insn: u32,
+    pub edges: [Option<(u32, u32)>; 2],
+}
+
+impl Tier1 {
+    /// Whether this host has what emitted code uses.
+    pub fn available() -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return is_x86_feature_detected!("ssse3") && is_x86_feature_detected!("sse4.1") && is_x86_feature_detected!("popcnt");
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+
+    /// Emits an optimised block.
+    pub fn emit<'a>(&'a mut self, env: &'a Env<'a>, block: &'a Block) -> Code<'a> {
+        let mut b = std::mem::take(&mut self.buffers);
+        b.code.clear();
+        b.cold.clear();
+        let mut code = SimpleAssembler::new();
+        code.ops = b.code;
+        let mut e = Emit { code, env, block, r: b.regs, cold: b.cold, at: 0, insn: block.start, edges: [None; 2] };
+        e.prepare();
+        let linked = e.entry();
+        for i in 0..block.insts.len() {
+            e.at = i as u32;
+            e.op(&block.insts[i]);
+            e.release();
+        }
+        e.cold_code();
+        let edges = e.edges;
+        self.buffers = Buffers { code: e.code.ops, regs: e.r, cold: e.cold };
+        Code { bytes: &self.buffers.code, linked, edges }
+    }
+}
+
+impl Emit<'_> {
+    /// Finds last uses and calls. A comparison that the next op alone uses is done there, so its operands live till then.
+    fn prepare(&mut self) {
+        self.r.reset(self.block.insts.len());
+        for (i, inst) in self.block.insts.iter().enumerate() {
+            for v in inst.operands() {
+                self.r.last[v.index()] = i as u32;
+            }
+            let calls = matches!(inst.op, Op::Call | Op::AtomicRmw | Op::AtomicCas | Op::ProbeW | Op::Vec);
+            if calls && (inst.op != Op::Vec || super::vector::opcode(inst.vec_op()).is_none()) {
+                self.r.calls.push(i as u32);
+            }
+        }
+        for (i, inst) in self.block.insts.iter().enumerate() {
+            if inst.op == Op::Cmp && self.fuses(i) {
+                for v in inst.operands() {
+                    let last = &mut self.r.last[v.index()];
+                    *last = (*last).max(i as u32 + 1);
+                }
+            }
+        }
+    }
+
+    /// Whether the comparison at `i` is used by the next op only, as a condition.
+    pub fn fuses(&self, i: usize) -> bool {
+        let next = self.block.insts.get(i + 1);
+        self.r.last[i] == i as u32 + 1
+            && next.is_some_and(|n| {
+                let condition = matches!(n.op, Op::Br | Op::Select | Op::RaiseIf) && n.a == Val(i as u32);
+                condition && n.b != Val(i as u32) && n.c != Val(i as u32)
+            })
+    }
+
+    pub fn slot_off(&self, i: &Inst) -> i32 {
+        self.env.layout.slot(i.slot()).offset as i32 + i.imm as i32
+    }
+
+    fn op(&mut self, i: &Inst) {
+        let v = Val(self.at);
+        match i.op {
+            Op::Insn => self.insn = i.imm as u32,
+            Op::Const => self.r.loc[v.index()] = Loc::Const(i.imm as u64 & i.ty.mask()),
+            Op::Get => {
+                let off = self.slot_off(i);
+                self.r.alias(v, off, i.ty);
+            }
+            Op::Set => self.set(i),
+            Op::PcRel => {
+                let (d, off) = (self.dest(), self.page_off());
+                asm!(self; mov Rq(d), [r15 + off]);
+                self.add_imm(d, i.imm);
+            }
+            Op::Load => self.load(i),
+            Op::Store => self.store(i),
+            Op::ProbeW => self.probe(i),
+            Op::AtomicRmw | Op::AtomicCas => self.atomic(i),
+            Op::Call => self.call(i),
+            Op::RaiseIf => self.raise_if(i),
+            Op::Jump | Op::Br | Op::JumpInd | Op::Exit | Op::ExitNext => self.terminator(i),
+            Op::Vec | Op::VLane | Op::VSetLane | Op::VShift | Op::VShuffle | Op::VMask => self.vector(i),
+            Op::Cmp if self.fuses(self.at as usize) => {}
+            _ => self.integer(i),
+        }
+    }
+
+    /// Adds a constant to a 64-bit register; flags stay as they are.
+    pub fn add_imm(&mut self, r: u8, imm: i64) {
+        if imm == 0 {
+        } else if let Ok(imm) = i32::try_from(imm) {
+            asm!(self; lea Rq(r), [Rq(r) + imm]);
+        } else {
+            asm!(self; mov rax, QWORD imm; lea Rq(r), [Rq(r) + rax]);
+        }
+    }
+
+    fn set(&mut self, i: &Inst) {
+        let (off, size) = (self.slot_off(i), i.ty.bytes() as i32);
+        if self.loc(i.a) == Loc::State(off) {
+            return;
+        }
+        let constant = match self.loc(i.a) {
+            Loc::Const(c) if i.ty != Ty::V128 => super::regs::imm32(i.ty, c),
+            _ => None,
+        };
+        // In a register before its slot may change.
+        match (i.ty, constant) {
+            (Ty::V128, _) => {
+                let r = self.xmm(i.a);
+                self.save_aliased(Some((off, size)));
+                asm!(self; movdqu [r15 + off], Rx(r));
+            }
+            (_, Some(c)) => {
+                self.save_aliased(Some((off, size)));
+                self.store_imm(i.ty, off, c);
+            }
+            (ty, None) => {
+                let r = self.gpr(i.a);
+                self.save_aliased(Some((off, size)));
+                self.store_state(ty, off, r);
+            }
+        }
+    }
+
+    fn store_imm(&mut self, ty: Ty, off: i32, c: i32) {
+        match ty {
+            Ty::I8 => asm!(self; mov BYTE [r15 + off], BYTE c as i8),
+            Ty::I16 => asm!(self; mov WORD [r15 + off], WORD c as i16),
+            Ty::I32 => asm!(self; mov DWORD [r15 + off], DWORD c),
+            _ => asm!(self; mov QWORD [r15 + off], DWORD c),
+        }
+    }
+
+    pub fn store_state(&mut self, ty: Ty, off: i32, r: u8) {
+        match ty {
+            Ty::I8 => asm!(self; mov [r15 + off], Rb(r)),
+            Ty::I16 => asm!(self; mov [r15 + off], Rw(r)),
+            Ty::I32 => asm!(self; mov [r15 + off], Rd(r)),
+            _ => asm!(self; mov [r15 + off], Rq(r)),
+        }
+    }
+
+    // --- jumps whose targets are filled in later
+
+    pub fn here(&self) -> usize {
+        self.code.offset().0
+    }
+
+    /// A near conditional jump; gives the end of its rel32. `cc`: low 4 bits of the opcode (SDM 2 Jcc).
+    pub fn jcc(&mut self, cc: u8) -> usize {
+        self.code.extend([0x0f, 0x80 | cc, 0, 0, 0, 0]);
+        self.here()
+    }
+
+    pub fn jmp(&mut self) -> usize {
+        self.code.extend([0xe9, 0, 0, 0, 0]);
+        self.here()
+    }
+
+    pub fn point(&mut self, jump: usize, target: usize) {
+        let rel = target as i32 - jump as i32;
+        self.code.ops[jump - 4..jump].copy_from_slice(&rel.to_le_bytes());
+    }
+}
+
+/// Condition codes of Jcc, SETcc, CMOVcc.
+pub mod cc {
+    pub const B: u8 = 2;
+    pub const AE: u8 = 3;
+    pub const E: u8 = 4;
+    pub const NE: u8 = 5;
+    pub const BE: u8 = 6;
+    pub const A: u8 = 7;
+    pub const L: u8 = 12;
+    pub const GE: u8 = 13;
+    pub const LE: u8 = 14;
+    pub const G: u8 = 15;
+}

@@ -1,0 +1,187 @@
+//! Entries and ends of a block, and the code out of the hot path.
+
+use super::asm;
+use super::emit::{Cold, Emit, cc};
+use crate::cache::Record;
+use crate::jit::runtime::func;
+use crate::vblock::{Engine, Why};
+use ir::{Inst, Op};
+use std::mem::offset_of;
+
+const RAX: u8 = 0;
+const RDI: u8 = 7;
+
+impl Emit<'_> {
+    pub fn page_off(&self) -> i32 {
+        self.env.layout.slot(self.env.layout.pc_page).offset as i32
+    }
+
+    fn pc_off(&self) -> i32 {
+        self.env.layout.slot(self.env.layout.pc).offset as i32
+    }
+
+    fn mask_pc(&mut self, r: u8) {
+        match self.env.pc_mask {
+            u64::MAX => {}
+            0xffff_ffff => asm!(self; mov Rd(r), Rd(r)),
+            0xffff => asm!(self; movzx Rd(r), Rw(r)),
+            m => asm!(self; mov rcx, QWORD m as i64; and Rq(r), rcx),
+        }
+    }
+
+    /// Sets the program counter to a page offset, in rax too.
+    pub fn set_pc_in_page(&mut self, offset: i32) {
+        let (page, pc) = (self.page_off(), self.pc_off());
+        asm!(self; mov rax, [r15 + page]);
+        self.add_imm(RAX, offset.into());
+        self.mask_pc(RAX);
+        asm!(self; mov [r15 + pc], rax);
+    }
+
+    /// Both entries; gives the offset of the linked one.
+    pub fn entry(&mut self) -> u32 {
+        let (page, pc, start) = (self.page_off(), self.pc_off(), self.block.start as i32);
+        asm!(self; mov rax, [r15 + pc]; lea rax, [rax - start]; mov [r15 + page], rax);
+        let linked = self.here() as u32;
+        let exit = self.eng(offset_of!(Engine, exit));
+        asm!(self; cmp DWORD [r15 + exit], BYTE 0);
+        self.leave_if(cc::NE, start, Why::Kicked);
+        if self.env.counts {
+            let hot = self.env.record as i64 + offset_of!(Record, hot) as i64;
+            asm!(self; mov rax, QWORD hot; dec DWORD [rax]);
+            self.leave_if(cc::E, start, Why::Hot);
+        }
+        linked
+    }
+
+    fn leave_if(&mut self, c: u8, offset: i32, why: Why) {
+        let jump = self.jcc(c);
+        self.cold.push(Cold::Leave { jump, offset, why: why as u32, edge: 0 });
+    }
+
+    /// Leaves; tier 0 runs the instruction again and raises.
+    pub fn raise_if(&mut self, i: &Inst) {
+        let c = self.condition(i.a);
+        self.leave_if(c, self.insn as i32, Why::Leave);
+    }
+
+    fn return_why(&mut self, why: Why) {
+        asm!(self; mov eax, DWORD why as i32; ret);
+    }
+
+    /// Goes on at the program counter in rdi, which is also in the state, through the jump cache.
+    fn chain(&mut self) {
+        let chain = self.eng(offset_of!(Engine, fns) + 8 * func::CHAIN);
+        asm!(self; jmp QWORD [r15 + chain]);
+    }
+
+    pub fn terminator(&mut self, i: &Inst) {
+        match i.op {
+            Op::Jump => {
+                let jump = self.jmp();
+                self.edge(0, jump, i.imm);
+            }
+            Op::Br => {
+                let c = self.condition(i.a);
+                let taken = self.jcc(c);
+                let next = self.jmp();
+                self.edge(0, taken, i.imm);
+                self.edge(1, next, self.block.next);
+            }
+            Op::JumpInd => {
+                self.copy_to(RDI, i.a);
+                self.mask_pc(RDI);
+                let pc = self.pc_off();
+                asm!(self; mov [r15 + pc], rdi);
+                self.chain();
+            }
+            Op::ExitNext => {
+                self.set_pc_in_page(self.block.next as i32);
+                self.return_why(Why::Lookup);
+            }
+            _ => self.return_why(Why::Lookup),
+        }
+    }
+
+    /// Where a jump at the block's end goes: by a link if the target is in the page, else through the jump cache.
+    fn edge(&mut self, n: u32, jump: usize, to: i64) {
+        let offset = to as i32;
+        self.cold.push(if (0..4096).contains(&to) {
+            Cold::Leave { jump, offset, why: Why::Edge as u32, edge: n }
+        } else {
+            Cold::Chain { jump, offset }
+        });
+    }
+
+    pub fn cold_code(&mut self) {
+        let (mut failed, mut leaves) = (Vec::new(), Vec::new());
+        for c in std::mem::take(&mut self.cold) {
+            let here = self.here();
+            match c {
+                Cold::Failed { jump } => failed.push(jump),
+                Cold::Miss { jump, back, va, info } => {
+                    self.point(jump, here);
+                    failed.push(self.miss(back, va, info));
+                }
+                Cold::Leave { jump, offset, why, edge } => {
+                    self.point(jump, here);
+                    if why == Why::Edge as u32 {
+                        self.edges[edge as usize] = Some((jump as u32, here as u32));
+                    }
+                    asm!(self; mov ecx, DWORD edge as i32; mov edx, DWORD offset; mov eax, DWORD why as i32);
+                    leaves.push(self.jmp());
+                }
+                Cold::Chain { jump, offset } => {
+                    self.point(jump, here);
+                    self.set_pc_in_page(offset);
+                    asm!(self; mov rdi, rax);
+                    self.chain();
+                }
+            }
+        }
+        self.tail_of_failures(&failed);
+        self.tail_of_leaves(&leaves);
+    }
+
+    /// Has the TLB filled and goes back, or on to where the gate of the result leads: the end of that jump.
+    fn miss(&mut self, back: usize, va: u8, info: u32) -> usize {
+        let (addr, what) = (self.eng(offset_of!(Engine, slow_addr)), self.eng(offset_of!(Engine, slow_info)));
+        let stub = self.eng(offset_of!(Engine, fns) + 8 * func::ACCESS_STUB);
+        let status = self.eng(offset_of!(Engine, status));
+        asm!(self
+            ; mov [r15 + addr], Rq(va)
+            ; mov DWORD [r15 + what], DWORD info as i32
+            ; call QWORD [r15 + stub]
+            ; cmp DWORD [r15 + status], BYTE 0
+        );
+        let again = self.jcc(cc::E);
+        self.point(again, back);
+        self.jmp()
+    }
+
+    fn tail_of_failures(&mut self, jumps: &[usize]) {
+        if jumps.is_empty() {
+            return;
+        }
+        let (here, status) = (self.here(), self.eng(offset_of!(Engine, status)));
+        jumps.iter().for_each(|j| self.point(*j, here));
+        asm!(self; mov eax, [r15 + status]; ret);
+    }
+
+    /// Entered with the number of the edge in ecx, the page offset in edx, the `Why` in eax.
+    fn tail_of_leaves(&mut self, jumps: &[usize]) {
+        let here = self.here();
+        jumps.iter().for_each(|j| self.point(*j, here));
+        let (edge, cur) = (self.eng(offset_of!(Engine, edge_number)), self.eng(offset_of!(Engine, cur)));
+        let (page, pc, record) = (self.page_off(), self.pc_off(), self.env.record as i64);
+        asm!(self
+            ; mov [r15 + edge], ecx
+            ; mov rdi, QWORD record
+            ; mov [r15 + cur], rdi
+            ; movsxd rdi, edx
+            ; add rdi, [r15 + page]
+        );
+        self.mask_pc(RDI);
+        asm!(self; mov [r15 + pc], rdi; ret);
+    }
+}

@@ -1,0 +1,346 @@
+//! Integer ops. Bits of a register beyond the value's type are undefined, so narrow types compute in 32 bits where the low
+//! bits of the result depend on the low bits of the operands only, and in their own width elsewhere.
+
+use super::asm;
+use super::emit::{Emit, cc};
+use super::regs::{Loc, RAX, RCX, RDX, Src, imm32};
+use ir::{Cond, Inst, Op, Ty, Val};
+
+/// A two-operand instruction on a register and whatever the source is, in 32 or 64 bits.
+macro_rules! alu {
+    ($e:expr, $name:ident, $wide:expr, $d:expr, $src:expr) => {
+        match ($wide, $src) {
+            (true, Src::Gpr(s)) => asm!($e; $name Rq($d), Rq(s)),
+            (true, Src::Mem(m)) => asm!($e; $name Rq($d), [r15 + m]),
+            (true, Src::Imm(i)) if i == i32::from(i as i8) => asm!($e; $name Rq($d), BYTE i as i8),
+            (true, Src::Imm(i)) => asm!($e; $name Rq($d), DWORD i),
+            (false, Src::Gpr(s)) => asm!($e; $name Rd($d), Rd(s)),
+            (false, Src::Mem(m)) => asm!($e; $name Rd($d), [r15 + m]),
+            (false, Src::Imm(i)) if i == i32::from(i as i8) => asm!($e; $name Rd($d), BYTE i as i8),
+            (false, Src::Imm(i)) => asm!($e; $name Rd($d), DWORD i),
+        }
+    };
+}
+
+/// A shift or rotate in the width of the type, by an expression.
+macro_rules! shift {
+    ($e:expr, $name:ident, $ty:expr, $d:expr, $($by:tt)*) => {
+        match $ty {
+            Ty::I8 => asm!($e; $name Rb($d), $($by)*),
+            Ty::I16 => asm!($e; $name Rw($d), $($by)*),
+            Ty::I32 => asm!($e; $name Rd($d), $($by)*),
+            _ => asm!($e; $name Rq($d), $($by)*),
+        }
+    };
+}
+
+impl Emit<'_> {
+    pub fn integer(&mut self, i: &Inst) {
+        match i.op {
+            Op::Add | Op::And | Op::Or | Op::Xor | Op::Mul => self.commutative(i),
+            Op::Sub => {
+                let wide = i.ty == Ty::I64;
+                let src = self.src(i.b, i.ty);
+                let d = self.dest_from(i.a);
+                alu!(self, sub, wide, d, src);
+            }
+            Op::Shl | Op::Shr | Op::Sar | Op::Rotl | Op::Rotr => self.shift(i),
+            Op::MulHiU | Op::MulHiS => self.mul_high(i),
+            Op::DivU | Op::RemU | Op::DivS | Op::RemS => self.divide(i),
+            Op::Neg => {
+                let d = self.dest_from(i.a);
+                asm!(self; neg Rq(d));
+            }
+            Op::Not => {
+                let d = self.dest_from(i.a);
+                asm!(self; not Rq(d));
+            }
+            Op::Bswap => self.bswap(i),
+            Op::Clz | Op::Ctz | Op::Popcnt => self.count(i),
+            Op::ZExt | Op::SExt => self.extend(i),
+            Op::Trunc => self.trunc(i),
+            Op::Cmp => {
+                let c = self.compare(i);
+                let d = self.dest();
+                self.setcc(c, d);
+            }
+            Op::Select => self.select(i),
+            _ => unreachable!("{:?} is no integer op", i.op),
+        }
+    }
+
+    fn commutative(&mut self, i: &Inst) {
+        let in_place = |e: &Self, v: Val| matches!(e.loc(v), Loc::Gpr(_)) && e.dies(v);
+        let (mut a, mut b) = (i.a, i.b);
+        if !in_place(self, a) && in_place(self, b) || matches!(self.loc(a), Loc::Const(_)) {
+            (a, b) = (b, a);
+        }
+        let wide = i.ty == Ty::I64;
+        let src = self.src(b, i.ty);
+        if let (Op::Add, Src::Imm(imm), false) = (i.op, src, in_place(self, a)) {
+            if let Loc::Gpr(r) = self.loc(a) {
+                let d = self.dest();
+                return asm!(self; lea Rq(d), [Rq(r) + imm]);
+            }
+        }
+        let d = self.dest_from(a);
+        match i.op {
+            Op::Add => alu!(self, add, wide, d, src),
+            Op::And => alu!(self, and, wide, d, src),
+            Op::Or => alu!(self, or, wide, d, src),
+            Op::Xor => alu!(self, xor, wide, d, src),
+            _ => match (wide, src) {
+                (true, Src::Gpr(s)) => asm!(self; imul Rq(d), Rq(s)),
+                (true, Src::Mem(m)) => asm!(self; imul Rq(d), [r15 + m]),
+                (true, Src::Imm(c)) => asm!(self; imul Rq(d), Rq(d), DWORD c),
+                (false, Src::Gpr(s)) => asm!(self; imul Rd(d), Rd(s)),
+                (false, Src::Mem(m)) => asm!(self; imul Rd(d), [r15 + m]),
+                (false, Src::Imm(c)) => asm!(self; imul Rd(d), Rd(d), DWORD c),
+            },
+        }
+    }
+
+    /// The count is taken modulo the width.
+    fn shift(&mut self, i: &Inst) {
+        let (ty, mask) = (i.ty, i.ty.bits() - 1);
+        if let Loc::Const(c) = self.loc(i.b) {
+            let n = (c as u32 & mask) as i8;
+            let d = self.dest_from(i.a);
+            match i.op {
+                _ if n == 0 => {}
+                Op::Shl => shift!(self, shl, ty, d, BYTE n),
+                Op::Shr => shift!(self, shr, ty, d, BYTE n),
+                Op::Sar => shift!(self, sar, ty, d, BYTE n),
+                Op::Rotl => shift!(self, rol, ty, d, BYTE n),
+                _ => shift!(self, ror, ty, d, BYTE n),
+            }
+            return;
+        }
+        self.copy_to(RCX, i.b);
+        if ty.bits() < 32 {
+            asm!(self; and ecx, BYTE mask as i8);
+        }
+        let d = self.dest_from(i.a);
+        match i.op {
+            Op::Shl => shift!(self, shl, ty, d, cl),
+            Op::Shr => shift!(self, shr, ty, d, cl),
+            Op::Sar => shift!(self, sar, ty, d, cl),
+            Op::Rotl => shift!(self, rol, ty, d, cl),
+            _ => shift!(self, ror, ty, d, cl),
+        }
+    }
+
+    /// A value of a type in a scratch register, extended to 64 bits.
+    fn widened(&mut self, r: u8, v: Val, ty: Ty, signed: bool) {
+        self.copy_to(r, v);
+        match (ty, signed) {
+            (Ty::I8, true) => asm!(self; movsx Rq(r), Rb(r)),
+            (Ty::I16, true) => asm!(self; movsx Rq(r), Rw(r)),
+            (Ty::I32, true) => asm!(self; movsxd Rq(r), Rd(r)),
+            (Ty::I8, false) => asm!(self; movzx Rd(r), Rb(r)),
+            (Ty::I16, false) => asm!(self; movzx Rd(r), Rw(r)),
+            (Ty::I32, false) => asm!(self; mov Rd(r), Rd(r)),
+            _ => {}
+        }
+    }
+
+    fn mul_high(&mut self, i: &Inst) {
+        let signed = i.op == Op::MulHiS;
+        if i.ty == Ty::I64 {
+            let b = self.gpr(i.b);
+            self.copy_to(RAX, i.a);
+            if signed {
+                asm!(self; imul Rq(b));
+            } else {
+                asm!(self; mul Rq(b));
+            }
+            let d = self.dest();
+            return asm!(self; mov Rq(d), rdx);
+        }
+        self.widened(RAX, i.a, i.ty, signed);
+        self.widened(RCX, i.b, i.ty, signed);
+        let (d, bits) = (self.dest(), i.ty.bits() as i8);
+        asm!(self; imul rax, rcx; shr rax, BYTE bits; mov Rq(d), rax);
+    }
+
+    /// The IR guards against zero and overflow.
+    fn divide(&mut self, i: &Inst) {
+        let signed = matches!(i.op, Op::DivS | Op::RemS);
+        self.widened(RAX, i.a, i.ty, signed);
+        self.widened(RCX, i.b, i.ty, signed);
+        match (i.ty == Ty::I64, signed) {
+            (true, true) => asm!(self; cqo; idiv rcx),
+            (true, false) => asm!(self; xor edx, edx; div rcx),
+            (false, true) => asm!(self; cdq; idiv ecx),
+            (false, false) => asm!(self; xor edx, edx; div ecx),
+        }
+        let (d, from) = (self.dest(), if matches!(i.op, Op::DivU | Op::DivS) { RAX } else { RDX });
+        asm!(self; mov Rq(d), Rq(from));
+    }
+
+    fn bswap(&mut self, i: &Inst) {
+        let d = self.dest_from(i.a);
+        match i.ty {
+            Ty::I64 => asm!(self; bswap Rq(d)),
+            Ty::I32 => asm!(self; bswap Rd(d)),
+            Ty::I16 => asm!(self; rol Rw(d), BYTE 8),
+            _ => {}
+        }
+    }
+
+    /// Zero has as many leading and trailing zeros as the type has bits; BSF and BSR then set ZF.
+    fn count(&mut self, i: &Inst) {
+        let bits = i.ty.bits() as i32;
+        self.widened(RAX, i.a, i.ty, false);
+        let d = self.dest();
+        match i.op {
+            Op::Popcnt => asm!(self; popcnt Rq(d), rax),
+            Op::Ctz => asm!(self; mov ecx, DWORD bits; bsf Rq(d), rax; cmovz Rd(d), ecx),
+            _ => asm!(self; mov ecx, DWORD 2 * bits - 1; bsr Rq(d), rax; cmovz Rd(d), ecx; xor Rd(d), BYTE (bits - 1) as i8),
+        }
+    }
+
+    fn extend(&mut self, i: &Inst) {
+        let (from, signed) = (self.block.ty(i.a), i.op == Op::SExt);
+        if let (Loc::State(off), true) = (self.loc(i.a), self.dies(i.a)) {
+            let d = self.dest();
+            return match (from, signed) {
+                (Ty::I8, true) => asm!(self; movsx Rq(d), BYTE [r15 + off]),
+                (Ty::I16, true) => asm!(self; movsx Rq(d), WORD [r15 + off]),
+                (Ty::I32, true) => asm!(self; movsxd Rq(d), DWORD [r15 + off]),
+                _ => self.load_state(d, from, off),
+            };
+        }
+        if let Loc::Const(c) = self.loc(i.a) {
+            let d = self.dest();
+            let sh = 64 - from.bits();
+            return self.mov_imm(d, if signed { ((c << sh) as i64 >> sh) as u64 } else { c & from.mask() });
+        }
+        let s = self.gpr(i.a);
+        let d = if self.dies(i.a) { self.dest_from(i.a) } else { self.dest() };
+        match (from, signed) {
+            (Ty::I8, true) => asm!(self; movsx Rq(d), Rb(s)),
+            (Ty::I16, true) => asm!(self; movsx Rq(d), Rw(s)),
+            (Ty::I32, true) => asm!(self; movsxd Rq(d), Rd(s)),
+            (Ty::I8, false) => asm!(self; movzx Rd(d), Rb(s)),
+            (Ty::I16, false) => asm!(self; movzx Rd(d), Rw(s)),
+            (Ty::I32, false) => asm!(self; mov Rd(d), Rd(s)),
+            _ if s != d => asm!(self; mov Rq(d), Rq(s)),
+            _ => {}
+        }
+    }
+
+    /// The low bytes of the same place.
+    fn trunc(&mut self, i: &Inst) {
+        let v = Val(self.at);
+        match self.loc(i.a) {
+            Loc::Const(c) => self.r.loc[v.index()] = Loc::Const(c & i.ty.mask()),
+            Loc::State(off) => self.r.alias(v, off, i.ty),
+            _ => {
+                self.dest_from(i.a);
+            }
+        }
+    }
+
+    // --- comparisons
+
+    fn setcc(&mut self, c: u8, d: u8) {
+        // SETcc Rb: 0F 90+cc /0; REX makes the low byte of any register reachable.
+        self.code.extend([0x40 | d >> 3, 0x0f, 0x90 | c, 0xc0 | d & 7]);
+    }
+
+    /// Emits a comparison; gives the condition code that holds if it does.
+    fn compare(&mut self, i: &Inst) -> u8 {
+        let cond = i.cond();
+        match (self.loc(i.b), imm32(i.ty, self.const_of(i.b))) {
+            (Loc::Const(_), Some(c)) => self.compare_const(i, c),
+            _ => {
+                let (a, b) = (self.gpr(i.a), self.gpr(i.b));
+                match i.ty {
+                    Ty::I8 => asm!(self; cmp Rb(a), Rb(b)),
+                    Ty::I16 => asm!(self; cmp Rw(a), Rw(b)),
+                    Ty::I32 => asm!(self; cmp Rd(a), Rd(b)),
+                    _ => asm!(self; cmp Rq(a), Rq(b)),
+                }
+            }
+        }
+        code_of(cond)
+    }
+
+    fn const_of(&self, v: Val) -> u64 {
+        match self.loc(v) {
+            Loc::Const(c) => c,
+            _ => 0,
+        }
+    }
+
+    fn compare_const(&mut self, i: &Inst, c: i32) {
+        if let (Loc::State(m), true) = (self.loc(i.a), self.dies(i.a)) {
+            return match i.ty {
+                Ty::I8 => asm!(self; cmp BYTE [r15 + m], BYTE c as i8),
+                Ty::I16 => asm!(self; cmp WORD [r15 + m], WORD c as i16),
+                Ty::I32 => asm!(self; cmp DWORD [r15 + m], DWORD c),
+                _ => asm!(self; cmp QWORD [r15 + m], DWORD c),
+            };
+        }
+        let a = self.gpr(i.a);
+        match (i.ty, c) {
+            (Ty::I8, 0) => asm!(self; test Rb(a), Rb(a)),
+            (Ty::I16, 0) => asm!(self; test Rw(a), Rw(a)),
+            (Ty::I32, 0) => asm!(self; test Rd(a), Rd(a)),
+            (_, 0) => asm!(self; test Rq(a), Rq(a)),
+            (Ty::I8, _) => asm!(self; cmp Rb(a), BYTE c as i8),
+            (Ty::I16, _) => asm!(self; cmp Rw(a), WORD c as i16),
+            (Ty::I32, _) => asm!(self; cmp Rd(a), DWORD c),
+            _ => asm!(self; cmp Rq(a), DWORD c),
+        }
+    }
+
+    /// Emits what tests a condition value; gives the condition code of "true".
+    pub fn condition(&mut self, c: Val) -> u8 {
+        let before = self.at as usize - 1;
+        if c.index() == before && self.block.insts[before].op == Op::Cmp && self.fuses(before) {
+            return self.compare(&self.block.insts[before]);
+        }
+        let r = self.gpr(c);
+        asm!(self; test Rb(r), Rb(r));
+        cc::NE
+    }
+
+    fn select(&mut self, i: &Inst) {
+        if i.ty == Ty::V128 {
+            return self.select_vector(i);
+        }
+        // Moves between registers and memory leave the flags alone.
+        let yes = self.gpr(i.b);
+        let c = self.condition(i.a);
+        let d = self.dest_from(i.c);
+        // CMOVcc Rq(d), Rq(yes): REX.W 0F 40+cc /r.
+        self.code.extend([0x48 | d >> 3 << 2 | yes >> 3, 0x0f, 0x40 | c, 0xc0 | (d & 7) << 3 | yes & 7]);
+    }
+
+    fn select_vector(&mut self, i: &Inst) {
+        let yes = self.xmm(i.b);
+        let c = self.condition(i.a);
+        let d = self.dest_from_xmm(i.c);
+        let over = self.jcc(c ^ 1);
+        asm!(self; movdqa Rx(d), Rx(yes));
+        let here = self.here();
+        self.point(over, here);
+    }
+}
+
+fn code_of(c: Cond) -> u8 {
+    match c {
+        Cond::Eq => cc::E,
+        Cond::Ne => cc::NE,
+        Cond::Ult => cc::B,
+        Cond::Uge => cc::AE,
+        Cond::Ule => cc::BE,
+        Cond::Ugt => cc::A,
+        Cond::Slt => cc::L,
+        Cond::Sge => cc::GE,
+        Cond::Sle => cc::LE,
+        Cond::Sgt => cc::G,
+    }
+}

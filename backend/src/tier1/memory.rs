@@ -1,0 +1,183 @@
+//! Guest memory accesses and calls of the runtime.
+
+use super::asm;
+use super::emit::{Cold, Emit, cc};
+use super::regs::{RAX, RCX, RDX, imm32};
+use crate::jit::runtime::{AccessInfo, func};
+use crate::tlb;
+use crate::vblock::Engine;
+use ir::{Effects, Inst, Op, Ty, Val};
+use std::mem::offset_of;
+
+/// r8, the fourth operand of a call beside the seam.
+const R8: u8 = 8;
+const RSI: u8 = 6;
+
+impl Emit<'_> {
+    pub fn eng(&self, in_engine: usize) -> i32 {
+        (self.env.eng)(in_engine)
+    }
+
+    fn info(&self, i: &Inst, write: bool) -> u32 {
+        AccessInfo { ty: i.ty, ctx: usize::from(i.aux & 3), write, insn: self.insn }.pack()
+    }
+
+    /// Linear address of an access, in the register of its base or in rax.
+    fn address(&mut self, i: &Inst) -> u8 {
+        let base = self.gpr(i.a);
+        if i.imm == 0 {
+            return base;
+        }
+        match i32::try_from(i.imm) {
+            Ok(imm) => asm!(self; lea rax, [Rq(base) + imm]),
+            Err(_) => asm!(self; mov rax, QWORD i.imm; add rax, Rq(base)),
+        }
+        RAX
+    }
+
+    /// Checks an access against the TLB; gives the register of its linear address, to which rcx is then the addend.
+    fn check(&mut self, i: &Inst, write: bool) -> u8 {
+        let va = self.address(i);
+        let ctx = usize::from(i.aux & 3).min(2);
+        let table = offset_of!(Engine, tlb) + ctx * tlb::ENTRIES * size_of::<tlb::Entry>();
+        let field = if write { offset_of!(tlb::Entry, write) } else { offset_of!(tlb::Entry, read) };
+        let (tag, addend) = (self.eng(table + field), self.eng(table + offset_of!(tlb::Entry, addend)));
+        const { assert!(size_of::<tlb::Entry>() == 32) };
+        let index = ((tlb::ENTRIES - 1) << 5) as i32;
+        let most = 4096 - i.ty.bytes() as i32;
+        asm!(self
+            ; mov ecx, Rd(va)
+            ; mov rdx, Rq(va)
+            ; shr ecx, BYTE 7
+            ; and ecx, DWORD index
+            ; sub rdx, [r15 + rcx + tag]
+            ; cmp rdx, DWORD most
+        );
+        let jump = self.jcc(cc::A);
+        let (back, info) = (self.here(), self.info(i, write));
+        asm!(self; mov rcx, [r15 + rcx + addend]);
+        self.cold.push(Cold::Miss { jump, back, va, info });
+        va
+    }
+
+    pub fn load(&mut self, i: &Inst) {
+        let va = self.check(i, false);
+        if i.ty == Ty::V128 {
+            let d = self.dest_xmm();
+            return asm!(self; movdqu Rx(d), [rcx + Rq(va)]);
+        }
+        let d = self.dest();
+        match i.ty {
+            Ty::I8 => asm!(self; movzx Rd(d), BYTE [rcx + Rq(va)]),
+            Ty::I16 => asm!(self; movzx Rd(d), WORD [rcx + Rq(va)]),
+            Ty::I32 => asm!(self; mov Rd(d), [rcx + Rq(va)]),
+            _ => asm!(self; mov Rq(d), [rcx + Rq(va)]),
+        }
+    }
+
+    pub fn store(&mut self, i: &Inst) {
+        if i.ty == Ty::V128 {
+            let v = self.xmm(i.b);
+            let va = self.check(i, true);
+            return asm!(self; movdqu [rcx + Rq(va)], Rx(v));
+        }
+        if let Some(c) = self.block.as_const(i.b).and_then(|c| imm32(i.ty, c)) {
+            let va = self.check(i, true);
+            return match i.ty {
+                Ty::I8 => asm!(self; mov BYTE [rcx + Rq(va)], BYTE c as i8),
+                Ty::I16 => asm!(self; mov WORD [rcx + Rq(va)], WORD c as i16),
+                Ty::I32 => asm!(self; mov DWORD [rcx + Rq(va)], DWORD c),
+                _ => asm!(self; mov QWORD [rcx + Rq(va)], DWORD c),
+            };
+        }
+        let v = self.gpr(i.b);
+        let va = self.check(i, true);
+        match i.ty {
+            Ty::I8 => asm!(self; mov [rcx + Rq(va)], Rb(v)),
+            Ty::I16 => asm!(self; mov [rcx + Rq(va)], Rw(v)),
+            Ty::I32 => asm!(self; mov [rcx + Rq(va)], Rd(v)),
+            _ => asm!(self; mov [rcx + Rq(va)], Rq(v)),
+        }
+    }
+
+    // --- calls
+
+    /// Calls `Engine::fns[index]` with the seam and what is in the other argument registers. Nothing lives in a register
+    /// that calls do not preserve.
+    pub fn call_runtime(&mut self, index: usize) {
+        let f = self.eng(offset_of!(Engine, fns) + 8 * index);
+        // The stack is 8 off its alignment within emitted code.
+        asm!(self; mov rdi, r15; sub rsp, BYTE 8; call QWORD [r15 + f]; add rsp, BYTE 8);
+    }
+
+    /// Leaves if the last call failed.
+    fn check_status(&mut self) {
+        let status = self.eng(offset_of!(Engine, status));
+        asm!(self; cmp DWORD [r15 + status], BYTE 0);
+        let jump = self.jcc(cc::NE);
+        self.cold.push(Cold::Failed { jump });
+    }
+
+    /// Address of an access into an argument register, values having been spilled.
+    fn address_to(&mut self, r: u8, i: &Inst) {
+        self.copy_to(r, i.a);
+        match i32::try_from(i.imm) {
+            Ok(0) => {}
+            Ok(imm) => asm!(self; lea Rq(r), [Rq(r) + imm]),
+            Err(_) => asm!(self; mov rax, QWORD i.imm; add Rq(r), rax),
+        }
+    }
+
+    pub fn probe(&mut self, i: &Inst) {
+        let (len, info) = (u64::from(i.aux >> 2), u64::from(self.info(i, true)));
+        self.spill_for_call();
+        self.address_to(RSI, i);
+        self.mov_imm(RDX, len);
+        self.mov_imm(RCX, info);
+        self.call_runtime(func::PROBE);
+        self.check_status();
+    }
+
+    pub fn atomic(&mut self, i: &Inst) {
+        let kind = if i.op == Op::AtomicRmw { i.rmw() as u32 + 1 } else { 0 };
+        let info = self.info(i, true) | kind << AccessInfo::RMW_SHIFT;
+        self.spill_for_call();
+        self.address_to(RSI, i);
+        self.mov_imm(RDX, info.into());
+        self.copy_to(RCX, i.b);
+        self.copy_to(R8, if i.c == Val::NONE { i.b } else { i.c });
+        self.call_runtime(func::ATOMIC);
+        self.check_status();
+        self.result_of_call();
+    }
+
+    fn result_of_call(&mut self) {
+        if self.r.last[self.at as usize] > self.at {
+            let d = self.dest();
+            asm!(self; mov Rq(d), rax);
+        }
+    }
+
+    pub fn call(&mut self, i: &Inst) {
+        let effects = self.env.helpers[usize::from(i.aux)].effects;
+        let leaves = effects.has(Effects::MAY_LEAVE);
+        if effects.has(Effects::WRITES_STATE) {
+            self.save_aliased(None);
+        }
+        self.spill_for_call();
+        if leaves || effects.has(Effects::READS_STATE) {
+            self.set_pc_in_page(self.insn as i32);
+        }
+        self.mov_imm(RSI, u64::from(i.aux) | u64::from(self.insn) << 32);
+        for (r, v) in [(RDX, i.a), (RCX, i.b), (R8, i.c)] {
+            if v != Val::NONE {
+                self.copy_to(r, v);
+            }
+        }
+        self.call_runtime(func::HELPER);
+        if leaves {
+            self.check_status();
+        }
+        self.result_of_call();
+    }
+}

@@ -1,0 +1,30 @@
+//! Tier 1: one block of IR straight to host code, in one pass, some hundred nanoseconds a guest instruction. Values stay
+//! in registers within the block, guest state lies in memory between blocks. x86-64 hosts; elsewhere tier 2 follows tier 0.
+//!
+//! Emitted code is entered with the seam in r15 and returns a `Why` in eax, like regions (`jit::runtime`). It has two
+//! entries: `full` takes the program counter from the state, `linked` needs only the page's, as an edge of a block of the
+//! same page leaves it. Both edges end in a jump that `cache` points at the target's `linked` entry.
+
+// What the assembler macro expands to converts register numbers that are u8 already.
+#![allow(clippy::useless_conversion)]
+
+mod emit;
+mod flow;
+mod integer;
+mod memory;
+mod regs;
+mod vector;
+
+pub use emit::{Env, Tier1};
+
+/// Assembles into `Emit::code`.
+macro_rules! asm {
+    ($e:expr; $($t:tt)*) => {
+        {
+            #[allow(unused_imports)]
+            use dynasmrt::DynasmApi as _;
+            dynasmrt::dynasm!($e.code ; .arch x64 ; $($t)*)
+        }
+    };
+}
+pub(crate) use asm;

@@ -1,0 +1,364 @@
+//! Where the values of a block are while tier 1 emits it: still in a state slot, in a host register, or in a spill slot
+//! (tier 0's temporaries). Each value is made once, so a linear walk with the last uses known suffices.
+
+use super::emit::Emit;
+use crate::tier1::asm;
+use ir::{Op, Ty, Val};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loc {
+    /// Not computed, or dead.
+    None,
+    Const(u64),
+    /// A state slot, byte offset from the seam, that has not changed since the value was read.
+    State(i32),
+    Gpr(u8),
+    Xmm(u8),
+    /// A spill slot, byte offset from the seam.
+    Spill(i32),
+}
+
+/// An operand that an instruction takes as it is.
+#[derive(Clone, Copy, Debug)]
+pub enum Src {
+    Gpr(u8),
+    /// Memory at an offset from the seam.
+    Mem(i32),
+    Imm(i32),
+}
+
+/// Scratch registers, free between ops: rax, rcx, rdx, xmm0, xmm1. r15 is the seam, rsp the stack.
+pub const RAX: u8 = 0;
+pub const RCX: u8 = 1;
+pub const RDX: u8 = 2;
+/// Registers for values; those that calls preserve come last.
+const POOL: [u8; 11] = [6, 7, 8, 9, 10, 11, 3, 5, 12, 13, 14];
+const SAVED_FIRST: [u8; 11] = [3, 5, 12, 13, 14, 6, 7, 8, 9, 10, 11];
+const CALLER_SAVED: u16 = 0b1111_1100_0000;
+const XMM_POOL: std::ops::Range<u8> = 2..16;
+
+#[derive(Default)]
+pub struct Regs {
+    pub loc: Vec<Loc>,
+    /// Index of the op that uses the value last, 0 if none does.
+    pub last: Vec<u32>,
+    /// Indexes of ops that call the runtime.
+    pub calls: Vec<u32>,
+    gpr: [Option<Val>; 16],
+    xmm: [Option<Val>; 16],
+    /// Values that are in state slots: value, offset, size.
+    aliased: Vec<(Val, i32, i32)>,
+    free_spills: Vec<i32>,
+    spills: i32,
+    /// Registers that the current op needs as they are.
+    locked: u16,
+    locked_x: u16,
+}
+
+impl Regs {
+    pub fn reset(&mut self, n: usize) {
+        self.loc.clear();
+        self.loc.resize(n, Loc::None);
+        self.last.clear();
+        self.last.resize(n, 0);
+        self.calls.clear();
+        self.aliased.clear();
+        self.free_spills.clear();
+        (self.gpr, self.xmm) = ([None; 16], [None; 16]);
+        (self.spills, self.locked, self.locked_x) = (0, 0, 0);
+    }
+
+    pub fn unlock(&mut self) {
+        (self.locked, self.locked_x) = (0, 0);
+    }
+
+    pub fn alias(&mut self, v: Val, off: i32, ty: Ty) {
+        self.loc[v.index()] = Loc::State(off);
+        self.aliased.push((v, off, ty.bytes() as i32));
+    }
+}
+
+impl Emit<'_> {
+    pub fn loc(&self, v: Val) -> Loc {
+        self.r.loc[v.index()]
+    }
+
+    /// Whether the current op is the last to use a value.
+    pub fn dies(&self, v: Val) -> bool {
+        self.r.last[v.index()] <= self.at
+    }
+
+    fn crosses_call(&self, v: Val) -> bool {
+        let next = self.r.calls.partition_point(|c| *c <= self.at);
+        self.r.calls.get(next).is_some_and(|c| *c < self.r.last[v.index()])
+    }
+
+    // --- taking registers
+
+    /// A register for value `v`, whose location it becomes.
+    pub fn take(&mut self, v: Val) -> u8 {
+        let order = if self.crosses_call(v) { &SAVED_FIRST } else { &POOL };
+        let free = order.iter().copied().find(|r| self.r.gpr[usize::from(*r)].is_none() && self.r.locked >> r & 1 == 0);
+        let r = free.unwrap_or_else(|| self.evict());
+        self.r.gpr[usize::from(r)] = Some(v);
+        self.r.loc[v.index()] = Loc::Gpr(r);
+        self.r.locked |= 1 << r;
+        r
+    }
+
+    /// Frees the register whose value is used last.
+    fn evict(&mut self) -> u8 {
+        let last = |e: &Self, r: u8| e.r.gpr[usize::from(r)].map_or(0, |v| e.r.last[v.index()]);
+        let unlocked = POOL.iter().copied().filter(|r| self.r.locked >> r & 1 == 0);
+        let r = unlocked.max_by_key(|r| last(self, *r)).expect("an op needs fewer registers than there are");
+        self.spill(r);
+        r
+    }
+
+    fn spill_slot(&mut self) -> i32 {
+        self.r.free_spills.pop().unwrap_or_else(|| {
+            self.r.spills += 1;
+            self.env.temps + 16 * (self.r.spills - 1)
+        })
+    }
+
+    fn spill(&mut self, r: u8) {
+        let Some(v) = self.r.gpr[usize::from(r)].take() else { return };
+        let i = &self.block.insts[v.index()];
+        self.r.loc[v.index()] = if i.op == Op::Const {
+            Loc::Const(i.imm as u64 & i.ty.mask())
+        } else {
+            let off = self.spill_slot();
+            asm!(self; mov [r15 + off], Rq(r));
+            Loc::Spill(off)
+        };
+    }
+
+    pub fn take_xmm(&mut self, v: Val) -> u8 {
+        let free = XMM_POOL.clone().find(|r| self.r.xmm[usize::from(*r)].is_none() && self.r.locked_x >> r & 1 == 0);
+        let r = free.unwrap_or_else(|| {
+            let last = |e: &Self, r: u8| e.r.xmm[usize::from(r)].map_or(0, |v| e.r.last[v.index()]);
+            let unlocked = XMM_POOL.clone().filter(|r| self.r.locked_x >> r & 1 == 0);
+            let r = unlocked.max_by_key(|r| last(self, *r)).expect("an op needs fewer registers than there are");
+            self.spill_xmm(r);
+            r
+        });
+        self.r.xmm[usize::from(r)] = Some(v);
+        self.r.loc[v.index()] = Loc::Xmm(r);
+        self.r.locked_x |= 1 << r;
+        r
+    }
+
+    fn spill_xmm(&mut self, r: u8) {
+        let Some(v) = self.r.xmm[usize::from(r)].take() else { return };
+        let off = self.spill_slot();
+        asm!(self; movdqu [r15 + off], Rx(r));
+        self.r.loc[v.index()] = Loc::Spill(off);
+    }
+
+    /// Before a call: what it does not preserve goes to spill slots.
+    pub fn spill_for_call(&mut self) {
+        for r in 0..16 {
+            if CALLER_SAVED >> r & 1 != 0 {
+                self.spill(r);
+            }
+        }
+        XMM_POOL.for_each(|r| self.spill_xmm(r));
+    }
+
+    // --- values in registers
+
+    pub fn mov_imm(&mut self, r: u8, c: u64) {
+        if c <= u64::from(u32::MAX) {
+            asm!(self; mov Rd(r), DWORD c as i32);
+        } else if c as i64 == i64::from(c as i32) {
+            asm!(self; mov Rq(r), DWORD c as i32);
+        } else {
+            asm!(self; mov Rq(r), QWORD c as i64);
+        }
+    }
+
+    /// Loads `ty` from an offset from the seam, zero-extended.
+    pub fn load_state(&mut self, r: u8, ty: Ty, off: i32) {
+        match ty {
+            Ty::I8 => asm!(self; movzx Rd(r), BYTE [r15 + off]),
+            Ty::I16 => asm!(self; movzx Rd(r), WORD [r15 + off]),
+            Ty::I32 => asm!(self; mov Rd(r), [r15 + off]),
+            _ => asm!(self; mov Rq(r), [r15 + off]),
+        }
+    }
+
+    /// Copies a value into a register; bits beyond its type are undefined.
+    pub fn copy_to(&mut self, r: u8, v: Val) {
+        match self.loc(v) {
+            Loc::Const(c) => self.mov_imm(r, c),
+            Loc::State(off) => self.load_state(r, self.block.ty(v), off),
+            Loc::Spill(off) => asm!(self; mov Rq(r), [r15 + off]),
+            Loc::Gpr(s) if s != r => asm!(self; mov Rq(r), Rq(s)),
+            _ => {}
+        }
+    }
+
+    /// The register that holds a value; loads it if need be.
+    pub fn gpr(&mut self, v: Val) -> u8 {
+        if let Loc::Gpr(r) = self.loc(v) {
+            self.r.locked |= 1 << r;
+            return r;
+        }
+        let from = self.loc(v);
+        let r = self.take(v);
+        self.r.loc[v.index()] = from;
+        self.copy_to(r, v);
+        if let Loc::Spill(off) = from {
+            self.r.free_spills.push(off);
+        }
+        self.r.loc[v.index()] = Loc::Gpr(r);
+        r
+    }
+
+    pub fn xmm(&mut self, v: Val) -> u8 {
+        if let Loc::Xmm(r) = self.loc(v) {
+            self.r.locked_x |= 1 << r;
+            return r;
+        }
+        let from = self.loc(v);
+        let r = self.take_xmm(v);
+        self.load_xmm(r, from);
+        if let Loc::Spill(off) = from {
+            self.r.free_spills.push(off);
+        }
+        r
+    }
+
+    fn load_xmm(&mut self, r: u8, from: Loc) {
+        match from {
+            Loc::State(off) | Loc::Spill(off) => asm!(self; movdqu Rx(r), [r15 + off]),
+            Loc::Xmm(s) => asm!(self; movdqa Rx(r), Rx(s)),
+            Loc::Const(0) => asm!(self; pxor Rx(r), Rx(r)),
+            Loc::Const(c) => {
+                self.mov_imm(RAX, c);
+                asm!(self; movq Rx(r), rax);
+            }
+            _ => {}
+        }
+    }
+
+    /// A value as operand of an instruction on `ty` (I32, I64; narrower ones are never memory).
+    pub fn src(&mut self, v: Val, ty: Ty) -> Src {
+        match self.loc(v) {
+            Loc::Const(c) => match imm32(ty, c) {
+                Some(i) => Src::Imm(i),
+                None => Src::Gpr(self.gpr(v)),
+            },
+            Loc::State(off) | Loc::Spill(off) if self.dies(v) && matches!(ty, Ty::I32 | Ty::I64) => Src::Mem(off),
+            _ => Src::Gpr(self.gpr(v)),
+        }
+    }
+
+    /// A register that holds `a` and may be changed: it becomes that of the current op's result.
+    pub fn dest_from(&mut self, a: Val) -> u8 {
+        let d = Val(self.at);
+        match self.loc(a) {
+            Loc::Gpr(r) if self.dies(a) => {
+                self.r.gpr[usize::from(r)] = Some(d);
+                self.r.loc[d.index()] = Loc::Gpr(r);
+                self.r.loc[a.index()] = Loc::None;
+                self.r.locked |= 1 << r;
+                r
+            }
+            _ => {
+                let r = self.take(d);
+                self.copy_to(r, a);
+                r
+            }
+        }
+    }
+
+    /// As `dest_from` for vectors.
+    pub fn dest_from_xmm(&mut self, a: Val) -> u8 {
+        let d = Val(self.at);
+        match self.loc(a) {
+            Loc::Xmm(r) if self.dies(a) => {
+                self.r.xmm[usize::from(r)] = Some(d);
+                self.r.loc[d.index()] = Loc::Xmm(r);
+                self.r.loc[a.index()] = Loc::None;
+                self.r.locked_x |= 1 << r;
+                r
+            }
+            _ => {
+                let r = self.take_xmm(d);
+                let from = self.loc(a);
+                self.load_xmm(r, from);
+                r
+            }
+        }
+    }
+
+    /// A register for the current op's result.
+    pub fn dest(&mut self) -> u8 {
+        self.take(Val(self.at))
+    }
+
+    pub fn dest_xmm(&mut self) -> u8 {
+        self.take_xmm(Val(self.at))
+    }
+
+    // --- state slots and lifetimes
+
+    /// Before state bytes change: values that live there and are used after the current op move to registers.
+    /// `None`: all of the state.
+    pub fn save_aliased(&mut self, range: Option<(i32, i32)>) {
+        let mut i = 0;
+        while let Some(&(v, off, size)) = self.r.aliased.get(i) {
+            if self.loc(v) != Loc::State(off) {
+                self.r.aliased.swap_remove(i);
+                continue;
+            }
+            if range.is_some_and(|(at, len)| off >= at + len || at >= off + size) {
+                i += 1;
+                continue;
+            }
+            self.r.aliased.swap_remove(i);
+            if self.r.last[v.index()] > self.at {
+                let locked = (self.r.locked, self.r.locked_x);
+                if self.block.ty(v) == Ty::V128 {
+                    self.xmm(v);
+                } else {
+                    self.gpr(v);
+                }
+                (self.r.locked, self.r.locked_x) = locked;
+            }
+        }
+    }
+
+    /// After an op: gives back what its operands held for the last time, and a result that nobody uses.
+    pub fn release(&mut self) {
+        let at = self.at as usize;
+        let i = &self.block.insts[at];
+        // A comparison done here by the op that it is for: its operands die here too.
+        let fused = at.checked_sub(1).filter(|p| self.block.insts[*p].op == Op::Cmp && self.fuses(*p));
+        let more = fused.into_iter().flat_map(|p| self.block.insts[p].operands());
+        for v in i.operands().chain(more).chain(i.result().map(|_| Val(self.at))) {
+            if self.r.last[v.index()] <= self.at {
+                match std::mem::replace(&mut self.r.loc[v.index()], Loc::None) {
+                    Loc::Gpr(r) => self.r.gpr[usize::from(r)] = None,
+                    Loc::Xmm(r) => self.r.xmm[usize::from(r)] = None,
+                    Loc::Spill(off) => self.r.free_spills.push(off),
+                    _ => {}
+                }
+            }
+        }
+        self.r.unlock();
+    }
+}
+
+/// The constant as 32 bits that sign-extend to it in `ty`.
+pub fn imm32(ty: Ty, c: u64) -> Option<i32> {
+    match ty {
+        Ty::I8 => Some(i32::from(c as i8)),
+        Ty::I16 => Some(i32::from(c as i16)),
+        Ty::I32 => Some(c as i32),
+        Ty::I64 => (c as i64 == i64::from(c as i32)).then_some(c as i32),
+        Ty::V128 => None,
+    }
+}

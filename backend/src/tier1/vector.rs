@@ -1,0 +1,185 @@
+//! Vector ops: SSE2 to SSE4.1 instructions of the host; what has none calls the reference function.
+
+use super::asm;
+use super::emit::Emit;
+use super::regs::{Loc, RAX};
+use crate::jit::runtime::func;
+use crate::vblock::Engine;
+use ir::vec::VecShift;
+use ir::{Inst, Op, VecOp};
+use std::mem::offset_of;
+
+/// Third byte of the instruction `66 0F xx` that is the op.
+pub fn opcode(op: VecOp) -> Option<u8> {
+    use VecOp::*;
+    Some(match op {
+        And => 0xdb,
+        Or => 0xeb,
+        Xor => 0xef,
+        AndNot => 0xdf,
+        Add8 => 0xfc,
+        Add16 => 0xfd,
+        Add32 => 0xfe,
+        Add64 => 0xd4,
+        Sub8 => 0xf8,
+        Sub16 => 0xf9,
+        Sub32 => 0xfa,
+        Sub64 => 0xfb,
+        CmpEq8 => 0x74,
+        CmpEq16 => 0x75,
+        CmpEq32 => 0x76,
+        CmpGtS8 => 0x64,
+        CmpGtS16 => 0x65,
+        CmpGtS32 => 0x66,
+        MinU8 => 0xda,
+        MaxU8 => 0xde,
+        MinS16 => 0xea,
+        MaxS16 => 0xee,
+        Mul16 => 0xd5,
+        UnpkLo8 => 0x60,
+        UnpkLo16 => 0x61,
+        UnpkLo32 => 0x62,
+        UnpkLo64 => 0x6c,
+        UnpkHi8 => 0x68,
+        UnpkHi16 => 0x69,
+        UnpkHi32 => 0x6a,
+        UnpkHi64 => 0x6d,
+        AvgU8 => 0xe0,
+        AvgU16 => 0xe3,
+        AddSatS8 => 0xec,
+        AddSatS16 => 0xed,
+        AddSatU8 => 0xdc,
+        AddSatU16 => 0xdd,
+        SubSatS8 => 0xe8,
+        SubSatS16 => 0xe9,
+        SubSatU8 => 0xd8,
+        SubSatU16 => 0xd9,
+        PackS16 => 0x63,
+        PackS32 => 0x6b,
+        PackU16 => 0x67,
+        #[allow(unreachable_patterns)]
+        _ => return None,
+    })
+}
+
+impl Emit<'_> {
+    pub fn vector(&mut self, i: &Inst) {
+        match i.op {
+            Op::Vec => match opcode(i.vec_op()) {
+                Some(n) => {
+                    let b = self.xmm(i.b);
+                    let d = self.dest_from_xmm(i.a);
+                    self.sse(n, d, b);
+                }
+                None => self.vec_slow(i),
+            },
+            Op::VLane => self.lane(i),
+            Op::VSetLane => {
+                let x = self.gpr(i.b);
+                let d = self.dest_from_xmm(i.a);
+                asm!(self; pinsrq Rx(d), Rq(x), BYTE i.aux as i8);
+            }
+            Op::VShift => self.vshift(i),
+            Op::VMask => self.mask(i),
+            _ => self.shuffle(i),
+        }
+    }
+
+    /// `66 [REX] 0F op /r` on two registers.
+    fn sse(&mut self, op: u8, d: u8, b: u8) {
+        self.code.extend([0x66, 0x40 | d >> 3 << 2 | b >> 3, 0x0f, op, 0xc0 | (d & 7) << 3 | b & 7]);
+    }
+
+    fn vec_slow(&mut self, i: &Inst) {
+        let (va, vb) = ((self.env.eng)(offset_of!(Engine, vec_a)), (self.env.eng)(offset_of!(Engine, vec_b)));
+        let (a, b) = (self.xmm(i.a), self.xmm(i.b));
+        asm!(self; movdqu [r15 + va], Rx(a); movdqu [r15 + vb], Rx(b));
+        self.spill_for_call();
+        asm!(self; mov esi, DWORD i.aux.into());
+        self.call_runtime(func::VEC);
+        let d = self.dest_xmm();
+        asm!(self; movdqu Rx(d), [r15 + va]);
+    }
+
+    fn lane(&mut self, i: &Inst) {
+        if let Loc::State(off) | Loc::Spill(off) = self.loc(i.a) {
+            let d = self.dest();
+            return asm!(self; mov Rq(d), [r15 + off + 8 * i32::from(i.aux)]);
+        }
+        let (s, d) = (self.xmm(i.a), self.dest());
+        if i.aux == 0 {
+            asm!(self; movq Rq(d), Rx(s));
+        } else {
+            asm!(self; pextrq Rq(d), Rx(s), BYTE 1);
+        }
+    }
+
+    fn vshift(&mut self, i: &Inst) {
+        let n = i.imm as i8;
+        let d = self.dest_from_xmm(i.a);
+        match i.vec_shift() {
+            VecShift::Shl16 => asm!(self; psllw Rx(d), BYTE n),
+            VecShift::Shl32 => asm!(self; pslld Rx(d), BYTE n),
+            VecShift::Shl64 => asm!(self; psllq Rx(d), BYTE n),
+            VecShift::Shr16 => asm!(self; psrlw Rx(d), BYTE n),
+            VecShift::Shr32 => asm!(self; psrld Rx(d), BYTE n),
+            VecShift::Shr64 => asm!(self; psrlq Rx(d), BYTE n),
+            VecShift::Sar16 => asm!(self; psraw Rx(d), BYTE n),
+            VecShift::Sar32 => asm!(self; psrad Rx(d), BYTE n),
+        }
+    }
+
+    fn mask(&mut self, i: &Inst) {
+        let (s, d) = (self.xmm(i.a), self.dest());
+        match i.aux {
+            8 => asm!(self; pmovmskb Rd(d), Rx(s)),
+            16 => asm!(self; movdqa xmm0, Rx(s); packsswb xmm0, xmm0; pmovmskb Rd(d), xmm0; movzx Rd(d), Rb(d)),
+            32 => asm!(self; movmskps Rd(d), Rx(s)),
+            _ => asm!(self; movmskpd Rd(d), Rx(s)),
+        }
+    }
+
+    fn shuffle(&mut self, i: &Inst) {
+        let mask = i.shuffle_mask();
+        let (a, b) = (self.xmm(i.a), self.xmm(i.b));
+        if let Some((from_b, order)) = by_dwords(mask) {
+            let (s, d) = (if from_b { b } else { a }, self.dest_xmm());
+            return asm!(self; pshufd Rx(d), Rx(s), BYTE order as i8);
+        }
+        // PSHUFB gives 0 where the top bit of the index is set.
+        asm!(self; movdqa xmm0, Rx(a));
+        self.mask_constant(mask.map(|m| if m & 16 == 0 { m } else { 0x80 }));
+        asm!(self; pshufb xmm0, xmm1);
+        let d = self.dest_xmm();
+        if mask.iter().any(|m| m & 16 != 0) {
+            self.mask_constant(mask.map(|m| if m & 16 == 0 { 0x80 } else { m & 15 }));
+            asm!(self; movdqa Rx(d), Rx(b); pshufb Rx(d), xmm1; por Rx(d), xmm0);
+        } else {
+            asm!(self; movdqa Rx(d), xmm0);
+        }
+    }
+
+    /// A constant in xmm1.
+    fn mask_constant(&mut self, m: [u8; 16]) {
+        let m = u128::from_le_bytes(m);
+        self.mov_imm(RAX, m as u64);
+        asm!(self; movq xmm1, rax);
+        self.mov_imm(RAX, (m >> 64) as u64);
+        asm!(self; pinsrq xmm1, rax, BYTE 1);
+    }
+}
+
+/// The shuffle as PSHUFD of one operand: (of the second, order).
+fn by_dwords(mask: [u8; 16]) -> Option<(bool, u8)> {
+    let from_b = mask[0] & 16 != 0;
+    let mut order = 0;
+    for (i, group) in mask.chunks_exact(4).enumerate() {
+        let first = group[0];
+        let whole = first % 4 == 0 && group.iter().enumerate().all(|(k, m)| *m == first + k as u8);
+        if !whole || (first & 16 != 0) != from_b {
+            return None;
+        }
+        order |= (first >> 2 & 3) << (2 * i);
+    }
+    Some((from_b, order))
+}
