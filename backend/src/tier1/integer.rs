@@ -77,11 +77,9 @@ impl Emit<'_> {
         }
         let wide = i.ty == Ty::I64;
         let src = self.src(b, i.ty);
-        if let (Op::Add, Src::Imm(imm), false) = (i.op, src, in_place(self, a)) {
-            if let Loc::Gpr(r) = self.loc(a) {
-                let d = self.dest();
-                return asm!(self; lea Rq(d), [Rq(r) + imm]);
-            }
+        if let (Op::Add, Src::Imm(imm), false, Loc::Gpr(r)) = (i.op, src, in_place(self, a), self.loc(a)) {
+            let d = self.dest();
+            return asm!(self; lea Rq(d), [Rq(r) + imm]);
         }
         let d = self.dest_from(a);
         match i.op {

@@ -315,11 +315,9 @@ impl Tr<'_> {
         self.flags_bits(bits);
     }
 
-    /// CF replaced by `cf` (I8, 0 or 1) and ZF kept, as bit tests do; the other four are undefined then.
+    /// CF replaced by `cf` (I8, 0 or 1) and ZF kept, as bit tests do; the other four are undefined then. They must not
+    /// depend on what is known of the flags here: engines cut blocks differently.
     pub fn flags_bit_test(&mut self, cf: Val) {
-        if matches!(self.lazy.kind, None | Some(CcKind::Bits)) {
-            return self.set_cf_only(cf);
-        }
         let not_zero = self.cond(5);
         let (res, cf) = (self.b.zext(Ty::I64, not_zero), self.b.zext(Ty::I64, cf));
         self.flags_cfof(res, cf);
