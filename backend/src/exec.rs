@@ -25,6 +25,8 @@ const MAX_INSNS: u32 = 64;
 pub const ONE: u64 = 1 << 63;
 /// Runs after which a block is formed anew with the IR passes where there is no compiler.
 const BETTER: u32 = 32;
+/// Runs before a block is compiled whose page is written again and again.
+const CHANGING: u32 = 500;
 /// Dropped blocks that may wait until they are freed.
 const GRAVES: usize = 4096;
 
@@ -465,6 +467,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
         let rec = b.cache.insert(rec);
         if self.settings.threshold == 0
             && key.mode & ONE == 0
+            && !b.cache.changes_often(key.phys >> 12)
             && let Some(jit) = &mut self.jit
         {
             jit.hot(b, rec);
@@ -501,7 +504,8 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
                 Ok(formed) => {
                     let second = fetch.second.filter(|_| self.block.straddles);
                     self.log_block(key, va, &fetch.page);
-                    let rec = self.record(formed, &want, second);
+                    let changing = fetch.b.cache.changes_often(key.phys >> 12);
+                    let rec = self.record(formed, &want, second, changing);
                     fetch.b.eng.stats.insns_translated += u64::from(rec.insns);
                     fetch.b.eng.stats.translate_ns += t.elapsed().as_nanos() as u64;
                     return Ok(rec);
@@ -511,10 +515,12 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
         }
     }
 
-    fn record(&self, formed: Formed, want: &Wanted, second: Option<u64>) -> Box<Record> {
+    /// `changing`: the page is written again and again.
+    fn record(&self, formed: Formed, want: &Wanted, second: Option<u64>, changing: bool) -> Box<Record> {
         let one = want.key.mode & ONE != 0;
         let threshold = match (&self.jit, one || want.better || second.is_some()) {
             (_, true) => u32::MAX,
+            (Some(_), _) if changing => self.settings.threshold.max(CHANGING),
             (Some(_), _) => self.settings.threshold,
             (None, _) => BETTER,
         };

@@ -9,9 +9,9 @@ use frontend_x86::X86;
 use std::sync::Arc;
 use vm_core::VcpuSignals;
 
-/// Runs of a block before tier 1 emits it, and from then before its region is compiled.
+/// Runs of a block before tier 1 emits it, and from then before its region is compiled (never: see ADR 0005).
 const THRESHOLD: u32 = 40;
-const HOT: u32 = 20_000;
+const HOT: u32 = 0;
 /// Without tier 1, runs of a block before it is compiled on another thread, and on this one: a thread that also runs the
 /// guest must be surer that compiling pays.
 const THRESHOLD_REGIONS: u32 = 400;
@@ -73,7 +73,7 @@ fn jit_settings(jit: &JitConfig, host_cpus: u32) -> Settings {
         jit: true,
         threshold,
         tier1,
-        hot: jit.hot.unwrap_or(if threshold == 0 { 0 } else { HOT }),
+        hot: jit.hot.unwrap_or(HOT),
         single_block_regions: jit.region == RegionKind::Block,
         // Ours ends before the last number, the engine's with it; an empty range compiles nothing.
         bisect: jit.bisect.as_ref().map(|r| if r.is_empty() { (1, 0) } else { (r.start, r.end - 1) }),

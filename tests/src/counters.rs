@@ -6,9 +6,9 @@ pub fn counter(info: &str, name: &str) -> Option<u64> {
     rest.split_whitespace().next()?.parse().ok()
 }
 
-/// Regions that the compiler has made; 0 if it is off.
-pub fn regions(info: &str) -> u64 {
-    counter(info, "regions compiled").unwrap_or(0)
+/// Blocks of tier 1 and regions of tier 2 that were made; 0 if there is no compiler.
+pub fn compiled(info: &str) -> u64 {
+    ["blocks emitted", "regions compiled"].iter().filter_map(|name| counter(info, name)).sum()
 }
 
 #[cfg(test)]
@@ -17,8 +17,9 @@ mod tests {
 
     #[test]
     fn lines_are_found_by_name() {
-        let info = "blocks               7\nregions compiled     12\ncode bytes           90 (64 in use)\n";
-        assert_eq!((regions(info), counter(info, "code bytes"), counter(info, "faults")), (12, Some(90), None));
-        assert_eq!(regions("compiler             off\n"), 0);
+        let info =
+            "blocks               7\nblocks emitted       4\nregions compiled     12\ncode bytes           90 (64 in use)\n";
+        assert_eq!((compiled(info), counter(info, "code bytes"), counter(info, "faults")), (16, Some(90), None));
+        assert_eq!(compiled("compiler             off\n"), 0);
     }
 }

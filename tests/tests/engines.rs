@@ -14,8 +14,8 @@ fn random_programs_end_alike_on_every_setting() {
     let mut c = Campaign::new().unwrap();
     let s = c.run(1, CASES).unwrap_or_else(|report| panic!("{report}"));
     assert_eq!(s.cases, CASES);
-    for ((name, settings), regions) in engines().into_iter().zip(c.regions()) {
-        assert_eq!(settings.jit, regions > 0, "{name}: {regions} regions in {CASES} programs");
+    for ((name, settings), compiled) in engines().into_iter().zip(c.compiled()) {
+        assert_eq!(settings.jit, compiled > 0, "{name}: {compiled} compiled in {CASES} programs");
     }
     assert!(s.endless * 20 < CASES && s.faults * 10 < CASES * 8, "{s:?}: the programs are of little use");
 }
@@ -26,8 +26,8 @@ fn on_all(f: impl Fn(&str, &mut Machine)) {
         let (off, at_once) = (!settings.jit, settings.jit && !settings.background);
         let mut m = Machine::new(settings).unwrap();
         f(name, &mut m);
-        let regions = m.regions();
-        assert!(!(off && regions > 0 || at_once && regions == 0), "{name}: {regions} regions");
+        let compiled = m.compiled();
+        assert!(!(off && compiled > 0 || at_once && compiled == 0), "{name}: {compiled} compiled");
     }
 }
 

@@ -1,5 +1,6 @@
-//! IR of a region to Cranelift IR (tier 1): guest state stays in memory, memory checks are traps,
-//! so that one guest block is one CLIF block. The function takes nothing (the seam is the pinned register) and returns a `Why`.
+//! IR of a region to Cranelift IR (tier 2): guest state stays in memory, memory checks are traps,
+//! so that one guest block is one CLIF block. The function takes the number of the member to start at (the seam is the pinned
+//! register) and returns a `Why`.
 
 use super::runtime::{AccessInfo, func};
 use super::vector;

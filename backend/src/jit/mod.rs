@@ -1,5 +1,5 @@
-//! Tier 1: hot blocks become regions (several blocks of one page, loops inside), compiled by Cranelift on a thread of
-//! their own, or at once with `threshold=0`.
+//! What becomes of blocks that run often: tier 1 emits them one by one, at once; tier 2 makes regions (several blocks of one
+//! page, loops inside), compiled by Cranelift on a thread of its own, or at once with `threshold=0`.
 
 pub mod arena;
 mod compile;

@@ -78,8 +78,8 @@ impl Campaign {
     }
 
     /// Regions compiled so far, by engine.
-    pub fn regions(&mut self) -> Vec<u64> {
-        self.machines.iter_mut().map(|m| m.1.regions()).collect()
+    pub fn compiled(&mut self) -> Vec<u64> {
+        self.machines.iter_mut().map(|m| m.1.compiled()).collect()
     }
 
     /// Programs `seed..seed + cases`. `Err`: a report of the first that differs.

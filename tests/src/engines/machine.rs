@@ -196,9 +196,9 @@ impl Machine {
         self.engine.run(&self.board)
     }
 
-    /// Regions compiled so far.
-    pub fn regions(&mut self) -> u64 {
-        counters::regions(&self.engine.info_jit())
+    /// Blocks and regions compiled so far.
+    pub fn compiled(&mut self) -> u64 {
+        counters::compiled(&self.engine.info_jit())
     }
 
     /// Runs from the image to the end.

@@ -63,9 +63,9 @@ impl Engine for Translating {
         let io = NoIo { size: RAM_SIZE, ..NoIo::new(ram, signals.clone()) };
         let stop = within(&signals, || engine.run(&io));
         // Every block is to be compiled before it runs.
-        let regions = counters::regions(&engine.info_jit());
-        if self.jit != (regions > 0) {
-            return Err(format!("{regions} regions were compiled"));
+        let compiled = counters::compiled(&engine.info_jit());
+        if self.jit != (compiled > 0) {
+            return Err(format!("{compiled} blocks or regions were compiled"));
         }
         let tables = (guest.cpu.cr0, guest.cpu.cr3);
         guest.cpu = engine.cpu().clone();

@@ -11,6 +11,10 @@
 //! in `graveyard` until the dispatcher, which holds none of these pointers, empties it.
 #![allow(unsafe_code)]
 
+mod code;
+
+pub use code::Tier1Code;
+
 use crate::jit::arena::{Arena, Range};
 use crate::jit::runtime::{THUNK, THUNK_FULL};
 use crate::tier0::form::{COp, Edge, Handler};
@@ -52,15 +56,6 @@ pub struct Record {
     pub callers: Vec<(*mut Record, u8)>,
     /// Handler that block starts get when the block is dropped.
     pub dead_start: Handler,
-}
-
-/// A block's code from tier 1.
-pub struct Tier1Code {
-    pub range: Range,
-    /// For each edge, as offsets in `range`: where the rel32 of its jump ends, and the stub for while it has no link.
-    pub edges: [Option<(u32, u32)>; 2],
-    /// Blocks that the edges are linked to.
-    pub to: [*mut Record; 2],
 }
 
 impl Record {
@@ -136,6 +131,9 @@ impl Region {
     }
 }
 
+/// A page that was written oftener than this is taken to be written again and again.
+const CALM: u32 = 8;
+
 #[derive(Default)]
 struct PageCode {
     records: Vec<*mut Record>,
@@ -157,6 +155,8 @@ pub struct Cache {
     next_region: u32,
     /// Code of dropped regions; the compiler frees it.
     pub freed: Vec<Range>,
+    /// How often code of a page was dropped because it was written, by RAM page.
+    churn: FxHashMap<u64, u32>,
     /// Where compiled code lies; none without a compiler.
     pub arena: Option<Arena>,
     /// Writes to code by the instruction that runs alone: first byte, length.
@@ -260,6 +260,10 @@ impl Cache {
                 .filter(|id| self.regions[id].ranges.iter().any(|(from, to)| *from < end && offset < *to))
                 .collect();
             ram.bump_version(page);
+            if !hit.is_empty() || !dead.is_empty() {
+                let n = self.churn.entry(page).or_default();
+                *n = n.saturating_add(1);
+            }
             dead.into_iter().for_each(|id| self.drop_region(id));
             for r in hit {
                 vm_core::dlog!(SMC, "drop block at RAM offset {:#x}", key_of(r).phys);
@@ -274,6 +278,11 @@ impl Cache {
                 ram.clear_page_bits(page, PageBits::CODE);
             }
         }
+    }
+
+    /// Whether code of the page is written again and again: compiling it pays only if it runs long.
+    pub fn changes_often(&self, page: u64) -> bool {
+        self.churn.get(&page).is_some_and(|n| *n > CALM)
     }
 
     /// Takes a compiled region in; the page's blocks enter it from now on.
@@ -381,111 +390,6 @@ impl Cache {
         }
     }
 
-    // --- the arena
-
-    /// Copies code in: its range and address; `None` when there is no room.
-    pub fn place_code(&mut self, code: &[u8]) -> Option<(Range, u64)> {
-        let arena = self.arena.as_mut()?;
-        let range = arena.place(code)?;
-        Some((range, arena.address(range)))
-    }
-
-    /// Frees the code of what was dropped. Nobody is in compiled code now.
-    pub fn release_freed(&mut self) {
-        if let Some(arena) = &mut self.arena {
-            self.freed.drain(..).for_each(|r| arena.release(r));
-        }
-    }
-
-    /// Bytes of the arena in use.
-    pub fn arena_used(&self) -> usize {
-        self.arena.as_ref().map_or(0, Arena::used)
-    }
-
-    // --- code of tier 1
-
-    /// `rec` (live) gets code from tier 1.
-    pub fn add_tier1(&mut self, rec: *mut Record, code: Tier1Code, linked: u32, compiled_start: Handler) {
-        let Some(arena) = &self.arena else { return };
-        let at = arena.address(code.range);
-        // SAFETY: by the caller's promise.
-        let r = unsafe { &mut *rec };
-        (r.code, r.linked, r.tier1) = (at, at + u64::from(linked), Some(Box::new(code)));
-        r.ops[0].set_handler(compiled_start);
-    }
-
-    /// Lets an edge of `from`'s code lead to `to`'s. Both are live.
-    pub fn link_code(&mut self, from: *mut Record, edge: u8, to: *mut Record) {
-        // SAFETY: by the caller's promise; the references do not overlap in use where both are one record.
-        unsafe {
-            let linked = (*to).linked;
-            let Some(code) = (*from).tier1.as_deref_mut().filter(|c| linked != 0 && c.to[usize::from(edge)].is_null()) else {
-                return;
-            };
-            if let (Some((jump, _)), Some(arena)) = (code.edges[usize::from(edge)], &mut self.arena) {
-                arena.point(code.range.offset + jump as usize, linked);
-                code.to[usize::from(edge)] = to;
-                (*to).callers.push((from, edge));
-            }
-        }
-    }
-
-    /// Points the edges that lead to `to` (live) at its code, which is new.
-    fn point_callers(&mut self, to: *mut Record) {
-        // SAFETY: callers are live: a record that loses its code leaves the lists of those that it calls.
-        for &(from, edge) in unsafe { &(*to).callers } {
-            // SAFETY: as above.
-            let (code, linked) = unsafe { ((*from).tier1.as_deref(), (*to).linked) };
-            if let (Some(code), Some(arena)) = (code, &mut self.arena) {
-                let Some((jump, _)) = code.edges[usize::from(edge)] else { continue };
-                arena.point(code.range.offset + jump as usize, linked);
-            }
-        }
-    }
-
-    /// Edges that lead to `to` (live) go to the dispatcher again.
-    fn unlink_callers(&mut self, to: *mut Record) {
-        // SAFETY: as `point_callers`.
-        for (from, edge) in unsafe { std::mem::take(&mut (*to).callers) } {
-            // SAFETY: as above.
-            let code = unsafe { (*from).tier1.as_deref_mut() };
-            if let (Some(code), Some(arena)) = (code, &mut self.arena) {
-                let Some((jump, stub)) = code.edges[usize::from(edge)] else { continue };
-                let stub = arena.address(code.range) + u64::from(stub);
-                arena.point(code.range.offset + jump as usize, stub);
-                code.to[usize::from(edge)] = ptr::null_mut();
-            }
-        }
-    }
-
-    /// `r` (live) loses its code from tier 1, if it has any.
-    fn drop_tier1(&mut self, r: *mut Record) {
-        // SAFETY: by the caller's promise.
-        let Some(code) = (unsafe { (*r).tier1.take() }) else { return };
-        for to in code.to.into_iter().filter(|t| !t.is_null()) {
-            // SAFETY: targets of links are live: one that dies takes the links to it away.
-            unsafe { (*to).callers.retain(|(from, _)| !ptr::eq(*from, r)) };
-        }
-        self.freed.push(code.range);
-    }
-
-    /// Drops all code of tier 1: the arena is full.
-    pub fn drop_all_tier1(&mut self, start: Handler, threshold: u32) {
-        let all: Vec<*mut Record> = self.blocks.values().copied().collect();
-        for r in all {
-            // SAFETY: records in `blocks` are live.
-            let has = unsafe { (*r).tier1.is_some() };
-            if has {
-                self.unlink_callers(r);
-                self.drop_tier1(r);
-                // SAFETY: as above.
-                let r = unsafe { &mut *r };
-                (r.code, r.linked, r.threshold) = (0, 0, r.runs.saturating_add(threshold));
-                r.ops[0].set_handler(start);
-            }
-        }
-    }
-
     /// Links an edge to a record in the same page.
     ///
     /// # Safety
@@ -546,167 +450,4 @@ impl Drop for Cache {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    unsafe extern "C" fn alive(_: *mut u8, _: *mut COp) -> *mut COp {
-        ptr::null_mut()
-    }
-
-    unsafe extern "C" fn dead(_: *mut u8, op: *mut COp) -> *mut COp {
-        op
-    }
-
-    const SLOT: COp = COp { h: 0, d: 0, a: 0, x: 0 };
-
-    /// A block at RAM offset `phys`, `len` bytes long, with edges in slots 1 and 2.
-    fn block(c: &mut Cache, ram: &Ram, phys: u64, len: u32) -> *mut Record {
-        let start = (phys & 0xfff) as u32;
-        let end = start + len;
-        let second = (end > 4096).then_some((phys >> 12) + 1);
-        let mut r = Box::new(Record {
-            runs: 0,
-            threshold: 10,
-            code: 0,
-            key: BlockKey { phys, mode: 1 },
-            start,
-            end,
-            second,
-            insns: 1,
-            ops: Box::new([SLOT; 3]),
-            insn_at: Box::new([]),
-            edges: [1, 2],
-            incoming: Vec::new(),
-            dead: false,
-            linked: 0,
-            hot: 0,
-            tier1: None,
-            callers: Vec::new(),
-            dead_start: dead,
-        });
-        let p = &raw mut *r;
-        r.ops[0].set_record(p);
-        r.ops[0].set_handler(alive);
-        for page in [Some(phys >> 12), second].into_iter().flatten() {
-            ram.set_page_bits(page, PageBits::CODE);
-        }
-        c.insert(r)
-    }
-
-    fn get(c: &Cache, phys: u64) -> bool {
-        c.get(&BlockKey { phys, mode: 1 }).is_some()
-    }
-
-    fn setup() -> (Cache, Ram) {
-        (Cache::default(), Ram::new(4 * 4096).unwrap())
-    }
-
-    #[test]
-    fn a_write_drops_what_it_overlaps_to_the_byte() {
-        let (mut c, ram) = setup();
-        block(&mut c, &ram, 0x1010, 4);
-        block(&mut c, &ram, 0x1014, 4);
-        assert!(!c.overlaps(0x1008, 8) && c.overlaps(0x1008, 9) && c.overlaps(0x1017, 1) && !c.overlaps(0x1018, 8));
-        assert!(!c.overlaps(0x2010, 4), "another page");
-        c.invalidate(&ram, 0x1008, 8);
-        assert_eq!((c.len(), ram.page_bits(1)), (2, PageBits::CODE));
-        c.invalidate(&ram, 0x1013, 1);
-        assert!(!get(&c, 0x1010) && get(&c, 0x1014) && ram.page_bits(1) == PageBits::CODE);
-        let version = ram.version(1);
-        c.invalidate(&ram, 0x1000, 0x1000);
-        assert!(c.is_empty() && ram.page_bits(1).is_empty() && ram.version(1) != version && !c.overlaps(0x1014, 4));
-    }
-
-    #[test]
-    fn a_straddling_block_is_found_by_both_pages() {
-        let (mut c, ram) = setup();
-        block(&mut c, &ram, 0x1ffe, 5);
-        assert!(c.overlaps(0x2002, 1) && !c.overlaps(0x2003, 1) && c.overlaps(0x1fff, 1));
-        c.invalidate(&ram, 0x2002, 1);
-        assert!(c.is_empty() && !c.overlaps(0x1ffe, 2) && ram.page_bits(2).is_empty());
-    }
-
-    #[test]
-    fn links_go_with_either_end() {
-        let (mut c, ram) = setup();
-        let (a, b) = (block(&mut c, &ram, 0x1000, 4), block(&mut c, &ram, 0x1100, 4));
-        // SAFETY: records stay allocated until `bury`.
-        unsafe {
-            let (to_b, to_a, back) = ((*a).edge(0).unwrap(), (*a).edge(1).unwrap(), (*b).edge(0).unwrap());
-            c.link(to_b, b);
-            c.link(to_a, a);
-            c.link(back, a);
-            assert_eq!(((*to_b).link, (*a).incoming.len(), (*b).incoming.len()), ((*b).ops.as_mut_ptr(), 2, 1));
-            c.invalidate(&ram, 0x1100, 1);
-            assert!((*to_b).link.is_null() && (*back).link.is_null() && !(*to_a).link.is_null());
-            assert_eq!((*a).incoming.len(), 1);
-            c.invalidate(&ram, 0x1000, 1);
-            assert!((*to_a).link.is_null() && (*a).incoming.is_empty());
-        }
-        assert_eq!(c.dead(), 2);
-        c.bury();
-        assert_eq!(c.dead(), 0);
-    }
-
-    #[test]
-    fn a_dead_block_has_no_code_and_another_start_until_it_is_buried() {
-        let (mut c, ram) = setup();
-        let old = block(&mut c, &ram, 0x1000, 4);
-        let new = block(&mut c, &ram, 0x1000, 4);
-        // SAFETY: as above.
-        unsafe {
-            (*new).runs = 3;
-            assert!((*old).dead && (*old).ops[0].h == dead as *const () as usize && (*old).code == 0);
-            assert!(!(*new).dead && (*new).ops[0].h == alive as *const () as usize);
-        }
-        assert!(c.overlaps(0x1000, 1));
-        c.invalidate(&ram, 0x1000, 1);
-        assert_eq!((c.dead(), c.bury()), (2, 3));
-    }
-
-    #[test]
-    fn a_region_goes_with_any_of_its_bytes_and_its_entry_stays() {
-        let (mut c, ram) = setup();
-        let entry = block(&mut c, &ram, 0x1000, 4);
-        let code = Range { offset: 32, len: 16 };
-        // SAFETY: as above.
-        let mode = unsafe {
-            (*entry).runs = 20;
-            (*entry).key.mode
-        };
-        let region = move || Region {
-            mode,
-            entries: Vec::new(),
-            ranges: vec![(0x1000, 0x1004), (0x1200, 0x1208)],
-            members: vec![0x200, 0],
-            thunks: 0x1000,
-            code,
-            compiled_start: dead,
-            start: alive,
-            threshold: 5,
-        };
-        c.add_region(region());
-        // SAFETY: as above.
-        unsafe {
-            let thunk = 0x1000 + (THUNK + THUNK_FULL) as u64;
-            assert_eq!(((*entry).code, (*entry).ops[0].h), (thunk, dead as *const () as usize));
-            let later = block(&mut c, &ram, 0x1200, 8);
-            assert_eq!((*later).linked, 0x1000, "a block met later enters the region too");
-            c.invalidate(&ram, 0x1200, 1);
-            assert!(c.region_count() == 0 && (*later).dead);
-            c.add_region(region());
-        }
-        c.freed.clear();
-        assert!(c.overlaps(0x1207, 1) && !c.overlaps(0x1208, 1), "bytes of no block of its own");
-        c.invalidate(&ram, 0x1207, 1);
-        assert!(c.region_count() == 0 && get(&c, 0x1000) && !c.overlaps(0x1207, 1));
-        // SAFETY: as above.
-        unsafe {
-            assert_eq!(((*entry).code, (*entry).threshold), (0, 25));
-        }
-        assert_eq!(std::mem::take(&mut c.freed), [code]);
-        c.add_region(region());
-        c.invalidate(&ram, 0x1000, 1);
-        assert!(c.region_count() == 0 && c.is_empty() && c.freed == [code] && ram.page_bits(1).is_empty());
-    }
-}
+mod tests;

@@ -1,0 +1,124 @@
+//! Compiled code of records: its place in the arena, and the jumps between blocks of tier 1.
+//!
+//! UNSAFE: as the module above; callers and targets of links are live, as a record that loses its code takes its links away.
+
+use super::{Cache, Record};
+use crate::jit::arena::{Arena, Range};
+use crate::tier0::form::Handler;
+use std::ptr;
+
+/// A block's code from tier 1.
+pub struct Tier1Code {
+    pub range: Range,
+    /// For each edge, as offsets in `range`: where the rel32 of its jump ends, and the stub for while it has no link.
+    pub edges: [Option<(u32, u32)>; 2],
+    /// Blocks that the edges are linked to.
+    pub to: [*mut Record; 2],
+}
+
+impl Cache {
+    // --- the arena
+
+    /// Copies code in: its range and address; `None` when there is no room.
+    pub fn place_code(&mut self, code: &[u8]) -> Option<(Range, u64)> {
+        let arena = self.arena.as_mut()?;
+        let range = arena.place(code)?;
+        Some((range, arena.address(range)))
+    }
+
+    /// Frees the code of what was dropped. Nobody is in compiled code now.
+    pub fn release_freed(&mut self) {
+        if let Some(arena) = &mut self.arena {
+            self.freed.drain(..).for_each(|r| arena.release(r));
+        }
+    }
+
+    /// Bytes of the arena in use.
+    pub fn arena_used(&self) -> usize {
+        self.arena.as_ref().map_or(0, Arena::used)
+    }
+
+    // --- code of tier 1
+
+    /// `rec` (live) gets code from tier 1.
+    pub fn add_tier1(&mut self, rec: *mut Record, code: Tier1Code, linked: u32, compiled_start: Handler) {
+        let Some(arena) = &self.arena else { return };
+        let at = arena.address(code.range);
+        // SAFETY: by the caller's promise.
+        let r = unsafe { &mut *rec };
+        (r.code, r.linked, r.tier1) = (at, at + u64::from(linked), Some(Box::new(code)));
+        r.ops[0].set_handler(compiled_start);
+    }
+
+    /// Lets an edge of `from`'s code lead to `to`'s. Both are live.
+    pub fn link_code(&mut self, from: *mut Record, edge: u8, to: *mut Record) {
+        // SAFETY: by the caller's promise; the references do not overlap in use where both are one record.
+        unsafe {
+            let linked = (*to).linked;
+            let Some(code) = (*from).tier1.as_deref_mut().filter(|c| linked != 0 && c.to[usize::from(edge)].is_null()) else {
+                return;
+            };
+            if let (Some((jump, _)), Some(arena)) = (code.edges[usize::from(edge)], &mut self.arena) {
+                arena.point(code.range.offset + jump as usize, linked);
+                code.to[usize::from(edge)] = to;
+                (*to).callers.push((from, edge));
+            }
+        }
+    }
+
+    /// Points the edges that lead to `to` (live) at its code, which is new.
+    pub(super) fn point_callers(&mut self, to: *mut Record) {
+        // SAFETY: callers are live: a record that loses its code leaves the lists of those that it calls.
+        for &(from, edge) in unsafe { &(*to).callers } {
+            // SAFETY: as above.
+            let (code, linked) = unsafe { ((*from).tier1.as_deref(), (*to).linked) };
+            if let (Some(code), Some(arena)) = (code, &mut self.arena) {
+                let Some((jump, _)) = code.edges[usize::from(edge)] else { continue };
+                arena.point(code.range.offset + jump as usize, linked);
+            }
+        }
+    }
+
+    /// Edges that lead to `to` (live) go to the dispatcher again.
+    pub(super) fn unlink_callers(&mut self, to: *mut Record) {
+        // SAFETY: as `point_callers`.
+        for (from, edge) in unsafe { std::mem::take(&mut (*to).callers) } {
+            // SAFETY: as above.
+            let code = unsafe { (*from).tier1.as_deref_mut() };
+            if let (Some(code), Some(arena)) = (code, &mut self.arena) {
+                let Some((jump, stub)) = code.edges[usize::from(edge)] else { continue };
+                let stub = arena.address(code.range) + u64::from(stub);
+                arena.point(code.range.offset + jump as usize, stub);
+                code.to[usize::from(edge)] = ptr::null_mut();
+            }
+        }
+    }
+
+    /// `r` (live) loses its code from tier 1, if it has any.
+    pub(super) fn drop_tier1(&mut self, r: *mut Record) {
+        // SAFETY: by the caller's promise.
+        let Some(code) = (unsafe { (*r).tier1.take() }) else { return };
+        for to in code.to.into_iter().filter(|t| !t.is_null()) {
+            // SAFETY: targets of links are live: one that dies takes the links to it away.
+            unsafe { (*to).callers.retain(|(from, _)| !ptr::eq(*from, r)) };
+        }
+        self.freed.push(code.range);
+    }
+
+    /// Drops all code of tier 1: the arena is full.
+    pub fn drop_all_tier1(&mut self, start: Handler, threshold: u32) {
+        let all: Vec<*mut Record> = self.blocks.values().copied().collect();
+        for r in all {
+            // SAFETY: records in `blocks` are live.
+            let has = unsafe { (*r).tier1.is_some() };
+            if has {
+                self.unlink_callers(r);
+                self.drop_tier1(r);
+                // SAFETY: as above.
+                let r = unsafe { &mut *r };
+                (r.code, r.linked, r.threshold) = (0, 0, r.runs.saturating_add(threshold));
+                r.ops[0].set_handler(start);
+            }
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! Unit tests of the translation cache.
+
+use super::*;
+
+unsafe extern "C" fn alive(_: *mut u8, _: *mut COp) -> *mut COp {
+    ptr::null_mut()
+}
+
+unsafe extern "C" fn dead(_: *mut u8, op: *mut COp) -> *mut COp {
+    op
+}
+
+const SLOT: COp = COp { h: 0, d: 0, a: 0, x: 0 };
+
+/// A block at RAM offset `phys`, `len` bytes long, with edges in slots 1 and 2.
+fn block(c: &mut Cache, ram: &Ram, phys: u64, len: u32) -> *mut Record {
+    let start = (phys & 0xfff) as u32;
+    let end = start + len;
+    let second = (end > 4096).then_some((phys >> 12) + 1);
+    let mut r = Box::new(Record {
+        runs: 0,
+        threshold: 10,
+        code: 0,
+        key: BlockKey { phys, mode: 1 },
+        start,
+        end,
+        second,
+        insns: 1,
+        ops: Box::new([SLOT; 3]),
+        insn_at: Box::new([]),
+        edges: [1, 2],
+        incoming: Vec::new(),
+        dead: false,
+        linked: 0,
+        hot: 0,
+        tier1: None,
+        callers: Vec::new(),
+        dead_start: dead,
+    });
+    let p = &raw mut *r;
+    r.ops[0].set_record(p);
+    r.ops[0].set_handler(alive);
+    for page in [Some(phys >> 12), second].into_iter().flatten() {
+        ram.set_page_bits(page, PageBits::CODE);
+    }
+    c.insert(r)
+}
+
+fn get(c: &Cache, phys: u64) -> bool {
+    c.get(&BlockKey { phys, mode: 1 }).is_some()
+}
+
+fn setup() -> (Cache, Ram) {
+    (Cache::default(), Ram::new(4 * 4096).unwrap())
+}
+
+#[test]
+fn a_write_drops_what_it_overlaps_to_the_byte() {
+    let (mut c, ram) = setup();
+    block(&mut c, &ram, 0x1010, 4);
+    block(&mut c, &ram, 0x1014, 4);
+    assert!(!c.overlaps(0x1008, 8) && c.overlaps(0x1008, 9) && c.overlaps(0x1017, 1) && !c.overlaps(0x1018, 8));
+    assert!(!c.overlaps(0x2010, 4), "another page");
+    c.invalidate(&ram, 0x1008, 8);
+    assert_eq!((c.len(), ram.page_bits(1)), (2, PageBits::CODE));
+    c.invalidate(&ram, 0x1013, 1);
+    assert!(!get(&c, 0x1010) && get(&c, 0x1014) && ram.page_bits(1) == PageBits::CODE);
+    let version = ram.version(1);
+    c.invalidate(&ram, 0x1000, 0x1000);
+    assert!(c.is_empty() && ram.page_bits(1).is_empty() && ram.version(1) != version && !c.overlaps(0x1014, 4));
+}
+
+#[test]
+fn a_straddling_block_is_found_by_both_pages() {
+    let (mut c, ram) = setup();
+    block(&mut c, &ram, 0x1ffe, 5);
+    assert!(c.overlaps(0x2002, 1) && !c.overlaps(0x2003, 1) && c.overlaps(0x1fff, 1));
+    c.invalidate(&ram, 0x2002, 1);
+    assert!(c.is_empty() && !c.overlaps(0x1ffe, 2) && ram.page_bits(2).is_empty());
+}
+
+#[test]
+fn links_go_with_either_end() {
+    let (mut c, ram) = setup();
+    let (a, b) = (block(&mut c, &ram, 0x1000, 4), block(&mut c, &ram, 0x1100, 4));
+    // SAFETY: records stay allocated until `bury`.
+    unsafe {
+        let (to_b, to_a, back) = ((*a).edge(0).unwrap(), (*a).edge(1).unwrap(), (*b).edge(0).unwrap());
+        c.link(to_b, b);
+        c.link(to_a, a);
+        c.link(back, a);
+        assert_eq!(((*to_b).link, (*a).incoming.len(), (*b).incoming.len()), ((*b).ops.as_mut_ptr(), 2, 1));
+        c.invalidate(&ram, 0x1100, 1);
+        assert!((*to_b).link.is_null() && (*back).link.is_null() && !(*to_a).link.is_null());
+        assert_eq!((*a).incoming.len(), 1);
+        c.invalidate(&ram, 0x1000, 1);
+        assert!((*to_a).link.is_null() && (*a).incoming.is_empty());
+    }
+    assert_eq!(c.dead(), 2);
+    c.bury();
+    assert_eq!(c.dead(), 0);
+}
+
+#[test]
+fn a_dead_block_has_no_code_and_another_start_until_it_is_buried() {
+    let (mut c, ram) = setup();
+    let old = block(&mut c, &ram, 0x1000, 4);
+    let new = block(&mut c, &ram, 0x1000, 4);
+    // SAFETY: as above.
+    unsafe {
+        (*new).runs = 3;
+        assert!((*old).dead && (*old).ops[0].h == dead as *const () as usize && (*old).code == 0);
+        assert!(!(*new).dead && (*new).ops[0].h == alive as *const () as usize);
+    }
+    assert!(c.overlaps(0x1000, 1));
+    c.invalidate(&ram, 0x1000, 1);
+    assert_eq!((c.dead(), c.bury()), (2, 3));
+}
+
+#[test]
+fn a_region_goes_with_any_of_its_bytes_and_its_entry_stays() {
+    let (mut c, ram) = setup();
+    let entry = block(&mut c, &ram, 0x1000, 4);
+    let code = Range { offset: 32, len: 16 };
+    // SAFETY: as above.
+    let mode = unsafe {
+        (*entry).runs = 20;
+        (*entry).key.mode
+    };
+    let region = move || Region {
+        mode,
+        entries: Vec::new(),
+        ranges: vec![(0x1000, 0x1004), (0x1200, 0x1208)],
+        members: vec![0x200, 0],
+        thunks: 0x1000,
+        code,
+        compiled_start: dead,
+        start: alive,
+        threshold: 5,
+    };
+    c.add_region(region());
+    // SAFETY: as above.
+    unsafe {
+        let thunk = 0x1000 + (THUNK + THUNK_FULL) as u64;
+        assert_eq!(((*entry).code, (*entry).ops[0].h), (thunk, dead as *const () as usize));
+        let later = block(&mut c, &ram, 0x1200, 8);
+        assert_eq!((*later).linked, 0x1000, "a block met later enters the region too");
+        c.invalidate(&ram, 0x1200, 1);
+        assert!(c.region_count() == 0 && (*later).dead);
+        c.add_region(region());
+    }
+    c.freed.clear();
+    assert!(c.overlaps(0x1207, 1) && !c.overlaps(0x1208, 1), "bytes of no block of its own");
+    c.invalidate(&ram, 0x1207, 1);
+    assert!(c.region_count() == 0 && get(&c, 0x1000) && !c.overlaps(0x1207, 1));
+    // SAFETY: as above.
+    unsafe {
+        assert_eq!(((*entry).code, (*entry).threshold), (0, 25));
+    }
+    assert_eq!(std::mem::take(&mut c.freed), [code]);
+    c.add_region(region());
+    c.invalidate(&ram, 0x1000, 1);
+    assert!(c.region_count() == 0 && c.is_empty() && c.freed == [code] && ram.page_bits(1).is_empty());
+}
+
+/// Code of tier 1 for `r`: a jump whose rel32 ends at 5 and leads to a stub at 6, for both edges alike; linked entry at 2.
+fn emitted(c: &mut Cache, r: *mut Record) -> u64 {
+    let (range, at) = c.place_code(&[0xe9, 1, 0, 0, 0, 0x90, 0xc3, 0x90]).unwrap();
+    c.add_tier1(r, Tier1Code { range, edges: [Some((5, 6)); 2], to: [ptr::null_mut(); 2] }, 2, dead);
+    at
+}
+
+/// Where the jump at `at` leads.
+fn target(at: u64) -> u64 {
+    // SAFETY: code that `emitted` has placed; the arena keeps it mapped.
+    at.wrapping_add(5).wrapping_add_signed(unsafe { (at as *const u8).add(1).cast::<i32>().read_unaligned() }.into())
+}
+
+#[test]
+fn edges_of_tier_1_lead_to_live_code_or_to_their_stub() {
+    let (mut c, ram) = setup();
+    c.arena = Some(Arena::new().unwrap());
+    let (a, b) = (block(&mut c, &ram, 0x1000, 4), block(&mut c, &ram, 0x1100, 4));
+    c.link_code(a, 0, b);
+    let from = emitted(&mut c, a);
+    c.link_code(a, 0, b);
+    assert_eq!(target(from), from + 6, "b has no code yet");
+    let to = emitted(&mut c, b);
+    c.link_code(a, 0, b);
+    c.link_code(b, 1, b);
+    assert_eq!((target(from), target(to)), (to + 2, to + 2));
+    c.invalidate(&ram, 0x1100, 1);
+    // SAFETY: records stay allocated until `bury`.
+    assert!(target(from) == from + 6 && unsafe { (*a).tier1.as_ref().unwrap().to[0].is_null() && (*b).callers.is_empty() });
+    assert_eq!(c.freed.len(), 1);
+    let again = block(&mut c, &ram, 0x1100, 4);
+    let to = emitted(&mut c, again);
+    c.link_code(a, 0, again);
+    assert_eq!(target(from), to + 2);
+    c.invalidate(&ram, 0x1000, 1);
+    // SAFETY: as above.
+    assert!(unsafe { (*again).callers.is_empty() && !(*again).dead });
+    c.release_freed();
+    c.drop_all_tier1(alive, 7);
+    c.release_freed();
+    // SAFETY: as above.
+    unsafe { assert_eq!(((*again).code, (*again).threshold, (*again).ops[0].h), (0, 7, alive as *const () as usize)) };
+    assert_eq!(c.arena_used(), 0);
+}
+
+#[test]
+fn a_region_takes_over_what_led_to_its_blocks() {
+    let (mut c, ram) = setup();
+    c.arena = Some(Arena::new().unwrap());
+    let (a, b) = (block(&mut c, &ram, 0x1000, 4), block(&mut c, &ram, 0x1100, 4));
+    let from = emitted(&mut c, a);
+    emitted(&mut c, b);
+    c.link_code(a, 1, b);
+    let (code, at) = c.place_code(&[0x90; THUNK]).unwrap();
+    // SAFETY: records stay allocated until `bury`.
+    let mode = unsafe { (*b).key.mode };
+    c.add_region(Region {
+        mode,
+        entries: Vec::new(),
+        ranges: vec![(0x1100, 0x1104)],
+        members: vec![0x100],
+        thunks: at,
+        code,
+        compiled_start: dead,
+        start: alive,
+        threshold: 5,
+    });
+    // SAFETY: as above.
+    unsafe { assert!((*b).in_region() && !(*a).in_region() && (*b).callers.len() == 1) };
+    assert_eq!((target(from), c.freed.len()), (at, 1));
+    c.invalidate(&ram, 0x1103, 1);
+    assert_eq!(target(from), from + 6);
+}
+
+#[test]
+fn a_page_that_is_written_again_and_again_is_known() {
+    let (mut c, ram) = setup();
+    for _ in 0..=CALM {
+        assert!(!c.changes_often(1));
+        block(&mut c, &ram, 0x1000, 4);
+        c.invalidate(&ram, 0x1000, 1);
+    }
+    c.invalidate(&ram, 0x2000, 1);
+    assert!(c.changes_often(1) && !c.changes_often(2));
+}
