@@ -5,7 +5,7 @@ use devices::power::PowerSink;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::mpsc;
+use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 use vm_core::{Events, VcpuSignals};
 
@@ -23,6 +23,12 @@ pub enum RunState {
     Paused,
     /// The guest has powered off, and `-no-shutdown` keeps the program.
     Shutdown,
+    /// Waits for a saved machine (`-incoming defer`).
+    InMigrate,
+    /// Has been saved by `migrate`, to go on elsewhere.
+    PostMigrate,
+    /// Loading a saved machine has failed half-way.
+    InternalError,
 }
 
 impl RunState {
@@ -33,6 +39,9 @@ impl RunState {
             Self::Prelaunch => "prelaunch",
             Self::Paused => "paused",
             Self::Shutdown => "shutdown",
+            Self::InMigrate => "inmigrate",
+            Self::PostMigrate => "postmigrate",
+            Self::InternalError => "internal-error",
         }
     }
 
@@ -169,6 +178,15 @@ impl Control {
 
     /// Runs `job` on the vCPU thread and waits for its result. `None`: that thread has ended or does not answer.
     pub fn with_runner<R: Send + 'static>(&self, job: impl FnOnce(&mut Runner) -> R + Send + 'static) -> Option<R> {
+        self.submit(job)?.recv_timeout(JOB_LIMIT).ok()
+    }
+
+    /// The same for a job that takes its time. Not for the event loop's thread.
+    pub fn with_runner_for_long<R: Send + 'static>(&self, job: impl FnOnce(&mut Runner) -> R + Send + 'static) -> Option<R> {
+        self.submit(job)?.recv().ok()
+    }
+
+    fn submit<R: Send + 'static>(&self, job: impl FnOnce(&mut Runner) -> R + Send + 'static) -> Option<Receiver<R>> {
         let (tx, rx) = mpsc::sync_channel(1);
         {
             let mut r = self.0.requests.lock();
@@ -179,7 +197,12 @@ impl Control {
             r.jobs.push_back(Box::new(move |runner| drop(tx.send(job(runner)))));
         }
         self.0.signals.raise(Events::STOP);
-        rx.recv_timeout(JOB_LIMIT).ok()
+        Some(rx)
+    }
+
+    /// Forgets a change of address line 20 that was asked for, as devices do that are being loaded.
+    pub fn forget_a20(&self) {
+        self.0.requests.lock().a20 = None;
     }
 
     /// The vCPU thread ends: whoever waits for a job is told.

@@ -14,4 +14,5 @@ pub mod monitor;
 pub mod options;
 pub mod qmp;
 pub mod run;
+pub mod state;
 pub mod vcpu_thread;

@@ -4,12 +4,16 @@ use crate::board::Board;
 use crate::chardev::Chardev;
 use crate::control::{Cause, Control, Notice, RunState};
 use crate::monitor::MonitorTarget;
+use crate::state::{Migration, StateError, path_of};
 use crate::vcpu_thread::Runner;
 use arch_x86::CpuState;
 use frontend_x86::X86;
 use ir::Frontend;
+use parking_lot::Mutex;
 use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 use vm_core::addr::PAGE_SIZE;
 use vm_core::{CpuIo, GuestCpu, MemMap, Pa, Ram, Target, Va};
 
@@ -21,6 +25,9 @@ pub struct Machine {
     pub frontend: Arc<X86>,
     /// `-name`.
     pub name: Option<String>,
+    pub migration: Arc<Mutex<Migration>>,
+    /// `-S`: what is loaded later waits for `cont`, too.
+    pub hold: bool,
 }
 
 const GPR: [&str; 16] =
@@ -93,6 +100,39 @@ impl Machine {
         if self.control.with_runner(f).is_none() {
             eprintln!("rhea: the CPU does not answer");
         }
+    }
+}
+
+/// Loads what `-incoming defer` waits for. The inner error is one of state.
+fn load_incoming(r: &mut Runner, path: &Path, hold: bool) -> Result<Result<(), String>, StateError> {
+    if r.state() != RunState::InMigrate {
+        return Ok(Err("'-incoming defer' was not given, or something has come in".into()));
+    }
+    let ran = r.load_fresh(path)?;
+    r.set_state(match (hold, ran) {
+        (true, _) => RunState::Prelaunch,
+        (false, true) => RunState::Running,
+        (false, false) => RunState::Paused,
+    });
+    Ok(Ok(()))
+}
+
+/// Saves the machine to go on elsewhere, and notes how that went.
+fn migrate_to(control: &Control, migration: &Mutex<Migration>, path: PathBuf) -> Result<(), String> {
+    let start = Instant::now();
+    let shown = path.display().to_string();
+    let done = outcome(&shown, control.with_runner_for_long(move |r| r.migrate(&path)));
+    *migration.lock() = match &done {
+        Ok(stats) => Migration::Completed { stats: *stats, took: start.elapsed() },
+        Err(e) => Migration::Failed(e.clone()),
+    };
+    done.map(|_| ())
+}
+
+fn outcome<T>(path: &str, r: Option<Result<T, StateError>>) -> Result<T, String> {
+    match r {
+        Some(r) => r.map_err(|e| format!("{path}: {e}")),
+        None => Err("the CPU does not answer".into()),
     }
 }
 
@@ -174,6 +214,48 @@ impl MonitorTarget for Machine {
 
     fn reset(&self) {
         self.act(|r| r.reset(Cause::HostReset));
+    }
+
+    fn save(&self, path: &str) -> Result<(), String> {
+        let to = PathBuf::from(path);
+        outcome(path, self.control.with_runner_for_long(move |r| r.save(&to))).map(|_| ())
+    }
+
+    fn load(&self, path: &str) -> Result<(), String> {
+        let from = PathBuf::from(path);
+        outcome(path, self.control.with_runner_for_long(move |r| r.load(&from)))
+    }
+
+    fn migrate(&self, uri: &str, wait: bool) -> Result<(), String> {
+        let path = path_of(uri)?;
+        match &mut *self.migration.lock() {
+            Migration::Active(_) => return Err("There's a migration process in progress".into()),
+            m => *m = Migration::Active(Instant::now()),
+        }
+        let (control, migration) = (self.control.clone(), self.migration.clone());
+        let run = move || migrate_to(&control, &migration, path);
+        if wait {
+            return run();
+        }
+        let started = std::thread::Builder::new().name("migration".into()).spawn(move || drop(run()));
+        started.map(|_| ()).map_err(|e| {
+            *self.migration.lock() = Migration::Failed(e.to_string());
+            e.to_string()
+        })
+    }
+
+    fn migrate_incoming(&self, uri: &str) -> Result<(), String> {
+        let path = path_of(uri)?;
+        let (shown, hold) = (path.display().to_string(), self.hold);
+        outcome(&shown, self.control.with_runner_for_long(move |r| load_incoming(r, &path, hold)))?
+    }
+
+    fn migration(&self) -> Value {
+        self.migration.lock().json()
+    }
+
+    fn info_migrate(&self) -> String {
+        self.migration.lock().text()
     }
 
     fn powerdown(&self) {

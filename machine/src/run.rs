@@ -8,7 +8,8 @@ use crate::engine::{self, EngineError};
 use crate::event_loop::EventLoop;
 use crate::loader::{Images, LoadError};
 use crate::machine::Machine;
-use crate::options::{Config, LogConfig, RtcBase, RtcConfig};
+use crate::options::{Config, Incoming, LogConfig, RtcBase, RtcClock, RtcConfig};
+use crate::state::StateError;
 use crate::vcpu_thread::{Policy, Runner};
 use std::fs::File;
 use std::io::{self, LineWriter};
@@ -37,6 +38,8 @@ pub enum RunError {
     Engine(#[from] EngineError),
     #[error(transparent)]
     Load(#[from] LoadError),
+    #[error("{path}: {source}", path = .0.display(), source = .1)]
+    State(PathBuf, #[source] StateError),
     #[error("cannot start a thread: {0}")]
     Thread(#[source] io::Error),
     #[error("the CPU's thread panicked")]
@@ -52,7 +55,11 @@ pub fn run(config: Config) -> Result<ExitCode, RunError> {
     let images = Images::read(kernel, config.initrd.as_deref(), &config.append, config.mem_bytes)?;
     let unix_seconds = rtc_base(&config.rtc)?;
     let signals = Arc::new(VcpuSignals::default());
-    let state = if config.start_paused { RunState::Prelaunch } else { RunState::Running };
+    let state = match config.incoming {
+        Some(Incoming::Later) => RunState::InMigrate,
+        _ if config.start_paused => RunState::Prelaunch,
+        _ => RunState::Running,
+    };
     let control = Control::new(signals.clone(), state);
     let (engine, frontend) = engine::make(&config.cpu, settings, &signals)?;
 
@@ -72,10 +79,22 @@ pub fn run(config: Config) -> Result<ExitCode, RunError> {
     };
     let board = Arc::new(Board::new(config.machine, config.mem_bytes, outside)?);
     board.ram.add_listener(signals);
-    let policy = Policy { reset_ends: config.no_reboot, power_off_pauses: config.no_shutdown };
-    let runner = Runner::new(engine, board.clone(), images, control.clone(), policy)?;
-    let machine =
-        Arc::new(Machine { board, control: control.clone(), chardevs: consoles.all(), frontend, name: config.name.clone() });
+    let policy = Policy {
+        reset_ends: config.no_reboot,
+        power_off_pauses: config.no_shutdown,
+        rtc_follows_host: config.rtc.clock == RtcClock::Host,
+    };
+    let mut runner = Runner::new(engine, board.clone(), images, control.clone(), policy)?;
+    start_from(&mut runner, &config)?;
+    let machine = Arc::new(Machine {
+        board,
+        control: control.clone(),
+        chardevs: consoles.all(),
+        frontend,
+        name: config.name.clone(),
+        migration: Arc::default(),
+        hold: config.start_paused,
+    });
     consoles.connect(&config, &machine).map_err(RunError::Thread)?;
 
     let on_signal = control.clone();
@@ -91,6 +110,21 @@ pub fn run(config: Config) -> Result<ExitCode, RunError> {
     drop(events);
     vm_core::log::flush();
     Ok(ExitCode::from(status))
+}
+
+/// Puts a saved machine in the place of the one that has just been made.
+fn start_from(runner: &mut Runner, config: &Config) -> Result<(), RunError> {
+    if let Some(path) = &config.loadvm {
+        runner.load_fresh(path).map_err(|e| RunError::State(path.clone(), e))?;
+    }
+    if let Some(Incoming::File(path)) = &config.incoming {
+        let ran = runner.load_fresh(path).map_err(|e| RunError::State(path.clone(), e))?;
+        if !ran && !config.start_paused {
+            // As it was on the other side.
+            runner.set_state(RunState::Paused);
+        }
+    }
+    Ok(())
 }
 
 fn start_log(log: &LogConfig) -> Result<(), RunError> {

@@ -19,6 +19,8 @@ const IF: u64 = 1 << 9;
 pub struct Policy {
     pub reset_ends: bool,
     pub power_off_pauses: bool,
+    /// A loaded machine's time of day is the host's (`-rtc clock=host`), not that of saving.
+    pub rtc_follows_host: bool,
 }
 
 pub type Engine = Box<dyn Vcpu<Cpu = CpuState>>;
@@ -34,12 +36,14 @@ pub struct Runner {
     running: bool,
     /// Set when the program is to end.
     end: Option<u8>,
+    /// A board to try saved states on.
+    pub(crate) trial: Option<Board>,
 }
 
 impl Runner {
     /// A vCPU at the entry of the kernel in `images`.
     pub fn new(engine: Engine, board: Arc<Board>, images: Images, control: Control, policy: Policy) -> Result<Self, LoadError> {
-        let mut r = Self { engine, io: BoardIo(board), images, control, policy, running: false, end: None };
+        let mut r = Self { engine, io: BoardIo(board), images, control, policy, running: false, end: None, trial: None };
         r.start_over()?;
         Ok(r)
     }
@@ -90,13 +94,31 @@ impl Runner {
     /// Lets the guest run, or go on. `Err`: it has ended; the text is for the user.
     pub fn cont(&mut self) -> Result<(), String> {
         match self.control.state() {
-            RunState::Shutdown => Err("Resetting the Virtual Machine is required".into()),
+            RunState::Shutdown | RunState::InternalError => Err("Resetting the Virtual Machine is required".into()),
+            RunState::InMigrate => Err("The machine waits for 'migrate_incoming'".into()),
             RunState::Running => Ok(()),
-            RunState::Prelaunch | RunState::Paused => {
+            RunState::Prelaunch | RunState::Paused | RunState::PostMigrate => {
                 self.set_state(RunState::Running);
                 Ok(())
             }
         }
+    }
+
+    pub(crate) fn state(&self) -> RunState {
+        self.control.state()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn control(&self) -> &Control {
+        &self.control
+    }
+
+    pub(crate) fn forget_a20(&self) {
+        self.control.forget_a20();
+    }
+
+    pub(crate) fn rtc_follows_host(&self) -> bool {
+        self.policy.rtc_follows_host
     }
 
     /// Lets the guest and its time stand still, or go on.

@@ -205,6 +205,26 @@ impl Guest {
         String::from_utf8_lossy(&lock(&self.output).bytes).into_owned()
     }
 
+    /// Everything on the serial line of a program that has ended or is about to.
+    pub fn serial_to_end(&self) -> String {
+        let mut s = lock(&self.output);
+        while !s.ended {
+            s = self.output.1.wait(s).unwrap_or_else(PoisonError::into_inner);
+        }
+        String::from_utf8_lossy(&s.bytes).into_owned()
+    }
+
+    /// The host's number of the program.
+    pub fn process(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Kills the program, as nothing it does can prevent.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
     /// Everything on standard error so far.
     pub fn errors(&self) -> String {
         String::from_utf8_lossy(&lock(&self.errors).bytes).into_owned()

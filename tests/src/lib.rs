@@ -7,5 +7,6 @@ pub mod engines;
 pub mod filetest;
 #[cfg(target_arch = "x86_64")]
 pub mod hostrun;
+pub mod qmp;
 pub mod workspace;
 pub mod x86;

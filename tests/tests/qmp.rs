@@ -2,89 +2,13 @@
 
 use machine::firstrun;
 use rhea_tests::boot::{Guest, file, scratch};
-use serde_json::{Value, json};
-use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::os::unix::net::UnixStream;
+use rhea_tests::qmp::Client;
+use serde_json::json;
+use std::io::{ErrorKind, Read, Write};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 const LIMIT: Duration = Duration::from_secs(60);
-
-/// A QMP client on a Unix socket.
-struct Client(BufReader<UnixStream>);
-
-impl Client {
-    /// Connects, waiting for the socket to be there.
-    fn raw(path: &PathBuf) -> Self {
-        let end = Instant::now() + LIMIT;
-        loop {
-            match UnixStream::connect(path) {
-                Ok(s) => {
-                    s.set_read_timeout(Some(LIMIT)).unwrap();
-                    s.set_write_timeout(Some(LIMIT)).unwrap();
-                    return Self(BufReader::new(s));
-                }
-                Err(_) if Instant::now() < end => std::thread::sleep(Duration::from_millis(5)),
-                Err(e) => panic!("{}: {e}", path.display()),
-            }
-        }
-    }
-
-    /// Connects and negotiates.
-    fn new(path: &PathBuf) -> Self {
-        let mut c = Self::raw(path);
-        let greeting = c.next();
-        assert!(greeting["QMP"]["version"]["qemu"]["major"].is_u64(), "{greeting}");
-        assert_eq!(c.ask(json!({ "execute": "qmp_capabilities" })), json!({ "return": {} }));
-        c
-    }
-
-    fn send(&mut self, text: &str) {
-        self.0.get_mut().write_all(text.as_bytes()).unwrap();
-    }
-
-    fn next(&mut self) -> Value {
-        let mut line = String::new();
-        assert!(self.0.read_line(&mut line).unwrap() > 0, "the server has gone");
-        serde_json::from_str(&line).unwrap()
-    }
-
-    /// The next message that is not an event.
-    fn reply(&mut self) -> Value {
-        loop {
-            let v = self.next();
-            if v.get("event").is_none() {
-                return v;
-            }
-        }
-    }
-
-    fn ask(&mut self, command: Value) -> Value {
-        self.send(&command.to_string());
-        self.reply()
-    }
-
-    fn run(&mut self, name: &str) -> Value {
-        let v = self.ask(json!({ "execute": name }));
-        v.get("return").unwrap_or_else(|| panic!("{name}: {v}")).clone()
-    }
-
-    /// Waits for an event and returns its data.
-    fn event(&mut self, name: &str) -> Value {
-        loop {
-            let v = self.next();
-            if v["event"] == name {
-                assert!(v["timestamp"]["seconds"].is_u64() && v["timestamp"]["microseconds"].is_u64(), "{v}");
-                return v["data"].clone();
-            }
-        }
-    }
-
-    fn human(&mut self, line: &str) -> String {
-        let v = self.ask(json!({ "execute": "human-monitor-command", "arguments": { "command-line": line } }));
-        v["return"].as_str().unwrap_or_else(|| panic!("{line}: {v}")).to_owned()
-    }
-}
 
 /// The built-in guest with QMP on a Unix socket.
 fn start(name: &str, more: &[&str]) -> (Guest, PathBuf) {
@@ -160,7 +84,7 @@ fn clients_follow_each_other() {
     first.send(r#"{"execute": "human-monitor-command", "arguments": {"command-line""#);
     drop(first);
     let mut c = Client::raw(&path);
-    c.next();
+    c.message();
     let early = c.ask(json!({ "execute": "query-status", "id": 1 }));
     assert_eq!((&early["error"]["class"], &early["id"]), (&json!("CommandNotFound"), &json!(1)));
     drop(c);

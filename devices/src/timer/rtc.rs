@@ -41,6 +41,10 @@ const C_UF: u8 = 0x10;
 /// Register D: the battery is good.
 const D_VRT: u8 = 0x80;
 
+/// Unix time of the first and last second that the registers can show.
+const YEAR_0: i64 = -62_167_219_200;
+const YEAR_9999_END: i64 = 253_402_300_799;
+
 /// The clock. Time starts at the constructor's value and advances with the virtual clock.
 pub struct Rtc {
     irq: IrqLine,
@@ -104,8 +108,7 @@ impl Rtc {
             a: A_DEFAULT,
             b: B_24H,
             flags: 0,
-            // Years 0..=9999 are what the registers can show.
-            base: unix_seconds.clamp(-62_167_219_200, 253_402_300_799),
+            base: unix_seconds.clamp(YEAR_0, YEAR_9999_END),
             phase: 0,
             weekday_shift: 0,
             held: None,
@@ -124,6 +127,12 @@ impl Rtc {
             }
         });
         rtc
+    }
+
+    /// Moves the time of day by some seconds: host time that has passed while the machine was a file.
+    pub fn advance(&mut self, seconds: i64) {
+        self.state.base = self.state.base.saturating_add(seconds).clamp(YEAR_0, YEAR_9999_END);
+        self.update();
     }
 
     /// While `flag` is set the interrupt does not reach its line (HPET legacy replacement).

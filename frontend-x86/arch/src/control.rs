@@ -8,7 +8,7 @@ use crate::state::{CpuState, SegReg, Segment, cr0, cr4, efer};
 use vm_core::guest::{Flush, GuestEnv};
 use vm_core::{Fault, Pa, Va, dlog};
 
-const CR0_KNOWN: u64 =
+pub(crate) const CR0_KNOWN: u64 =
     cr0::PE | cr0::MP | cr0::EM | cr0::TS | cr0::ET | cr0::NE | cr0::WP | cr0::AM | cr0::NW | cr0::CD | cr0::PG;
 /// CR4 bits whose change makes translations stale.
 const CR4_PAGING: u64 = cr4::PSE | cr4::PAE | cr4::PGE | cr4::PCIDE | cr4::SMEP | cr4::SMAP | cr4::LA57 | cr4::PKE;
@@ -139,7 +139,7 @@ fn write_cr3<E: GuestEnv<Cpu = CpuState>>(env: &mut E, value: u64) -> Result<(),
 }
 
 /// CR4 bits that this CPU model has.
-fn cr4_known(cpu: &CpuState) -> u64 {
+pub(crate) fn cr4_known(cpu: &CpuState) -> u64 {
     let fxsr = if cpu.has(feature::FXSR) { cr4::OSFXSR } else { 0 };
     let table = [
         (feature::VME, cr4::VME | cr4::PVI),
@@ -259,7 +259,7 @@ pub fn write_dr(cpu: &mut CpuState, n: u8, value: u64) -> Result<(), Fault> {
 }
 
 /// State components that XCR0 may enable on this model.
-fn xcr0_known(cpu: &CpuState) -> u64 {
+pub(crate) fn xcr0_known(cpu: &CpuState) -> u64 {
     if cpu.has(feature::AVX) { 7 } else { 3 }
 }
 
@@ -335,17 +335,21 @@ pub fn popf(cpu: &mut CpuState, value: u64, size: u8) -> Result<(), Fault> {
     Ok(())
 }
 
-/// WRMSR to IA32_EFER (SDM 4; AMD APM 2 §3.1.7). LMA cannot be written.
-pub(crate) fn write_efer<E: GuestEnv<Cpu = CpuState>>(env: &mut E, value: u64) -> Result<(), Fault> {
-    let cpu = env.cpu();
+/// EFER bits that this CPU model has.
+pub(crate) fn efer_known(cpu: &CpuState) -> u64 {
     let table = [
         (feature::SYSCALL, efer::SCE),
         (feature::LM, efer::LME | efer::LMA),
         (feature::NX, efer::NXE),
         (feature::FFXSR, efer::FFXSR),
     ];
-    let known = table.iter().filter(|(f, _)| cpu.has(*f)).fold(0, |m, (_, b)| m | b);
-    check(value & !known == 0)?;
+    table.iter().filter(|(f, _)| cpu.has(*f)).fold(0, |m, (_, b)| m | b)
+}
+
+/// WRMSR to IA32_EFER (SDM 4; AMD APM 2 §3.1.7). LMA cannot be written.
+pub(crate) fn write_efer<E: GuestEnv<Cpu = CpuState>>(env: &mut E, value: u64) -> Result<(), Fault> {
+    let cpu = env.cpu();
+    check(value & !efer_known(cpu) == 0)?;
     let new = value & !efer::LMA | cpu.efer & efer::LMA;
     let changed = new ^ cpu.efer;
     // LME cannot change while paging is on.

@@ -16,6 +16,7 @@ pub mod models;
 pub mod msr;
 pub mod paging;
 pub mod reset;
+mod saved;
 pub mod segment;
 pub mod stack;
 pub mod state;

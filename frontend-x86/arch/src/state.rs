@@ -3,11 +3,12 @@
 
 use crate::flags::{Cc, bit};
 use crate::mode::Mode;
+use serde::{Deserialize, Serialize};
 
 /// An x87 register: 64-bit significand, then sign and exponent (SDM 1 "Double Extended-Precision"). MMX registers are the
 /// significands.
 #[repr(C, align(16))]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct F80 {
     pub mant: u64,
     pub sexp: u16,
@@ -35,7 +36,7 @@ impl SegReg {
 
 /// A segment register with its hidden part.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Segment {
     pub base: u64,
     /// Byte-granular limit (G already applied).
@@ -81,7 +82,7 @@ impl Segment {
 
 /// GDTR, IDTR.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DescTable {
     pub base: u64,
     pub limit: u16,
@@ -132,7 +133,7 @@ pub mod efer {
 
 /// An exception or interrupt that was recognised but whose delivery is not complete (KVM_VCPU_EVENTS).
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PendingEvent {
     pub valid: bool,
     pub vector: u8,

@@ -3,13 +3,14 @@
 mod io;
 mod memory;
 mod ports;
+mod saved;
 #[cfg(test)]
 mod tests;
 mod wires;
 
 pub use io::BoardIo;
 
-use crate::options::{DeviceSpec, MachineConfig};
+use crate::options::{DeviceSpec, MachineConfig, MachineKind};
 use arch_x86::paging::PHYS_BITS;
 use devices::chr::CharSink;
 use devices::chr::debugcon::DebugCon;
@@ -76,12 +77,15 @@ pub struct Board {
     pub lapic: Arc<Lapic>,
     pub pm: Arc<Mutex<Pm>>,
     pub uarts: [Option<Arc<Mutex<Uart16550>>>; 4],
+    pub rtc: SharedRtc,
     ports: PortBus,
     mmio: MmioBus,
     pic: Arc<Mutex<Pic>>,
-    /// All devices but the local APIC, for reset.
+    /// All devices but the local APIC, for reset. The 8259s and the I/O APIC, which the others' wires lead to, come first.
     devices: Vec<DeviceCell>,
     config: MachineConfig,
+    /// Devices that were added to the board's own.
+    extra: Vec<DeviceSpec>,
 }
 
 /// Buses and list of devices while the board is built.
@@ -110,6 +114,11 @@ impl Board {
     /// Builds a board as after power-on.
     pub fn new(config: MachineConfig, mem_bytes: u64, out: Outside) -> Result<Self, BoardError> {
         let (ram, map) = memory::make(mem_bytes)?;
+        Self::around(ram, map, config, out)
+    }
+
+    /// Builds a board around RAM that is there already.
+    fn around(ram: Arc<Ram>, map: MemMap, config: MachineConfig, out: Outside) -> Result<Self, BoardError> {
         let mut b = Builder::default();
         let bus = ApicBus::new();
         let pic = Arc::new(Mutex::new(Pic::new(IrqLine::new(bus.clone(), 0))));
@@ -122,13 +131,14 @@ impl Board {
 
         b.ports(&pic, &[(0x20, 2, pic::REGION_MASTER), (0xa0, 2, pic::REGION_SLAVE), (0x4d0, 2, pic::REGION_ELCR)])?;
         b.mmio(&ioapic, Pa(acpi::IO_APIC_BASE.into()), ioapic::MMIO_LEN);
-        add_timers(&mut b, config, &out, &wires, &map)?;
+        let rtc = add_timers(&mut b, config, &out, &wires, &map)?;
         let pm = add_power(&mut b, &out, &wires)?;
         add_pci(&mut b, &out)?;
         let uarts = add_serials(&mut b, &out, &wires)?;
         add_extra(&mut b, &out)?;
         let Builder { ports, mmio, devices } = b;
-        Ok(Self { ram, map, clock: out.clock, lapic, pm, uarts, ports: ports.into_bus(), mmio, pic, devices, config })
+        let (clock, ports, extra) = (out.clock, ports.into_bus(), out.devices.into_iter().map(|(spec, _)| spec).collect());
+        Ok(Self { ram, map, clock, lapic, pm, uarts, rtc, ports, mmio, pic, devices, config, extra })
     }
 
     /// Brings all devices to their power-on state; RAM keeps its content. The CPU is the caller's.
@@ -157,13 +167,29 @@ impl Board {
         self.config.acpi.then(|| acpi::build(&cfg, memory::ACPI_TABLES))
     }
 
+    /// The machine type's name.
+    pub fn kind(&self) -> &'static str {
+        match self.config.kind {
+            MachineKind::Pc => "pc",
+            MachineKind::Q35 => "q35",
+        }
+    }
+
     /// Ranges that are neither RAM nor free for the kernel to give to devices.
     pub fn ecam(&self) -> (Pa, u64) {
         (ECAM, ECAM_BUSES * devices::pci::bus::ECAM_BUS_SIZE)
     }
 }
 
-fn add_timers(b: &mut Builder, config: MachineConfig, out: &Outside, wires: &Wires, map: &MemMap) -> Result<(), BoardError> {
+type SharedRtc = Arc<Mutex<Rtc>>;
+
+fn add_timers(
+    b: &mut Builder,
+    config: MachineConfig,
+    out: &Outside,
+    wires: &Wires,
+    map: &MemMap,
+) -> Result<SharedRtc, BoardError> {
     let pit = Pit::new_shared(wires.isa(0), out.clock.clone());
     let rtc = Rtc::new_shared(wires.isa(8), out.clock.clone(), out.unix_seconds);
     let (below, above) = memory::sizes(map);
@@ -176,7 +202,8 @@ fn add_timers(b: &mut Builder, config: MachineConfig, out: &Outside, wires: &Wir
         b.mmio(&hpet, Pa(acpi::HPET_BASE.into()), HPET_SIZE);
     }
     b.ports(&pit, &[(0x40, 4, pit::REGION_COUNTERS), (0x61, 1, pit::REGION_PORT_B)])?;
-    b.ports(&rtc, &[(0x70, 2, 0)])
+    b.ports(&rtc, &[(0x70, 2, 0)])?;
+    Ok(rtc)
 }
 
 fn add_power(b: &mut Builder, out: &Outside, wires: &Wires) -> Result<Arc<Mutex<Pm>>, BoardError> {

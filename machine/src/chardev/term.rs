@@ -2,7 +2,7 @@
 
 use parking_lot::Mutex;
 use rustix::termios::{LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcsetattr};
-use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGXFSZ};
 use std::io;
 use std::sync::Once;
 use std::time::Duration;
@@ -79,11 +79,13 @@ fn restore_on_panic() {
 /// Starts the thread that takes SIGINT, SIGQUIT, SIGTERM and SIGHUP: the first calls `quit` with its number, a second ends the
 /// program at once with status 128 + number. After SIGCONT raw mode is set again, as shells reset it.
 pub fn handle_signals(quit: impl Fn(i32) + Send + 'static) -> io::Result<()> {
-    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGQUIT, SIGTERM, SIGHUP, SIGCONT])?;
+    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGQUIT, SIGTERM, SIGHUP, SIGCONT, SIGXFSZ])?;
     let run = move || {
         let mut asked = false;
         for signal in signals.forever() {
             match signal {
+                // The write that went beyond RLIMIT_FSIZE fails, which is all there is to it.
+                SIGXFSZ => {}
                 SIGCONT => {
                     if let Some(m) = &*MODES.lock() {
                         let _ = tcsetattr(io::stdin(), OptionalActions::Now, &m.raw);

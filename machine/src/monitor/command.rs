@@ -24,7 +24,13 @@ static COMMANDS: &[Command] = &[
     command!("cont" | "c", "", "resume the machine", |_, t| outcome(t.cont())),
     command!("help" | "?", "[command]", "show the commands, or one", help),
     command!("info", "[subcommand]", "show state of the machine", info),
+    command!("loadvm", "file", "load a machine saved with savevm", |a, t| outcome(path(a).and_then(|p| t.load(p)))),
+    command!("migrate", "[-d] uri", "save the machine to file:PATH and stop; -d: without waiting", migrate),
+    command!("migrate_incoming", "uri", "load file:PATH after -incoming defer", |a, t| {
+        outcome(path(a).and_then(|p| t.migrate_incoming(p)))
+    }),
     command!("quit" | "q", "", "end the emulator", |_, t| act(|| t.quit())),
+    command!("savevm", "file", "save the machine to a file", |a, t| outcome(path(a).and_then(|p| t.save(p)))),
     command!("stop" | "s", "", "stop the machine", |_, t| act(|| t.stop())),
     command!("system_powerdown", "", "press the power button", |_, t| act(|| t.powerdown())),
     command!("system_reset", "", "reset the machine", |_, t| act(|| t.reset())),
@@ -37,6 +43,7 @@ static INFOS: &[Command] = &[
     command!("cpus", "", "CPUs and their threads", |_, t| cpus(t)),
     command!("jit", "", "translation counters", |_, t| t.info_jit()),
     command!("kvm", "", "whether KVM runs the guest", |_, _| "kvm support: not compiled\n".into()),
+    command!("migrate", "", "how the last migration went", |_, t| t.info_migrate()),
     command!("name", "", "name of the guest", |_, t| t.name().map_or_else(String::new, |n| n + "\n")),
     command!("registers", "", "CPU registers", |_, t| t.info_registers()),
     command!("status", "", "whether the machine runs", |_, t| format!("VM status: {}\n", t.run_state().text())),
@@ -53,6 +60,22 @@ fn act(f: impl FnOnce()) -> String {
 
 fn outcome(r: Result<(), String>) -> String {
     r.map_or_else(|e| format!("Error: {e}\n"), |()| String::new())
+}
+
+/// What a command is about must be named.
+fn path(args: &str) -> Result<&str, String> {
+    if args.is_empty() { Err("a file must be named".into()) } else { Ok(args) }
+}
+
+fn migrate(args: &str, t: &dyn MonitorTarget) -> String {
+    let (uri, wait) = args.strip_prefix("-d ").map_or((args, true), |uri| (uri.trim(), false));
+    outcome(path(uri).and_then(|uri| t.migrate(uri, wait)))
+}
+
+/// Whether a line's command may take as long as a disk does.
+pub fn is_long(line: &str) -> bool {
+    let name = line.split_whitespace().next().unwrap_or_default();
+    matches!(name, "savevm" | "loadvm" | "migrate" | "migrate_incoming")
 }
 
 /// The current CPU, which the monitor's commands are about, has a star.

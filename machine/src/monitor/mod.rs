@@ -14,7 +14,8 @@ use devices::chr::CharSink;
 use editor::{Edit, Editor};
 use parking_lot::Mutex;
 use serde_json::Value;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 
 pub const PROMPT: &str = "(rhea) ";
 
@@ -44,6 +45,15 @@ pub trait MonitorTarget: Send + Sync {
     fn quit(&self);
     fn reset(&self);
     fn powerdown(&self);
+    /// `savevm`, `loadvm`: take as long as the disk does.
+    fn save(&self, path: &str) -> Result<(), String>;
+    fn load(&self, path: &str) -> Result<(), String>;
+    /// Saves to a URI and stands still then. With `wait` returns when all is done.
+    fn migrate(&self, uri: &str, wait: bool) -> Result<(), String>;
+    fn migrate_incoming(&self, uri: &str) -> Result<(), String>;
+    /// The reply to `query-migrate`.
+    fn migration(&self) -> Value;
+    fn info_migrate(&self) -> String;
 }
 
 /// One monitor on one back end or mux port.
@@ -51,11 +61,16 @@ pub struct Monitor {
     target: Arc<dyn MonitorTarget>,
     out: Arc<dyn CharSink>,
     editor: Mutex<Editor>,
+    /// A command runs on a thread of its own: input waits.
+    busy: AtomicBool,
+    this: Weak<Self>,
 }
 
 impl Monitor {
     pub fn new(target: Arc<dyn MonitorTarget>, out: Arc<dyn CharSink>) -> Arc<Self> {
-        Arc::new(Self { target, out, editor: Mutex::default() })
+        let make =
+            |this: &Weak<Self>| Self { target, out, editor: Mutex::default(), busy: AtomicBool::new(false), this: this.clone() };
+        Arc::new_cyclic(make)
     }
 
     /// Runs one command line and writes its output.
@@ -66,6 +81,23 @@ impl Monitor {
         }
     }
 
+    /// Runs a command that waits for a disk; the event loop must not.
+    fn execute_apart(&self, line: String) {
+        self.busy.store(true, Ordering::SeqCst);
+        let this = self.this.clone();
+        let run = move || {
+            let Some(m) = this.upgrade() else { return };
+            m.execute(&line);
+            m.print(PROMPT);
+            m.busy.store(false, Ordering::SeqCst);
+            m.out.input_wanted();
+        };
+        if let Err(e) = std::thread::Builder::new().name("monitor".into()).spawn(run) {
+            self.busy.store(false, Ordering::SeqCst);
+            self.print(&format!("Error: {e}\n{PROMPT}"));
+        }
+    }
+
     fn print(&self, text: &str) {
         self.out.write(text.replace('\n', "\r\n").as_bytes());
     }
@@ -73,15 +105,22 @@ impl Monitor {
 
 impl Front for Monitor {
     fn room(&self) -> usize {
-        editor::MAX_LINE
+        if self.busy.load(Ordering::SeqCst) { 0 } else { editor::MAX_LINE }
     }
 
     fn receive(&self, bytes: &[u8]) -> usize {
-        for &b in bytes {
+        for (i, &b) in bytes.iter().enumerate() {
+            if self.busy.load(Ordering::SeqCst) {
+                return i;
+            }
             // The lock is not held while a command runs.
             let edit = self.editor.lock().byte(b);
             match edit {
                 Edit::Echo(text) => self.out.write(text.as_bytes()),
+                Edit::Line(line) if command::is_long(&line) => {
+                    self.print("\n");
+                    self.execute_apart(line);
+                }
                 Edit::Line(line) => {
                     self.print("\n");
                     self.execute(&line);

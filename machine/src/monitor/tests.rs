@@ -65,6 +65,28 @@ impl MonitorTarget for Fake {
     fn reset(&self) {
         self.done.lock().push("reset");
     }
+    fn save(&self, _: &str) -> Result<(), String> {
+        self.done.lock().push("save");
+        Err("no disk".into())
+    }
+    fn load(&self, _: &str) -> Result<(), String> {
+        self.done.lock().push("load");
+        Ok(())
+    }
+    fn migrate(&self, uri: &str, wait: bool) -> Result<(), String> {
+        self.done.lock().push(if wait { "migrate" } else { "migrate -d" });
+        if uri == "file:x" { Ok(()) } else { Err(format!("bad {uri}")) }
+    }
+    fn migrate_incoming(&self, _: &str) -> Result<(), String> {
+        self.done.lock().push("incoming");
+        Ok(())
+    }
+    fn migration(&self) -> Value {
+        serde_json::json!({ "status": "active" })
+    }
+    fn info_migrate(&self) -> String {
+        "Migration status: active\n".into()
+    }
     fn powerdown(&self) {
         self.done.lock().push("powerdown");
     }

@@ -4,6 +4,7 @@ use super::config::*;
 use super::error::{Hint, OptionError, Quoted};
 use super::tree::{Group, Object, Tree, Value};
 use super::value;
+use crate::state::path_of;
 use std::path::PathBuf;
 use std::time::Duration;
 use vm_core::addr::PAGE_SIZE;
@@ -41,9 +42,14 @@ pub fn build(tree: &Tree) -> Result<Config, OptionError> {
         pidfile: process.and_then(|p| p.text("pidfile")).map(Into::into),
         no_reboot: off("reboot"),
         no_shutdown: off("shutdown"),
+        loadvm: process.and_then(|p| p.text("loadvm")).map(Into::into),
+        incoming: process.and_then(|p| p.text("incoming")).map(incoming).transpose()?,
         start_paused: process.and_then(|p| p.switch("paused")) == Some(true),
     };
     check_kernel(&config)?;
+    if config.loadvm.is_some() && config.incoming.is_some() {
+        return Err(OptionError::Conflict("-loadvm and -incoming: the machine starts from one file".into()));
+    }
     check_users(tree, &config)?;
     Ok(config)
 }
@@ -53,6 +59,13 @@ fn monitors(tree: &Tree, control: bool) -> impl Iterator<Item = (ChardevId, bool
     let of_mode = move |o: &&Object| (o.text("mode") == Some("control")) == control;
     let parts = |o: &Object| Some((o.text("chardev").filter(|c| !c.is_empty())?.to_owned(), o.switch("pretty") == Some(true)));
     tree.all(Group::Monitor).filter(of_mode).filter_map(parts)
+}
+
+fn incoming(uri: &str) -> Result<Incoming, OptionError> {
+    match uri {
+        "defer" => Ok(Incoming::Later),
+        _ => path_of(uri).map(Incoming::File).map_err(|why| OptionError::BadValue("-incoming".into(), uri.into(), why)),
+    }
 }
 
 fn bad(o: &Object, value: &str, why: impl Into<String>) -> OptionError {

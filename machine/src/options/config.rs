@@ -37,6 +37,9 @@ pub struct Config {
     pub no_shutdown: bool,
     /// Wait for the monitor's `cont` before running.
     pub start_paused: bool,
+    /// A machine saved with `savevm`, to start from.
+    pub loadvm: Option<PathBuf>,
+    pub incoming: Option<Incoming>,
 }
 
 /// Id of a chardev; every one in a `Config` names one of its `chardevs`.
@@ -89,6 +92,14 @@ pub struct CpuConfig {
     pub model: &'static str,
     /// Features added (`true`) or removed, by QEMU's name, in command-line order.
     pub features: Vec<(&'static str, bool)>,
+}
+
+/// Where a migrated machine comes from (`-incoming`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Incoming {
+    File(PathBuf),
+    /// `migrate-incoming` will tell.
+    Later,
 }
 
 /// A QMP server on a chardev of its own.

@@ -51,6 +51,7 @@ pub fn expand(tree: &mut Tree, name: &'static str, value: &str) -> Result<(), Op
         "S" => process(tree, vec![KeyVal::new("paused", "on")], &origin),
         "no-reboot" => process(tree, vec![KeyVal::new("reboot", "off")], &origin),
         "no-shutdown" => process(tree, vec![KeyVal::new("shutdown", "off")], &origin),
+        "loadvm" | "incoming" => process(tree, vec![KeyVal::new(name, value)], &origin),
         "pidfile" => process(tree, vec![KeyVal::new("pidfile", value)], &origin),
         "d" => log(tree, "items", value, &origin),
         "D" => log(tree, "file", value, &origin),

@@ -247,6 +247,8 @@ pub const DRIVERS: &[DriverSpec] = &[
             prop("process", Kind::Text, "accepted"),
             prop("debug-threads", Kind::Switch, "accepted"),
             prop("pidfile", Kind::Text, ""),
+            prop("loadvm", Kind::Text, ""),
+            prop("incoming", Kind::Text, ""),
             prop("reboot", Kind::Switch, ""),
             prop("shutdown", Kind::Switch, ""),
             prop("paused", Kind::Switch, ""),

@@ -71,10 +71,13 @@ static COMMANDS: &[(&str, Run)] = &[
     (NEGOTIATE, capabilities),
     ("cont", |a, t| a.end().and_then(|()| t.cont()).map(|()| nothing())),
     ("human-monitor-command", human),
+    ("migrate", |a, t| only(a, "uri").and_then(|uri| t.migrate(&uri, false)).map(|()| nothing())),
+    ("migrate-incoming", |a, t| only(a, "uri").and_then(|uri| t.migrate_incoming(&uri)).map(|()| nothing())),
     ("query-chardev", |a, t| a.end().map(|()| t.chardevs().into())),
     ("query-commands", |a, _| a.end().map(|()| COMMANDS.iter().map(|(n, _)| json!({ "name": n })).collect())),
     ("query-cpus-fast", |a, t| a.end().map(|()| cpus(t))),
     ("query-kvm", |a, _| a.end().map(|()| json!({ "enabled": false, "present": false }))),
+    ("query-migrate", |a, t| a.end().map(|()| t.migration())),
     ("query-name", |a, t| a.end().map(|()| t.name().map_or_else(nothing, |n| json!({ "name": n })))),
     ("query-status", |a, t| a.end().map(|()| status(t))),
     ("query-target", |a, _| a.end().map(|()| json!({ "arch": "x86_64" }))),
@@ -145,6 +148,12 @@ fn capabilities(a: &mut Args, _: &dyn MonitorTarget) -> Result<Value, String> {
         Some(Some(word)) => Err(format!("Capability '{}' is not available", monitor::shown(word))),
         Some(None) => Err("Invalid parameter type for 'enable[0]', expected: string".into()),
     }
+}
+
+/// The one argument of a command.
+fn only(a: &mut Args, name: &str) -> Result<String, String> {
+    let v = a.text(name)?;
+    a.end().map(|()| v)
 }
 
 fn human(a: &mut Args, t: &dyn MonitorTarget) -> Result<Value, String> {

@@ -1,0 +1,196 @@
+//! Saved state of the board: a section of each device and of the local APIC.
+
+use super::{Board, BoardError, Outside};
+use devices::chr::{CharSink, NullSink};
+use devices::power::PowerSink;
+use std::sync::Arc;
+use vm_core::{Clock, LoadError, Section};
+
+/// What the devices of a trial board ask for leads nowhere.
+struct Nobody;
+
+impl PowerSink for Nobody {
+    fn reset(&self) {}
+    fn power_off(&self) {}
+    fn exit(&self, _: i32) {}
+}
+
+fn bad(name: &str, reason: &str) -> LoadError {
+    LoadError::Bad { name: name.into(), reason: reason.into() }
+}
+
+/// The section of the device that is number `nth` of those named `name`.
+fn pick<'a>(sections: &'a [Section], name: &str, nth: usize) -> Result<&'a Section, LoadError> {
+    let found = sections.iter().filter(|s| s.name == name).nth(nth);
+    found.ok_or_else(|| bad(name, "is not in the file: the machine was saved without this device"))
+}
+
+impl Board {
+    /// All sections, of one moment: the vCPU must stand still, and no device changes meanwhile.
+    pub fn save(&self) -> Vec<Section> {
+        // In lock order: whoever drives a wire holds its own lock and takes the interrupt controllers' next.
+        let held: Vec<_> = self.devices.iter().rev().map(|d| d.lock()).collect();
+        held.iter().rev().map(|d| d.save()).chain([self.lapic.save()]).collect()
+    }
+
+    /// Whether `load` would accept these sections, tried on another board without wires to the outside: here nothing changes.
+    pub fn check(&self, trial: &mut Option<Board>, sections: &[Section], clock: u64) -> Result<(), LoadError> {
+        let board = match trial {
+            Some(b) => b,
+            None => trial.insert(self.trial().map_err(|e| bad("board", &e.to_string()))?),
+        };
+        board.clock.set(clock);
+        board.reset();
+        board.load(sections)
+    }
+
+    /// A board with the same devices and the same RAM, connected to nothing. Boards hold circles of references: make few.
+    fn trial(&self) -> Result<Board, BoardError> {
+        let sink = || -> Arc<dyn CharSink> { Arc::new(NullSink) };
+        let out = Outside {
+            clock: Clock::new(),
+            signals: Arc::default(),
+            power: Arc::new(Nobody),
+            a20: Arc::new(|_| {}),
+            serials: std::array::from_fn(|i| self.uarts[i].as_ref().map(|_| sink())),
+            devices: self.extra.iter().map(|d| (d.clone(), Some(sink()))).collect(),
+            unix_seconds: 0,
+        };
+        Board::around(self.ram.clone(), self.map.clone(), self.config, out)
+    }
+
+    /// Replaces the state of all devices, which have just been reset, with the clock set to the time of saving. On error,
+    /// which `check` would have told, some have changed.
+    pub fn load(&self, sections: &[Section]) -> Result<(), LoadError> {
+        let controllers = self.controllers();
+        let mut names: Vec<&str> = Vec::new();
+        let mut wanted = Vec::new();
+        for d in &self.devices {
+            let name = d.lock().name();
+            wanted.push(pick(sections, name, names.iter().filter(|n| **n == name).count())?);
+            names.push(name);
+        }
+        let lapic_name = self.lapic.save().name;
+        let lapic = pick(sections, &lapic_name, 0)?;
+        let known = |s: &&Section| names.contains(&&*s.name) || s.name == lapic_name;
+        if let Some(s) = sections.iter().find(|s| !known(s)) {
+            return Err(bad(&s.name, "this machine has no such device"));
+        }
+        // The others drive the controllers' inputs as they are loaded. They stay locked, so that nothing changes on the wires
+        // before the controllers have been given the levels that these had at the time of saving.
+        let mut held = Vec::new();
+        for (d, s) in self.devices.iter().zip(&wanted).skip(controllers) {
+            let mut d = d.lock();
+            d.load(s)?;
+            held.push(d);
+        }
+        for (d, s) in self.devices.iter().zip(&wanted).take(controllers) {
+            d.lock().load(s)?;
+        }
+        self.lapic.load(lapic)
+    }
+
+    /// How many of `devices` are interrupt controllers.
+    fn controllers(&self) -> usize {
+        self.devices.iter().take_while(|d| matches!(d.lock().name(), "pic" | "ioapic")).count()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::board::BoardIo;
+    use crate::options::{DeviceSpec, MachineConfig, MachineKind};
+    use vm_core::testing::Rng;
+    use vm_core::{CpuIo, Pa};
+
+    fn board(hpet: bool) -> Board {
+        let out = Outside {
+            clock: Clock::new(),
+            signals: Arc::default(),
+            power: Arc::new(Nobody),
+            a20: Arc::new(|_| {}),
+            serials: [Some(Arc::new(NullSink)), None, Some(Arc::new(NullSink)), None],
+            devices: [0xe9, 0x402].map(debugcon).to_vec(),
+            unix_seconds: 0,
+        };
+        Board::new(MachineConfig { kind: MachineKind::Pc, acpi: true, hpet }, 2 << 20, out).unwrap()
+    }
+
+    fn debugcon(iobase: u16) -> (DeviceSpec, Option<Arc<dyn CharSink>>) {
+        (DeviceSpec::IsaDebugcon { iobase, readback: 0, chardev: String::new() }, Some(Arc::new(NullSink)))
+    }
+
+    /// A board after random guest traffic.
+    fn used(seed: u64) -> Board {
+        let io = BoardIo(Arc::new(board(true)));
+        let mut r = Rng(seed);
+        let ports = [0x20, 0x40, 0x60, 0x70, 0x92, 0xa0, 0x3f8, 0x3e8, 0x4d0, 0x600, 0x620, 0xcf8];
+        for _ in 0..20_000 {
+            io.0.clock.set(io.0.clock.now() + r.below(50_000));
+            io.0.clock.run_expired();
+            let (size, v) = (1 << r.below(3), r.next_u64());
+            match r.below(4) {
+                0 => io.mmio_write(Pa(0xfed0_0000 + r.below(0x400)), size, v),
+                1 => io.mmio_write(Pa(0xfec0_0000 + 0x10 * r.below(2)), 4, v & 0xff),
+                2 => io.mmio_write(Pa(0xfee0_0000 + 0x10 * r.below(0x40)), 4, v & 0x3_ffff),
+                _ => io.port_write(r.pick(&ports) + r.below(8) as u16, size, v as u32),
+            }
+        }
+        Arc::into_inner(io.0).unwrap()
+    }
+
+    /// Sections without how far each timer chip has counted up what it will show: loading makes them catch up.
+    fn shown(mut sections: Vec<Section>) -> Vec<Section> {
+        sections.iter_mut().filter(|s| s.data.get("seen").is_some()).for_each(|s| s.data["seen"] = 0.into());
+        sections
+    }
+
+    fn same(a: Vec<Section>, b: Vec<Section>, what: &str) {
+        for (a, b) in shown(a).iter().zip(&shown(b)) {
+            assert_eq!(a, b, "{what}");
+        }
+    }
+
+    #[test]
+    fn a_used_board_is_the_same_after_loading() {
+        for seed in 0..4 {
+            let a = used(seed);
+            let sections = a.save();
+            assert!(sections.len() > 15);
+            let b = board(true);
+            b.check(&mut None, &sections, a.clock.now()).unwrap();
+            same(b.save(), board(true).save(), "checking changes nothing");
+            b.clock.set(a.clock.now());
+            b.reset();
+            b.load(&sections).unwrap();
+            same(b.save(), sections, "loaded");
+            assert_eq!(b.lapic.signals().pending(), a.lapic.signals().pending() & vm_core::Events::INTR);
+        }
+    }
+
+    #[test]
+    fn both_run_on_alike() {
+        let (a, b) = (used(7), board(true));
+        b.clock.set(a.clock.now());
+        b.reset();
+        b.load(&a.save()).unwrap();
+        for step in 1..200 {
+            for x in [&a, &b] {
+                x.clock.set(x.clock.now() + step * 7919);
+                x.clock.run_expired();
+            }
+            same(a.save(), b.save(), &format!("step {step}"));
+        }
+    }
+
+    #[test]
+    fn boards_with_other_devices_are_refused() {
+        let (with, without) = (board(true).save(), board(false).save());
+        let text = |b: Board, s: &[Section]| b.check(&mut None, s, 0).unwrap_err().to_string();
+        assert!(text(board(true), &without).contains("hpet: is not in the file"));
+        assert!(text(board(false), &with).contains("hpet: this machine has no such device"));
+        let less = &with[..with.len() - 2];
+        assert!(text(board(true), less).contains("is not in the file"));
+    }
+}

@@ -1,0 +1,175 @@
+//! Saving and loading the machine on its vCPU's thread, between two instructions.
+
+use super::{Description, Head, Reader, StateError, Stats, replace, write};
+use crate::control::RunState;
+use crate::vcpu_thread::Runner;
+use arch_x86::models::MODELS;
+use std::fs::File;
+use std::io::{BufReader, Read, Seek};
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+use vm_core::{CpuIo, Events};
+
+const CPU: &str = "cpu0";
+const SECOND: i128 = 1_000_000_000;
+
+/// Events that are latched in `VcpuSignals` and nowhere else. INTR follows from the local APIC's state.
+fn latched() -> Events {
+    Events::NMI | Events::SMI | Events::INIT | Events::SIPI
+}
+
+/// Host time in ns since 1970.
+fn host_time() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64)
+}
+
+impl Runner {
+    fn description(&mut self) -> Description {
+        let (machine, ram) = (self.io.0.kind().to_owned(), self.io.0.ram.size());
+        let cpu = self.engine.cpu();
+        let model = MODELS.get(cpu.model as usize).map_or("", |m| m.name).to_owned();
+        Description { machine, ram, cpu: model, features: cpu.features.to_vec(), cpus: cpu.cpus }
+    }
+
+    /// Everything but RAM. The clock stands still.
+    pub(super) fn head(&mut self, running: bool) -> Head {
+        let mut sections = vec![self.engine.cpu().save(0)];
+        sections.extend(self.io.0.save());
+        Head {
+            program: format!("rhea {}", env!("CARGO_PKG_VERSION")),
+            description: self.description(),
+            clock: self.io.0.clock.now(),
+            saved_at: host_time(),
+            running,
+            events: vec![(self.io.signals().pending() & latched()).bits()],
+            sections,
+        }
+    }
+
+    /// Saves the machine, which goes on afterwards if it ran.
+    pub fn save(&mut self, path: &Path) -> Result<Stats, StateError> {
+        let running = self.hold();
+        let stats = self.save_held(path, running);
+        if running {
+            self.set_state(RunState::Running);
+        }
+        stats
+    }
+
+    /// Saves the machine to go on elsewhere: here it stands still afterwards, unless saving fails.
+    pub fn migrate(&mut self, path: &Path) -> Result<Stats, StateError> {
+        let running = self.hold();
+        let stats = self.save_held(path, running);
+        match (&stats, running) {
+            (Ok(_), _) => self.set_state(RunState::PostMigrate),
+            (Err(_), true) => self.set_state(RunState::Running),
+            (Err(_), false) => {}
+        }
+        stats
+    }
+
+    /// Stops a running guest; whether it ran.
+    fn hold(&mut self) -> bool {
+        let running = self.state() == RunState::Running;
+        self.pause();
+        running
+    }
+
+    fn save_held(&mut self, path: &Path, running: bool) -> Result<Stats, StateError> {
+        if self.state() == RunState::InternalError {
+            return Err(StateError::Lost);
+        }
+        let head = self.head(running);
+        let ram = self.io.0.ram.clone();
+        replace(path, |file| write(file, &head, &ram))
+    }
+
+    /// Loads a machine in place of this one, which goes on as the other if it ran. Nothing has changed on error, but for
+    /// `StateError::Lost`.
+    pub fn load(&mut self, path: &Path) -> Result<(), StateError> {
+        self.load_from(open(path)?)
+    }
+
+    pub(super) fn load_from(&mut self, mut file: impl Read + Seek) -> Result<(), StateError> {
+        // First a look at the whole file, then again to do it: RAM is too large to be held twice.
+        let (reader, head) = Reader::open(BufReader::new(&mut file))?;
+        self.check(&head)?;
+        reader.ram(self.io.0.ram.size(), |_, _| {}, |_, _| {})?;
+        file.rewind()?;
+        let (reader, again) = Reader::open(BufReader::new(&mut file))?;
+        if again != head {
+            return Err(StateError::Damaged("it changes while it is read".into()));
+        }
+        let running = self.hold();
+        if self.apply(&head, reader).is_err() {
+            self.set_state(RunState::InternalError);
+            return Err(StateError::Lost);
+        }
+        match (running, self.state()) {
+            (true, _) => self.set_state(RunState::Running),
+            (false, RunState::Prelaunch | RunState::Paused) => {}
+            (false, _) => self.set_state(RunState::Paused),
+        }
+        Ok(())
+    }
+
+    /// Loads a machine into this one, which has not run and is of no use on error. Returns whether the saved machine ran.
+    pub fn load_fresh(&mut self, path: &Path) -> Result<bool, StateError> {
+        let (reader, head) = Reader::open(BufReader::new(open(path)?))?;
+        self.check(&head)?;
+        self.apply(&head, reader)?;
+        Ok(head.running)
+    }
+
+    /// Whether everything but RAM would be accepted. Nothing changes.
+    pub(super) fn check(&mut self, head: &Head) -> Result<(), StateError> {
+        self.description().check(&head.description)?;
+        let [events] = head.events[..] else { return Err(StateError::Damaged("events of another number of CPUs".into())) };
+        if Events::from_bits(events).is_none_or(|e| !latched().contains(e)) {
+            return Err(StateError::Damaged("events that there are not".into()));
+        }
+        let (cpu, devices) = split(head)?;
+        self.engine.cpu().clone().load(cpu)?;
+        let board = self.io.0.clone();
+        Ok(board.check(&mut self.trial, &devices, head.clock)?)
+    }
+
+    fn apply(&mut self, head: &Head, reader: Reader<impl Read>) -> Result<(), StateError> {
+        let board = self.io.0.clone();
+        let (cpu, devices) = split(head)?;
+        board.clock.stop();
+        board.clock.set(head.clock);
+        board.reset();
+        reader.ram(board.ram.size(), |at, bytes| board.ram.write(at, bytes), |at, len| board.ram.zero(at, len))?;
+        board.load(&devices)?;
+        // The CPU's own state of A20 counts: there are two sources, and the last one loaded is any of them.
+        self.forget_a20();
+        self.engine.cpu().load(cpu)?;
+        self.engine.cpu_changed();
+        let signals = self.io.signals();
+        signals.clear(latched());
+        for e in &head.events {
+            signals.raise(Events::from_bits_truncate(*e) & latched());
+        }
+        if self.rtc_follows_host() {
+            let passed = i128::from(host_time()) - i128::from(head.saved_at);
+            board.rtc.lock().advance((passed / SECOND) as i64);
+        }
+        Ok(())
+    }
+}
+
+/// A regular file: a pipe or terminal would hold the machine up.
+fn open(path: &Path) -> Result<File, StateError> {
+    match std::fs::metadata(path)?.is_file() {
+        true => Ok(File::open(path)?),
+        false => Err(StateError::NoFile),
+    }
+}
+
+/// The CPU's section, and those of the board.
+fn split(head: &Head) -> Result<(&vm_core::Section, Vec<vm_core::Section>), StateError> {
+    let cpu = head.sections.iter().find(|s| s.name == CPU);
+    let cpu = cpu.ok_or_else(|| StateError::Damaged(format!("section {CPU} is missing")))?;
+    Ok((cpu, head.sections.iter().filter(|s| s.name != CPU).cloned().collect()))
+}

@@ -1,0 +1,361 @@
+//! Tests of saved state in one process: round trips, files cut and altered in every way, files that cannot be written.
+
+use super::*;
+use crate::board::{Board, Outside};
+use crate::control::{Control, RunState};
+use crate::engine;
+use crate::loader::Images;
+use crate::options::{Config, Request, parse};
+use crate::vcpu_thread::{Policy, Runner};
+use devices::chr::NullSink;
+use serde_json::Value;
+use std::io::Cursor;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use vm_core::testing::Rng;
+use vm_core::{Clock, Ram, VcpuSignals};
+
+const LINE: &str = "-accel interp -m 2M -nodefaults -display none -kernel";
+
+fn scratch(name: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("rhea-state-{}-{name}", std::process::id()))
+}
+
+/// A machine with the built-in guest, ready to start.
+fn runner(more: &str) -> Runner {
+    let kernel = scratch(&format!("{:?}.elf", std::thread::current().id()));
+    std::fs::write(&kernel, crate::firstrun::built_in().unwrap()).unwrap();
+    let line = format!("{LINE} {} {more}", kernel.display());
+    let Ok(Request::Run(c)) = parse(line.split_whitespace().map(str::to_owned)) else { panic!("{line}") };
+    let made = make(&c, &kernel);
+    std::fs::remove_file(kernel).unwrap();
+    made
+}
+
+fn make(c: &Config, kernel: &Path) -> Runner {
+    let images = Images::read(kernel, None, "", c.mem_bytes).unwrap();
+    let signals = Arc::new(VcpuSignals::default());
+    let control = Control::new(signals.clone(), RunState::Paused);
+    let (cpu, _) = engine::make(&c.cpu, engine::settings(&c.accel).unwrap(), &signals).unwrap();
+    let a20 = control.clone();
+    let out = Outside {
+        clock: Clock::new(),
+        signals,
+        power: Arc::new(control.clone()),
+        a20: Arc::new(move |on| a20.set_a20(on)),
+        serials: [Some(Arc::new(NullSink)), None, None, None],
+        devices: vec![],
+        unix_seconds: 0,
+    };
+    let board = Arc::new(Board::new(c.machine, c.mem_bytes, out).unwrap());
+    let policy = Policy { reset_ends: false, power_off_pauses: true, rtc_follows_host: false };
+    Runner::new(cpu, board, images, control, policy).unwrap()
+}
+
+fn saved(r: &mut Runner) -> Vec<u8> {
+    let mut file = vec![];
+    let head = r.head(false);
+    write(&mut file, &head, &r.io.0.ram).unwrap();
+    file
+}
+
+/// All that a load may change, but for what differs by itself: the time of saving.
+fn all(r: &mut Runner) -> (Head, Vec<u8>) {
+    let mut ram = vec![0; r.io.0.ram.size() as usize];
+    r.io.0.ram.read(0, &mut ram);
+    (Head { saved_at: 0, ..r.head(false) }, ram)
+}
+
+/// The same machine after the guest has done something.
+fn used() -> Runner {
+    let mut r = runner("");
+    let control = r.control().clone();
+    r.io.0.clock.start();
+    let stop = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        control.set_a20(true);
+    });
+    let _ = r.engine.run(&r.io);
+    stop.join().unwrap();
+    r.io.0.clock.stop();
+    r.forget_a20();
+    // Devices that look at the clock only when asked catch up on loading; here they have.
+    let board = r.io.0.clone();
+    board.load(&board.save()).unwrap();
+    r
+}
+
+/// Puts a changed head into a file and makes all checksums right.
+fn with_head(file: &[u8], json: &[u8]) -> Vec<u8> {
+    let old = u32::from_le_bytes(file[12..16].try_into().unwrap()) as usize;
+    let mut new = file[..12].to_vec();
+    new.extend((json.len() as u32).to_le_bytes());
+    new.extend(crc32fast::hash(json).to_le_bytes());
+    new.extend(json);
+    new.extend(&file[20 + old..file.len() - 4]);
+    new.extend(crc32fast::hash(&new).to_le_bytes());
+    new
+}
+
+fn head_of(file: &[u8]) -> Value {
+    let len = u32::from_le_bytes(file[12..16].try_into().unwrap()) as usize;
+    serde_json::from_slice(&file[20..20 + len]).unwrap()
+}
+
+fn load(r: &mut Runner, file: &[u8]) -> Result<(), StateError> {
+    r.load_from(Cursor::new(file))
+}
+
+#[test]
+fn a_machine_is_the_same_after_loading() {
+    let mut a = used();
+    let (file, want) = (saved(&mut a), all(&mut a));
+    let mut b = runner("");
+    b.io.0.ram.write(0x18_0000, &[0xcc; 8192]);
+    load(&mut b, &file).unwrap();
+    let (head, ram) = all(&mut b);
+    for (now, then) in head.sections.iter().zip(&want.0.sections) {
+        assert_eq!(now, then);
+    }
+    assert!((head, ram) == want);
+    assert!(file.len() < 1 << 20, "pages of zeroes are left out: {}", file.len());
+    let stats = write(std::io::sink(), &a.head(false), &a.io.0.ram).unwrap();
+    assert_eq!((stats.bytes, stats.pages + stats.zero_pages), (file.len() as u64, 512));
+}
+
+#[test]
+fn runs_of_pages_at_both_ends_and_over_chunks() {
+    let head = runner("").head(false);
+    let mut r = Rng(3);
+    for round in 0..40 {
+        let ram = Ram::new(600 * 4096).unwrap();
+        for page in 0..600 {
+            if r.one_in(round / 4 + 1) || page == 0 || page == 599 {
+                ram.write(page * 4096 + r.below(4096), &[1]);
+            }
+        }
+        let mut file = vec![];
+        write(&mut file, &head, &ram).unwrap();
+        let (mut there, mut seen) = (vec![0xee; 600 * 4096], vec![0; 600 * 4096]);
+        let cell = std::cell::RefCell::new(&mut there);
+        let (reader, again) = Reader::open(&file[..]).unwrap();
+        assert_eq!(again, head);
+        let run = |at: u64, b: &[u8]| cell.borrow_mut()[at as usize..][..b.len()].copy_from_slice(b);
+        let gap = |at: u64, n: u64| cell.borrow_mut()[at as usize..(at + n) as usize].fill(0);
+        reader.ram(600 * 4096, run, gap).unwrap();
+        ram.read(0, &mut seen);
+        assert!(there == seen, "round {round}");
+    }
+}
+
+#[test]
+fn a_file_cut_anywhere_is_refused_and_nothing_changes() {
+    let file = saved(&mut used());
+    let mut r = runner("");
+    let before = all(&mut r);
+    let mut rng = Rng(9);
+    let places = (0..200).chain((0..800).map(|_| rng.below(file.len() as u64))).chain([file.len() as u64 - 1]);
+    for at in places {
+        let e = load(&mut r, &file[..at as usize]).unwrap_err();
+        assert!(matches!(e, StateError::Cut | StateError::Magic), "{at}: {e}");
+    }
+    assert!(all(&mut r) == before);
+    assert_eq!(load(&mut r, &[&file[..], b"x"].concat()).unwrap_err().to_string(), "damaged: there is something after the end");
+    load(&mut r, &file).unwrap();
+}
+
+#[test]
+fn altered_files_are_refused_and_nothing_changes() {
+    let file = saved(&mut used());
+    let mut r = runner("");
+    let before = all(&mut r);
+    let mut rng = Rng(11);
+    for n in 0..4000 {
+        let mut bad = file.clone();
+        for _ in 0..=rng.below(3) {
+            // Half of them in the first kilobytes, where most of the structure is.
+            let span = if rng.one_in(2) { bad.len() as u64 } else { 6000 };
+            let at = rng.below(span) as usize;
+            bad[at] ^= 1 << rng.below(8);
+        }
+        if bad != file {
+            load(&mut r, &bad).expect_err(&format!("number {n}"));
+        }
+    }
+    assert!(all(&mut r) == before);
+}
+
+/// A value that a device might not expect in place of another.
+fn odd(v: &Value, r: &mut Rng) -> Value {
+    match r.below(8) {
+        0 => Value::Null,
+        1 => (-1).into(),
+        2 => u64::MAX.into(),
+        3 => (1u64 << r.below(64)).into(),
+        4 => vec![0u8; r.below(300) as usize].into(),
+        5 => Value::Bool(r.one_in(2)),
+        6 => r.below(256).into(),
+        _ => v.as_u64().map_or("x".into(), |n| (n ^ 1 << r.below(64)).into()),
+    }
+}
+
+/// Changes one value somewhere below `v`.
+fn mutate(v: &mut Value, r: &mut Rng) {
+    match v {
+        Value::Array(a) if !a.is_empty() && !r.one_in(30) => {
+            let i = r.below(a.len() as u64) as usize;
+            if r.one_in(40) {
+                a.remove(i);
+            } else {
+                mutate(&mut a[i], r);
+            }
+        }
+        Value::Object(o) if !o.is_empty() && !r.one_in(30) => {
+            let key = o.keys().nth(r.below(o.len() as u64) as usize).unwrap().clone();
+            if r.one_in(40) {
+                o.remove(&key);
+            } else {
+                mutate(&mut o[&key], r);
+            }
+        }
+        _ => *v = odd(v, r),
+    }
+}
+
+/// Files whose checksums are right and whose values are not: what is accepted must be harmless, what is refused changes nothing.
+#[test]
+fn forged_states_never_panic() {
+    let file = saved(&mut used());
+    let whole = head_of(&file);
+    let mut r = runner("");
+    let mut rng = Rng(13);
+    let (mut good, mut bad) = (0, 0);
+    for n in 0..6000 {
+        let mut head = whole.clone();
+        for _ in 0..=rng.below(2) {
+            mutate(&mut head, &mut rng);
+        }
+        let forged = with_head(&file, head.to_string().as_bytes());
+        let before = if n % 50 == 0 { Some(all(&mut r)) } else { None };
+        if load(&mut r, &forged).is_ok() {
+            good += 1;
+            let clock = &r.io.0.clock;
+            clock.set(clock.now().saturating_add(1 << rng.below(40)).min(1 << 62));
+            clock.run_expired();
+            let _ = r.head(false);
+        } else {
+            bad += 1;
+            assert_ne!(r.state(), RunState::InternalError, "number {n} was refused half-way");
+            assert!(before.is_none_or(|b| b == all(&mut r)), "number {n} was refused and has changed something");
+        }
+    }
+    assert!(good > 100 && bad > 100, "{good} accepted, {bad} refused");
+    load(&mut r, &file).unwrap();
+}
+
+#[test]
+fn what_is_no_head_is_refused() {
+    let file = saved(&mut runner(""));
+    let mut r = runner("");
+    let deep = "[".repeat(1 << 20);
+    let mut doubled = head_of(&file).to_string();
+    doubled.insert_str(1, "\"clock\":1,");
+    for json in ["", "{}", "[]", "null", "\u{0}", &deep, &doubled] {
+        let e = load(&mut r, &with_head(&file, json.as_bytes())).unwrap_err();
+        assert!(matches!(e, StateError::Damaged(_)), "{e}");
+    }
+    // A length that is a lie costs nothing.
+    for len in [u32::MAX, 4 << 20] {
+        let mut bad = file.clone();
+        bad[12..16].copy_from_slice(&len.to_le_bytes());
+        load(&mut r, &bad).unwrap_err();
+    }
+}
+
+#[test]
+fn runs_out_of_place_are_refused() {
+    let head = runner("").head(false);
+    let read = |runs: &[(u64, u64)]| {
+        let mut file = vec![];
+        let ram = Ram::new(4096).unwrap();
+        write(&mut file, &head, &ram).unwrap();
+        file.truncate(file.len() - 20);
+        for (page, count) in runs {
+            file.extend([page.to_le_bytes(), count.to_le_bytes()].concat());
+            if *count <= 256 {
+                file.resize(file.len() + *count as usize * 4096, 1);
+            }
+        }
+        file.extend([u64::MAX.to_le_bytes(), [0; 8]].concat());
+        file.extend(crc32fast::hash(&file).to_le_bytes());
+        Reader::open(&file[..]).unwrap().0.ram(16 * 4096, |_, _| {}, |_, _| {})
+    };
+    read(&[(0, 1), (3, 2), (15, 1)]).unwrap();
+    for bad in [
+        &[(16, 1)][..],
+        &[(15, 2)],
+        &[(3, 1), (2, 1)],
+        &[(3, 2), (4, 1)],
+        &[(0, 0)],
+        &[(0, 257)],
+        &[(0, u64::MAX)],
+        &[(u64::MAX, 1)],
+        &[(u64::MAX - 1, 4)],
+    ] {
+        assert!(read(bad).unwrap_err().to_string().contains("out of place"), "{bad:?}");
+    }
+}
+
+#[test]
+fn newer_files_and_other_machines_are_refused() {
+    let file = saved(&mut runner(""));
+    let mut newer = file.clone();
+    newer[8] = 2;
+    assert!(load(&mut runner(""), &newer).unwrap_err().to_string().contains("version 2 of the format"));
+    for (more, words) in [
+        ("-m 3M", "RAM of bytes 2097152, this one has 3145728"),
+        ("-machine q35", "machine type pc, this one has q35"),
+        ("-cpu max", "CPU model qemu64, this one has max"),
+        ("-cpu qemu64,-sse3", "CPU features"),
+        ("-no-hpet", "hpet"),
+    ] {
+        let mut r = runner(more);
+        let before = all(&mut r);
+        let e = load(&mut r, &file).unwrap_err().to_string();
+        assert!(e.contains(words) && !e.contains('\n'), "{more}: {e}");
+        assert!(all(&mut r) == before);
+    }
+    // A section that a later version wrote.
+    let mut head = head_of(&file);
+    head["sections"][3]["version"] = 99.into();
+    let e = load(&mut runner(""), &with_head(&file, head.to_string().as_bytes())).unwrap_err().to_string();
+    assert!(e.contains("version 99 is newer"), "{e}");
+}
+
+#[test]
+fn a_file_is_replaced_whole_or_not_at_all() {
+    let dir = scratch("replace");
+    let _ = std::fs::remove_dir_all(&dir);
+    std::fs::create_dir(&dir).unwrap();
+    let path = dir.join("state");
+    let put = |text: &'static str| move |f: &mut std::fs::File| std::io::Write::write_all(f, text.as_bytes());
+    replace(&path, put("one")).unwrap();
+    replace(&path, put("two")).unwrap();
+    let failed = replace(&path, |f| {
+        put("three")(f)?;
+        Err::<(), _>(std::io::Error::other("the disk is full"))
+    });
+    assert_eq!(failed.unwrap_err().to_string(), "the disk is full");
+    assert_eq!(std::fs::read(&path).unwrap(), b"two");
+    let link = dir.join("link");
+    std::os::unix::fs::symlink("state", &link).unwrap();
+    replace(&link, put("four")).unwrap();
+    assert!(link.is_symlink());
+    assert_eq!(std::fs::read(&path).unwrap(), b"four");
+    assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 2, "nothing is left over");
+    for wrong in [Path::new("/dev/full"), Path::new("/dev/null"), &dir, Path::new("/"), Path::new("")] {
+        assert!(replace(wrong, put("x")).is_err(), "{}", wrong.display());
+    }
+    assert!(matches!(runner("").load(Path::new("/dev/zero")), Err(StateError::NoFile)));
+    std::fs::remove_dir_all(&dir).unwrap();
+}
