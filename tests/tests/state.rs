@@ -46,11 +46,12 @@ fn text(p: &Path) -> &str {
     p.to_str().expect("the target folder's path is UTF-8")
 }
 
+const MIXER_ROUNDS: u32 = 30_000;
+
 /// Mixes 64 KiB of memory again and again with integer, x87 and SSE state, rewrites a constant in its own loop, and tells
 /// the sum each round. Ends with status 43.
 fn mixer(a: &mut CodeAssembler) -> Result<(), IcedError> {
     const BUFFER: u32 = ENTRY + 0x10_000;
-    const ROUNDS: u32 = 3000;
     let (mut round, mut inner, mut digit, mut here) = (a.create_label(), a.create_label(), a.create_label(), a.create_label());
     // CR4.OSFXSR, CR4.OSXMMEXCPT.
     a.mov(eax, 0x600)?;
@@ -59,7 +60,7 @@ fn mixer(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.fld1()?;
     a.pxor(xmm1, xmm1)?;
     a.mov(ebx, 1)?;
-    a.mov(ebp, ROUNDS)?;
+    a.mov(ebp, MIXER_ROUNDS)?;
     a.xor(esi, esi)?;
     a.set_label(&mut round)?;
     a.mov(edi, BUFFER)?;
@@ -122,7 +123,7 @@ fn a_computation_goes_through_many_processes() {
     let alone = run("state-alone", &[&args[..], &["-display", "none", "-serial", "stdio"]].concat(), LIMIT);
     assert_eq!(alone.status.code(), Some(43));
     let want = String::from_utf8_lossy(&alone.stdout).into_owned();
-    assert_eq!(want.lines().count(), 3000);
+    assert_eq!(want.lines().count(), MIXER_ROUNDS as usize);
 
     let engines = ["jit", "interp", "jit,threshold=0", "interp", "jit,threshold=0,region=block", "jit"];
     let (mut said, mut hops) = (String::new(), 0);
@@ -131,9 +132,10 @@ fn a_computation_goes_through_many_processes() {
         let accel = ["-accel", engines[hop % engines.len()]];
         let incoming = from.as_ref().map(|f| format!("file:{}", f.display()));
         let more: Vec<&str> = incoming.iter().flat_map(|f| ["-incoming", f]).collect();
-        let (mut g, socket) = start("state-hop", &[&args[..], &accel, &more].concat());
+        let (mut g, socket) = start("state-hop", &[&args[..], &accel, &["-S"], &more].concat());
         let mut c = Client::new(&socket);
-        std::thread::sleep(Duration::from_millis(5 + 7 * hop as u64));
+        c.run("cont");
+        std::thread::sleep(Duration::from_millis(5 + 4 * hop as u64));
         let to = scratch().join(format!("state-hop-{}", hop % 2));
         let done = c.migrate(&to);
         assert_eq!(done["status"], "completed", "{done}");
