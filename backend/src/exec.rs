@@ -8,7 +8,7 @@ use crate::jit::Jit;
 use crate::mmu::Place;
 use crate::tier0::form::{Edge, Formed, Former, TooLarge};
 use crate::tier0::ops;
-use crate::vblock::{Helper, LEAVE, VcpuBlock, VcpuRef, Why, jc_index};
+use crate::vblock::{Helper, JC_NONE, LEAVE, VcpuBlock, VcpuRef, Why, jc_index};
 use ir::pass::Passes;
 use ir::{Block, BlockKey, CodeFetch, Frontend, TranslateError};
 use std::ptr;
@@ -17,10 +17,12 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 use vm_core::guest::{GuestCpu, Shutdown};
 use vm_core::log::{self, Item};
-use vm_core::{Access, CpuIo, Events, Fault, Pa, PageBits, StopReason, Va, Vcpu, dlog};
+use vm_core::{Access, CpuIo, Events, Fault, Pa, PageBits, Ram, StopReason, Va, Vcpu, dlog};
 
 /// Guest instructions in a block at most.
 const MAX_INSNS: u32 = 64;
+/// Bytes that the decoder looks at for one instruction at most, a longer one being invalid.
+const MAX_INSN_BYTES: usize = 16;
 /// Mode bit of blocks of one instruction, which run while the instruction may write its own code.
 pub const ONE: u64 = 1 << 63;
 /// Runs after which a block is formed anew with the IR passes where there is no compiler.
@@ -61,6 +63,8 @@ struct Driver<F: Frontend, C: GuestCpu> {
     former: Former,
     passes: Passes,
     block: Block,
+    /// Source bytes of the block that is being built.
+    page: Option<Box<[u8; 4096]>>,
     jit: Option<Jit<F, C>>,
 }
 
@@ -76,7 +80,7 @@ struct Wanted {
 /// Source bytes while a block is translated.
 struct Fetch<'a, C: GuestCpu> {
     b: &'a mut VcpuBlock<C>,
-    page: [u8; 4096],
+    page: &'a [u8; 4096],
     next: Option<Box<[u8; 4096]>>,
     next_va: Va,
     ctx: usize,
@@ -88,7 +92,7 @@ impl<C: GuestCpu> CodeFetch for Fetch<'_, C> {
     type Fault = Fault;
 
     fn page(&self) -> &[u8; 4096] {
-        &self.page
+        self.page
     }
 
     fn next_page(&mut self) -> Result<&[u8; 4096], Fault> {
@@ -148,6 +152,7 @@ impl<F: Frontend, C: GuestCpu> Engine<F, C> {
                 former: Former::default(),
                 passes: Passes::new(),
                 block: Block::default(),
+                page: None,
                 jit: None,
             },
         };
@@ -262,6 +267,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
                 self.run_block(b)?;
             }
             if b.cache.dead() > GRAVES {
+                b.cache.changed.clear();
                 b.jc_clear_all();
                 b.eng.stats.interpreted_dropped += b.cache.bury();
             }
@@ -294,6 +300,9 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
     /// `rec` is live and the engine state is set up for it (`find`).
     unsafe fn enter(&mut self, b: &mut VcpuBlock<C>, rec: *mut Record) {
         b.eng.fault_op = ptr::null();
+        if !b.cache.changed.is_empty() {
+            b.jc_sync();
+        }
         // SAFETY: by the caller's promise.
         unsafe {
             match (&self.jit, (*rec).code) {
@@ -461,9 +470,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
 
     fn translate(&mut self, b: &mut VcpuBlock<C>, key: BlockKey, va: Va, ctx: usize) -> Result<*mut Record, Fault> {
         b.claim_code_page(key.phys >> 12);
-        let mut page = [0; 4096];
-        b.machine().ram().read(key.phys & !0xfff, &mut page);
-        let rec = self.build(b, page, Wanted { key, va, ctx, better: false })?;
+        let rec = self.build_from_ram(b, Wanted { key, va, ctx, better: false })?;
         let rec = b.cache.insert(rec);
         if self.settings.threshold == 0
             && key.mode & ONE == 0
@@ -480,12 +487,20 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
         let mut page = [0xff; 4096];
         b.read_mmio_code(pa, &mut page);
         let key = BlockKey { phys: u64::MAX << 12 | pa.0 & 0xfff, mode: mode | ONE };
-        let mut rec = self.build(b, page, Wanted { key, va, ctx, better: false })?;
+        let mut rec = self.build(b, &page, Wanted { key, va, ctx, better: false })?;
         rec.threshold = u32::MAX;
         Ok(b.cache.insert_transient(rec))
     }
 
-    fn build(&mut self, b: &mut VcpuBlock<C>, page: [u8; 4096], want: Wanted) -> Result<Box<Record>, Fault> {
+    fn build_from_ram(&mut self, b: &mut VcpuBlock<C>, want: Wanted) -> Result<Box<Record>, Fault> {
+        let mut page = self.page.take().unwrap_or_else(|| Box::new([0; 4096]));
+        read_code(b.machine().ram(), want.key.phys, &mut page);
+        let rec = self.build(b, &page, want);
+        self.page = Some(page);
+        rec
+    }
+
+    fn build(&mut self, b: &mut VcpuBlock<C>, page: &[u8; 4096], want: Wanted) -> Result<Box<Record>, Fault> {
         let t = Instant::now();
         let Wanted { key, va, ctx, better } = want;
         let start = (va.0 & 0xfff) as u32;
@@ -503,7 +518,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
             match self.former.form::<C>(&self.block, self.fe.layout(), self.fe.helpers()) {
                 Ok(formed) => {
                     let second = fetch.second.filter(|_| self.block.straddles);
-                    self.log_block(key, va, &fetch.page);
+                    self.log_block(key, va, page);
                     let changing = fetch.b.cache.changes_often(key.phys >> 12);
                     let rec = self.record(formed, &want, second, changing);
                     fetch.b.eng.stats.insns_translated += u64::from(rec.insns);
@@ -540,6 +555,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
             dead: false,
             linked: 0,
             hot: 0,
+            jc: JC_NONE,
             tier1: None,
             callers: Vec::new(),
             dead_start: ops::start_dead::<C>,
@@ -556,11 +572,9 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
     fn form_better(&mut self, b: &mut VcpuBlock<C>, rec: *mut Record) {
         // SAFETY: `rec` is live: it just ran.
         let (key, start) = unsafe { ((*rec).key, (*rec).start) };
-        let mut page = [0; 4096];
-        b.machine().ram().read(key.phys & !0xfff, &mut page);
         let va = Va(b.cpu.linear(b.cpu.pc()).0 & !0xfff | u64::from(start));
         let want = Wanted { key, va, ctx: C::mode_ctx(key.mode), better: true };
-        if let Ok(better) = self.build(b, page, want) {
+        if let Ok(better) = self.build_from_ram(b, want) {
             b.cache.insert(better);
         }
     }
@@ -621,6 +635,13 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
         }
         text
     }
+}
+
+/// Reads source bytes at a RAM offset into their place in a page: as many as a block can have.
+pub fn read_code(ram: &Ram, offset: u64, page: &mut [u8; 4096]) {
+    let start = (offset & 0xfff) as usize;
+    let end = (start + MAX_INSNS as usize * MAX_INSN_BYTES).min(4096);
+    ram.read(offset, &mut page[start..end]);
 }
 
 /// A link is followed without a look at anything: both ends must be kept blocks of the same page, the target all in it

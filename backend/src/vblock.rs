@@ -72,15 +72,20 @@ pub struct JcEntry {
     /// Mode word; all ones in an empty entry.
     pub mode: u64,
     pub rec: *mut Record,
-    pub pad: u64,
+    /// Its compiled code, or `jit::runtime::miss_address`.
+    pub code: u64,
 }
+
+/// `Record::jc`: in no entry that anyone knows of; perhaps in several. Else the index of the only one it may be in.
+pub const JC_NONE: u16 = u16::MAX;
+pub const JC_MANY: u16 = u16::MAX - 1;
 
 pub const fn jc_index(pc: u64) -> usize {
     (pc ^ pc >> 12) as usize & (JC_ENTRIES - 1)
 }
 
 impl JcEntry {
-    pub const EMPTY: JcEntry = JcEntry { pc: 0, mode: u64::MAX, rec: std::ptr::null_mut(), pad: 0 };
+    pub const EMPTY: JcEntry = JcEntry { pc: 0, mode: u64::MAX, rec: std::ptr::null_mut(), code: 0 };
 }
 
 /// Which jump-cache entries are filled, so that clearing costs what was filled.
@@ -244,13 +249,39 @@ impl<C: GuestCpu> VcpuBlock<C> {
     }
 
     /// Enters a block in the jump cache. `global`: its mapping survives address-space switches.
-    pub fn jc_fill(&mut self, pc: u64, mode: u64, rec: *mut Record, global: bool) {
+    pub(crate) fn jc_fill(&mut self, pc: u64, mode: u64, rec: *mut Record, global: bool) {
         let i = jc_index(pc);
-        self.eng.jc[i] = JcEntry { pc, mode, rec, pad: 0 };
+        // SAFETY: the caller found `rec`, so it is live.
+        let r = unsafe { &mut *rec };
+        self.eng.jc[i] = JcEntry { pc, mode, rec, code: if r.code == 0 { crate::jit::runtime::miss_address() } else { r.code } };
+        r.jc = match r.jc {
+            JC_NONE => i as u16,
+            at if usize::from(at) == i => at,
+            at if at != JC_MANY && !std::ptr::eq(self.eng.jc[usize::from(at)].rec, rec) => i as u16,
+            _ => JC_MANY,
+        };
         let list = if global { &mut self.jc_fills.global } else { &mut self.jc_fills.local };
         list.push(i as u16);
         if list.len() >= JC_ENTRIES {
             self.jc_clear_all();
+        }
+    }
+
+    /// Brings the jump cache up to date with records whose code came or went. Before generated code is entered.
+    pub fn jc_sync(&mut self) {
+        for rec in std::mem::take(&mut self.cache.changed) {
+            // SAFETY: the list is emptied before dropped records are freed.
+            let (at, code) = unsafe { ((*rec).jc, (*rec).code) };
+            match at {
+                JC_NONE => {}
+                JC_MANY => self.jc_clear_all(),
+                at => {
+                    let e = &mut self.eng.jc[usize::from(at)];
+                    if std::ptr::eq(e.rec, rec) {
+                        e.code = if code == 0 { crate::jit::runtime::miss_address() } else { code };
+                    }
+                }
+            }
         }
     }
 

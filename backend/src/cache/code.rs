@@ -48,6 +48,7 @@ impl Cache {
         let r = unsafe { &mut *rec };
         (r.code, r.linked, r.tier1) = (at, at + u64::from(linked), Some(Box::new(code)));
         r.ops[0].set_handler(compiled_start);
+        self.changed.push(rec);
     }
 
     /// Lets an edge of `from`'s code lead to `to`'s. Both are live.
@@ -114,6 +115,7 @@ impl Cache {
             if has {
                 self.unlink_callers(r);
                 self.drop_tier1(r);
+                self.changed.push(r);
                 // SAFETY: as above.
                 let r = unsafe { &mut *r };
                 (r.code, r.linked, r.threshold) = (0, 0, r.runs.saturating_add(threshold));

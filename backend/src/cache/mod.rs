@@ -50,6 +50,8 @@ pub struct Record {
     pub linked: u64,
     /// Runs in tier 1 until it asks for a region; counted down by its code.
     pub hot: u32,
+    /// Where the jump cache has it: an index, `JC_NONE` or `JC_MANY`.
+    pub jc: u16,
     /// Its code from tier 1, while `code` is that.
     pub tier1: Option<Box<Tier1Code>>,
     /// Edges of tier 1 code, as (block, number), that jump to `linked`.
@@ -155,8 +157,10 @@ pub struct Cache {
     next_region: u32,
     /// Code of dropped regions; the compiler frees it.
     pub freed: Vec<Range>,
-    /// How often code of a page was dropped because it was written, by RAM page.
+    /// How often code of a page was dropped because the guest wrote to it, by RAM page.
     churn: FxHashMap<u64, u32>,
+    /// Records whose compiled code came or went since the jump cache was last told.
+    pub changed: Vec<*mut Record>,
     /// Where compiled code lies; none without a compiler.
     pub arena: Option<Arena>,
     /// Writes to code by the instruction that runs alone: first byte, length.
@@ -234,7 +238,12 @@ impl Cache {
     /// Applies noted writes: drops every block whose source bytes they changed.
     pub fn apply_writes(&mut self, ram: &Ram) {
         for (offset, len) in std::mem::take(&mut self.writes) {
+            let before = self.invalidations;
             self.invalidate(ram, offset, len);
+            if self.invalidations != before {
+                let n = self.churn.entry(offset >> 12).or_default();
+                *n = n.saturating_add(1);
+            }
         }
     }
 
@@ -260,10 +269,6 @@ impl Cache {
                 .filter(|id| self.regions[id].ranges.iter().any(|(from, to)| *from < end && offset < *to))
                 .collect();
             ram.bump_version(page);
-            if !hit.is_empty() || !dead.is_empty() {
-                let n = self.churn.entry(page).or_default();
-                *n = n.saturating_add(1);
-            }
             dead.into_iter().for_each(|id| self.drop_region(id));
             for r in hit {
                 vm_core::dlog!(SMC, "drop block at RAM offset {:#x}", key_of(r).phys);
@@ -292,6 +297,7 @@ impl Cache {
         let page = region.ranges.first().and_then(|r| self.pages.get(&(r.0 >> 12)));
         let adopted: Vec<*mut Record> = page.into_iter().flat_map(|p| &p.records).copied().filter(|r| region.adopt(*r)).collect();
         for r in adopted {
+            self.changed.push(r);
             self.drop_tier1(r);
             self.point_callers(r);
         }
@@ -320,6 +326,7 @@ impl Cache {
             // SAFETY: a record that is dropped leaves the regions it enters (`forget`), so `entry` is live.
             let entry = unsafe { &mut *entry };
             self.unlink_callers(entry);
+            self.changed.push(entry);
             (entry.code, entry.linked) = (0, 0);
             entry.ops[0].set_handler(region.start);
             entry.threshold = entry.runs.saturating_add(region.threshold);
@@ -346,6 +353,7 @@ impl Cache {
         }
         self.unlink_callers(r);
         self.drop_tier1(r);
+        self.changed.push(r);
         // SAFETY: `r` is live: it was just taken out of `blocks`.
         let ranges = unsafe {
             (*r).dead = true;

@@ -33,6 +33,7 @@ fn block(c: &mut Cache, ram: &Ram, phys: u64, len: u32) -> *mut Record {
         dead: false,
         linked: 0,
         hot: 0,
+        jc: crate::vblock::JC_NONE,
         tier1: None,
         callers: Vec::new(),
         dead_start: dead,
@@ -243,8 +244,10 @@ fn a_page_that_is_written_again_and_again_is_known() {
     for _ in 0..=CALM {
         assert!(!c.changes_often(1));
         block(&mut c, &ram, 0x1000, 4);
-        c.invalidate(&ram, 0x1000, 1);
+        c.note_write(0x1000, 1);
+        c.apply_writes(&ram);
     }
-    c.invalidate(&ram, 0x2000, 1);
+    c.note_write(0x2000, 1);
+    c.apply_writes(&ram);
     assert!(c.changes_often(1) && !c.changes_often(2));
 }

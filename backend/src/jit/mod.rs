@@ -55,6 +55,7 @@ pub struct Jit<F: Frontend, C: GuestCpu> {
     tier1: Option<Tier1>,
     passes: Passes,
     block: Block,
+    page: Box<[u8; 4096]>,
     settings: Settings,
     /// Number of the next region or block of tier 1, for `bisect`.
     number: u64,
@@ -146,6 +147,7 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
             tier1: (settings.tier1 && Tier1::available()).then(Tier1::default),
             passes: Passes::new(),
             block: Block::default(),
+            page: Box::new([0; 4096]),
             settings: settings.clone(),
             number: 0,
             waiting: 0,
@@ -264,12 +266,11 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
         }
         let t = Instant::now();
         let (key, start, insns, straddles) = region::source(rec);
-        let mut page = Box::new([0; 4096]);
-        b.machine().ram().read(key.phys & !0xfff, &mut page[..]);
+        crate::exec::read_code(b.machine().ram(), key.phys, &mut self.page);
         let (mut block, emitter) = (std::mem::take(&mut self.block), self.tier1.take());
         let Some(mut emitter) = emitter else { return };
         let fe = self.fe.clone();
-        let done = fe.translate(key.mode, start, insns, &mut compile::Bytes(&page), &mut block);
+        let done = fe.translate(key.mode, start, insns, &mut compile::Bytes(&self.page), &mut block);
         if straddles || done.is_err() || block.straddles {
             region::never_ask(rec);
             (self.block, self.tier1) = (block, Some(emitter));

@@ -4,7 +4,6 @@
 //! UNSAFE: called from generated code with the seam of the running block.
 #![allow(unsafe_code)]
 
-use crate::cache::Record;
 use crate::tier0::ops::AtomicArgs;
 use crate::vblock::{Engine, JC_ENTRIES, JcEntry, LEAVE, VcpuBlock, Why};
 use ir::{Rmw, Ty, VecOp};
@@ -25,6 +24,8 @@ pub mod func {
     pub const VEC: usize = 5;
     /// Goes on at a program counter through the jump cache.
     pub const CHAIN: usize = 6;
+    /// Returns `Why::Miss`.
+    pub const MISS: usize = 7;
 }
 
 /// A memory access as its pad describes it in `Engine::slow_info`.
@@ -60,6 +61,7 @@ pub fn install<C: GuestCpu>(b: &mut VcpuBlock<C>) {
     b.eng.fns[func::PROBE] = probe::<C> as *const () as usize;
     b.eng.fns[func::VEC] = vec::<C> as *const () as usize;
     b.eng.fns[func::CHAIN] = chain as *const () as usize;
+    b.eng.fns[func::MISS] = miss as *const () as usize;
     b.eng.access_fn = b.eng.fns[func::ACCESS];
 }
 
@@ -223,20 +225,15 @@ unsafe extern "C" fn chain() {
     naked_asm!(
         "mov rax, rdi",
         "shr rax, 12",
-        "xor rax, rdi",
+        "xor eax, edi",
         "and eax, {mask}",
         "shl eax, 5",
-        "add rax, r15",
         "mov rcx, [r15 + {mode}]",
-        "cmp rdi, [rax + {jc_pc}]",
+        "cmp rdi, [r15 + rax + {jc_pc}]",
         "jne 2f",
-        "cmp rcx, [rax + {jc_mode}]",
+        "cmp rcx, [r15 + rax + {jc_mode}]",
         "jne 2f",
-        "mov rax, [rax + {jc_rec}]",
-        "mov rax, [rax + {code}]",
-        "test rax, rax",
-        "je 2f",
-        "jmp rax",
+        "jmp [r15 + rax + {jc_code}]",
         "2:",
         "mov eax, {miss}",
         "ret",
@@ -245,9 +242,20 @@ unsafe extern "C" fn chain() {
         mode = const below_seam(offset_of!(Engine, mode)),
         jc_pc = const below_seam(offset_of!(Engine, jc)) + offset_of!(JcEntry, pc) as i32,
         jc_mode = const below_seam(offset_of!(Engine, jc)) + offset_of!(JcEntry, mode) as i32,
-        jc_rec = const below_seam(offset_of!(Engine, jc)) + offset_of!(JcEntry, rec) as i32,
-        code = const offset_of!(Record, code),
+        jc_code = const below_seam(offset_of!(Engine, jc)) + offset_of!(JcEntry, code) as i32,
     )
+}
+
+/// Stands for the code of a block that has none: returns to the dispatcher (`Why::Miss`).
+#[cfg(target_arch = "x86_64")]
+#[unsafe(naked)]
+unsafe extern "C" fn miss() {
+    naked_asm!("mov eax, {miss}", "ret", miss = const Why::Miss as u32)
+}
+
+/// Address of code that returns to the dispatcher with `Why::Miss`.
+pub fn miss_address() -> u64 {
+    miss as *const () as u64
 }
 
 const _: () = assert!(size_of::<JcEntry>() == 32);

@@ -4,7 +4,7 @@ use super::asm;
 use super::emit::{Cold, Emit, cc};
 use crate::cache::Record;
 use crate::jit::runtime::func;
-use crate::vblock::{Engine, Why};
+use crate::vblock::{Engine, JC_ENTRIES, JcEntry, Why};
 use ir::{Inst, Op};
 use std::mem::offset_of;
 
@@ -69,10 +69,32 @@ impl Emit<'_> {
         asm!(self; mov eax, DWORD why as i32; ret);
     }
 
-    /// Goes on at the program counter in rdi, which is also in the state, through the jump cache.
+    /// Goes on at the program counter in rdi, which is also in the state, through the jump cache: `runtime::chain` in line,
+    /// so that each jump is predicted for itself. A jump does not change the mode.
     fn chain(&mut self) {
-        let chain = self.eng(offset_of!(Engine, fns) + 8 * func::CHAIN);
-        asm!(self; jmp QWORD [r15 + chain]);
+        const { assert!(size_of::<JcEntry>() == 32) };
+        let jc = self.eng(offset_of!(Engine, jc));
+        let (pc, mode) = (jc + offset_of!(JcEntry, pc) as i32, jc + offset_of!(JcEntry, mode) as i32);
+        let (code, mask) = (jc + offset_of!(JcEntry, code) as i32, JC_ENTRIES as i32 - 1);
+        let miss = self.eng(offset_of!(Engine, fns) + 8 * func::MISS);
+        let now = self.eng(offset_of!(Engine, mode));
+        asm!(self
+            ; mov rax, rdi
+            ; shr rax, BYTE 12
+            ; mov rcx, [r15 + now]
+            ; xor eax, edi
+            ; and eax, DWORD mask
+            ; shl eax, BYTE 5
+            ; cmp rdi, [r15 + rax + pc]
+        );
+        let other_pc = self.jcc(cc::NE);
+        asm!(self; cmp rcx, [r15 + rax + mode]);
+        let other_mode = self.jcc(cc::NE);
+        asm!(self; jmp QWORD [r15 + rax + code]);
+        let here = self.here();
+        self.point(other_pc, here);
+        self.point(other_mode, here);
+        asm!(self; jmp QWORD [r15 + miss]);
     }
 
     pub fn terminator(&mut self, i: &Inst) {
