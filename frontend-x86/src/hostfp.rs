@@ -5,6 +5,7 @@
 //! starts and ends with the host's default control bits (MXCSR 1F80h, FCW 37Fh, empty x87 stack).
 #![allow(unsafe_code)]
 
+pub mod crypto;
 pub mod fma;
 pub mod sse;
 pub mod x87;

@@ -9,8 +9,77 @@ use ir::vec::VecShift;
 use ir::{Inst, Op, VecOp};
 use std::mem::offset_of;
 
-/// Third byte of the instruction `66 0F xx` that is the op.
-pub fn opcode(op: VecOp) -> Option<u8> {
+/// A host instruction of two operands, the first of which it overwrites; all with prefix 66.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Host {
+    /// 0F xx.
+    Short(u8),
+    /// 0F 38 xx: SSSE3 and SSE4.
+    Long(u8),
+    /// VEX.128 of 0F 38 xx with this W: AVX and AVX2.
+    Vex(u8, bool),
+}
+
+/// The instruction that is the op, if the host has one.
+pub fn opcode(op: VecOp) -> Option<Host> {
+    short(op).map(Host::Short).or_else(|| long(op).map(Host::Long)).or_else(|| vex(op))
+}
+
+/// What tier 1 takes for granted has SSE4.1.
+fn long(op: VecOp) -> Option<u8> {
+    use VecOp::*;
+    Some(match op {
+        Permute8 => 0x00,
+        HAdd16 => 0x01,
+        HAdd32 => 0x02,
+        HAddSatS16 => 0x03,
+        MulAddUS8 => 0x04,
+        HSub16 => 0x05,
+        HSub32 => 0x06,
+        HSubSatS16 => 0x07,
+        Sign8 => 0x08,
+        Sign16 => 0x09,
+        Sign32 => 0x0a,
+        MulRoundS16 => 0x0b,
+        Abs8 => 0x1c,
+        Abs16 => 0x1d,
+        Abs32 => 0x1e,
+        MulS32 => 0x28,
+        CmpEq64 => 0x29,
+        PackU32 => 0x2b,
+        CmpGtS64 if std::is_x86_feature_detected!("sse4.2") => 0x37,
+        MinS8 => 0x38,
+        MinS32 => 0x39,
+        MinU16 => 0x3a,
+        MinU32 => 0x3b,
+        MaxS8 => 0x3c,
+        MaxS32 => 0x3d,
+        MaxU16 => 0x3e,
+        MaxU32 => 0x3f,
+        Mul32 => 0x40,
+        MinPosU16 => 0x41,
+        _ => return None,
+    })
+}
+
+fn vex(op: VecOp) -> Option<Host> {
+    use VecOp::*;
+    use std::is_x86_feature_detected as has;
+    let (code, w, there) = match op {
+        Permute32 => (0x0c, false, has!("avx")),
+        Permute64 => (0x0d, false, has!("avx")),
+        ShrBy32 => (0x45, false, has!("avx2")),
+        ShrBy64 => (0x45, true, has!("avx2")),
+        SarBy32 => (0x46, false, has!("avx2")),
+        ShlBy32 => (0x47, false, has!("avx2")),
+        ShlBy64 => (0x47, true, has!("avx2")),
+        _ => return None,
+    };
+    there.then_some(Host::Vex(code, w))
+}
+
+/// SSE2.
+fn short(op: VecOp) -> Option<u8> {
     use VecOp::*;
     Some(match op {
         And => 0xdb,
@@ -57,7 +126,19 @@ pub fn opcode(op: VecOp) -> Option<u8> {
         PackS16 => 0x63,
         PackS32 => 0x6b,
         PackU16 => 0x67,
-        #[allow(unreachable_patterns)]
+        ShrAll16 => 0xd1,
+        ShrAll32 => 0xd2,
+        ShrAll64 => 0xd3,
+        SarAll16 => 0xe1,
+        SarAll32 => 0xe2,
+        MulHiU16 => 0xe4,
+        MulHiS16 => 0xe5,
+        ShlAll16 => 0xf1,
+        ShlAll32 => 0xf2,
+        ShlAll64 => 0xf3,
+        MulU32 => 0xf4,
+        MulAddS16 => 0xf5,
+        SadU8 => 0xf6,
         _ => return None,
     })
 }
@@ -69,7 +150,7 @@ impl Emit<'_> {
                 Some(n) => {
                     let b = self.xmm(i.b);
                     let d = self.dest_from_xmm(i.a);
-                    self.sse(n, d, b);
+                    self.host(n, d, b);
                 }
                 None => self.vec_slow(i),
             },
@@ -85,9 +166,19 @@ impl Emit<'_> {
         }
     }
 
-    /// `66 [REX] 0F op /r` on two registers.
-    fn sse(&mut self, op: u8, d: u8, b: u8) {
-        self.code.extend([0x66, 0x40 | d >> 3 << 2 | b >> 3, 0x0f, op, 0xc0 | (d & 7) << 3 | b & 7]);
+    /// The instruction on registers `d`, which is the destination too, and `b`.
+    fn host(&mut self, h: Host, d: u8, b: u8) {
+        let rex = 0x40 | d >> 3 << 2 | b >> 3;
+        let modrm = 0xc0 | (d & 7) << 3 | b & 7;
+        match h {
+            Host::Short(op) => self.code.extend([0x66, rex, 0x0f, op, modrm]),
+            Host::Long(op) => self.code.extend([0x66, rex, 0x0f, 0x38, op, modrm]),
+            Host::Vex(op, w) => {
+                // R, X, B and vvvv are inverted.
+                let second = (d >> 3 ^ 1) << 7 | 0x40 | (b >> 3 ^ 1) << 5 | 2;
+                self.code.extend([0xc4, second, u8::from(w) << 7 | (!d & 15) << 3 | 1, op, modrm]);
+            }
+        }
     }
 
     fn vec_slow(&mut self, i: &Inst) {

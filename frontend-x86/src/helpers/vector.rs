@@ -6,6 +6,7 @@ mod sha;
 mod strings;
 
 use super::{Env, Res, STATE};
+use crate::hostfp::crypto::CryptoOp;
 use arch_x86::CpuState;
 
 rows! {
@@ -28,25 +29,31 @@ pub fn pack(op: u16, dst: u32, src: u32, imm: u8) -> u64 {
 pub(super) struct Packed(pub u64);
 
 impl Packed {
+    #[inline(always)]
     pub fn op(self) -> u16 {
         self.0 as u16
     }
+    #[inline(always)]
     pub fn dst(self) -> usize {
         (self.0 >> 16 & 31) as usize
     }
+    #[inline(always)]
     pub fn src(self) -> usize {
         (self.0 >> 24 & 31) as usize
     }
+    #[inline(always)]
     pub fn imm(self) -> u8 {
         (self.0 >> 32) as u8
     }
 }
 
 /// Vector register half `n`.
+#[inline(always)]
 pub(super) fn half(cpu: &mut CpuState, n: usize) -> &mut u128 {
     if n < 16 { &mut cpu.xmm[n & 15] } else { &mut cpu.ymmh[n & 15] }
 }
 
+#[inline(always)]
 pub(super) fn join(lo: u64, hi: u64) -> u128 {
     u128::from(hi) << 64 | u128::from(lo)
 }
@@ -93,8 +100,38 @@ impl BlockOp {
         BlockOp::Sha256Msg2,
     ];
 
+    /// The host's instruction, if there is one.
+    fn host(self, imm: u8) -> Option<CryptoOp> {
+        use CryptoOp as C;
+        Some(match self {
+            BlockOp::AesEnc => C::AesEnc,
+            BlockOp::AesEncLast => C::AesEncLast,
+            BlockOp::AesDec => C::AesDec,
+            BlockOp::AesDecLast => C::AesDecLast,
+            BlockOp::AesImc => C::AesImc,
+            BlockOp::Clmul => match imm & 0x11 {
+                0x00 => C::ClmulLowLow,
+                0x01 => C::ClmulHighLow,
+                0x10 => C::ClmulLowHigh,
+                _ => C::ClmulHighHigh,
+            },
+            BlockOp::Sha1Rnds4 => [C::Sha1Rnds0, C::Sha1Rnds1, C::Sha1Rnds2, C::Sha1Rnds3][usize::from(imm & 3)],
+            BlockOp::Sha1Nexte => C::Sha1Nexte,
+            BlockOp::Sha1Msg1 => C::Sha1Msg1,
+            BlockOp::Sha1Msg2 => C::Sha1Msg2,
+            BlockOp::Sha256Rnds2 => C::Sha256Rnds2,
+            BlockOp::Sha256Msg1 => C::Sha256Msg1,
+            BlockOp::Sha256Msg2 => C::Sha256Msg2,
+            BlockOp::AesKeygen | BlockOp::Mpsadbw => return None,
+        })
+    }
+
     /// `third` is XMM0.
     fn eval(self, a: u128, b: u128, third: u128, imm: u8) -> u128 {
+        self.host(imm).and_then(|op| op.run(a, b, third)).unwrap_or_else(|| self.portable(a, b, third, imm))
+    }
+
+    fn portable(self, a: u128, b: u128, third: u128, imm: u8) -> u128 {
         match self {
             BlockOp::AesEnc => aes::encrypt(a) ^ b,
             BlockOp::AesEncLast => aes::encrypt_last(a) ^ b,
@@ -152,4 +189,30 @@ fn string_compare<E: Env>(env: &mut E, code: u64, lo: u64, hi: u64) -> Res {
         cpu.gpr[1] = r.index().into();
     }
     Ok(r.flags)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_core::testing::Rng;
+
+    /// The portable functions against the host's instructions.
+    #[test]
+    fn portable_forms_agree_with_the_host() {
+        let mut r = Rng(11);
+        let mut vector = || join(r.next_u64(), r.next_u64());
+        let mut compared = 0;
+        for op in BlockOp::ALL {
+            for imm in 0..=255u8 {
+                let (a, b, third) = (vector(), vector(), vector());
+                if let Some(host) = op.host(imm).and_then(|h| h.run(a, b, third)) {
+                    assert_eq!(op.portable(a, b, third, imm), host, "{op:?} {imm:#x}");
+                    compared += 1;
+                }
+            }
+        }
+        if compared == 0 {
+            vm_core::testing::left_out("AES, PCLMULQDQ, SHA: the host has none");
+        }
+    }
 }

@@ -89,6 +89,7 @@ ops! {
 }
 
 impl FmaOp {
+    #[inline]
     pub fn from_index(i: u16) -> Option<FmaOp> {
         Self::ALL.get(usize::from(i)).copied()
     }
@@ -107,6 +108,7 @@ impl FmaOp {
     }
 
     /// As `SseOp::run`: result and flags to be set.
+    #[inline]
     pub fn run(self, a: u128, b: u128, c: u128, mxcsr: u32) -> (u128, u32) {
         const UM: u32 = 1 << 11;
         const FTZ: u32 = 1 << 15;

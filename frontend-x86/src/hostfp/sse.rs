@@ -188,6 +188,7 @@ ops! {
 }
 
 impl SseOp {
+    #[inline]
     pub fn from_index(i: u16) -> Option<SseOp> {
         Self::ALL.get(usize::from(i)).copied()
     }
