@@ -1,6 +1,7 @@
 //! Every MMX, SSE and x87 instruction against the host CPU: the same bytes run natively and through translator, reference
 //! interpreter and helpers, on random states, and all registers are compared.
 
+mod avx_state;
 mod guest;
 mod native;
 mod state;
@@ -17,7 +18,7 @@ pub struct Area {
     /// RAX RCX RDX, then RFLAGS.
     pub gpr: [u64; 4],
     /// What RSI points at.
-    pub mem: [u8; 512],
+    pub mem: [u8; 1024],
     /// Upper halves of YMM0 to 15.
     pub upper: [u8; 256],
     /// The host's own state while the guest's is loaded.
@@ -97,7 +98,7 @@ impl Patterns for Rng {
 
 impl Area {
     pub fn zeroed() -> Box<Area> {
-        Box::new(Area { fx: [0; 512], gpr: [0; 4], mem: [0; 512], upper: [0; 256], host: [0; 576] })
+        Box::new(Area { fx: [0; 512], gpr: [0; 4], mem: [0; 1024], upper: [0; 256], host: [0; 576] })
     }
 
     /// Fills everything; SSE exceptions masked, x87 ones only if `unmask`.
@@ -122,7 +123,7 @@ impl Area {
         for i in 0..32 {
             self.fx[160 + 8 * i..][..8].copy_from_slice(&r.lane().to_le_bytes());
         }
-        for b in self.mem[..256].chunks_exact_mut(8) {
+        for b in self.mem[..544].chunks_exact_mut(8) {
             b.copy_from_slice(&r.lane().to_le_bytes());
         }
         for b in self.upper.chunks_exact_mut(8) {

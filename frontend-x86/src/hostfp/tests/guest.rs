@@ -9,8 +9,8 @@ use ir::interp::{Interp, Outcome};
 use ir::{Block, Frontend, HelperId};
 use vm_core::Fault;
 
-/// Where the guest's memory lies.
-const MEM: u64 = 0x10_0000;
+/// Where the guest's memory lies: aligned as `Area::mem` is.
+const MEM: u64 = 0x10_0020;
 
 pub struct Guest {
     x86: X86,

@@ -121,7 +121,7 @@ fn fxsave_and_fxrstor_match_the_host() {
             let mut other = Area::zeroed();
             other.randomize(&mut r, true);
             a.randomize(&mut r, n % 2 == 0);
-            a.mem.copy_from_slice(&other.fx);
+            a.mem[..512].copy_from_slice(&other.fx);
             let mut host = a.clone();
             let outcome = guest(&mut g, bytes, &mut a);
             runner.run(&mut host);
