@@ -215,6 +215,29 @@ pub fn invlpg<E: GuestEnv<Cpu = CpuState>>(env: &mut E, va: u64) -> Result<(), F
     Ok(())
 }
 
+/// INVPCID of type `kind` with its descriptor: PCID in the low half, linear address in the high one (SDM 2 "INVPCID").
+/// Translations of other PCIDs than the current one are never kept, so they need nothing.
+pub fn invpcid<E: GuestEnv<Cpu = CpuState>>(env: &mut E, kind: u64, pcid: u64, va: u64) -> Result<(), Fault> {
+    let cpu = env.cpu_ref();
+    privileged(cpu)?;
+    check(pcid >> 12 == 0 && (pcid == 0 || kind > 1 || cpu.cr4 & cr4::PCIDE != 0))?;
+    let current = if cpu.cr4 & cr4::PCIDE != 0 { cpu.cr3 & 0xfff } else { 0 };
+    match kind {
+        0 => {
+            check(!cpu.long_mode() || crate::paging::canonical(cpu, va))?;
+            if pcid == current {
+                env.flush(Flush::Page(Va(va & !0xfff)));
+            }
+        }
+        1 if pcid == current => env.flush(Flush::NonGlobal),
+        1 => {}
+        2 => env.flush(Flush::All),
+        3 => env.flush(Flush::NonGlobal),
+        _ => return Err(gp(0)),
+    }
+    Ok(())
+}
+
 /// DR4 and DR5 are DR6 and DR7 unless CR4.DE is set. With DR7.GD every access is a #DB.
 fn debug_register(cpu: &mut CpuState, n: u8) -> Result<usize, Fault> {
     let n = usize::from(n & 7);

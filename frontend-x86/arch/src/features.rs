@@ -7,14 +7,14 @@ use crate::cpuid::{WORDS, Word};
 const IMPLEMENTED: [u32; WORDS] = [
     // fpu de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat pse36 clflush mmx fxsr sse sse2 ht
     0x178b_fbfd,
-    // pni pclmulqdq ssse3 fma cx16 sse4.1 sse4.2 movbe popcnt aes xsave avx f16c rdrand hypervisor
-    0xf6d8_3203,
-    // the copies of 1.EDX, syscall nx rdtscp lm
-    0x2993_fbfd,
+    // pni pclmulqdq ssse3 fma cx16 pcid sse4.1 sse4.2 movbe popcnt aes xsave avx f16c rdrand hypervisor
+    0xf6da_3203,
+    // the copies of 1.EDX, syscall nx mmxext fxsr_opt pdpe1gb rdtscp lm
+    0x2fd3_fbfd,
     // lahf_lm cmp_legacy abm 3dnowprefetch
     0x0000_0123,
-    // fsgsbase bmi1 avx2 smep bmi2 erms rdseed adx smap clflushopt clwb sha-ni
-    0x219c_03a9,
+    // fsgsbase bmi1 avx2 smep bmi2 erms invpcid rdseed adx smap clflushopt clwb sha-ni
+    0x219c_07a9,
     // umip vaes vpclmulqdq rdpid
     0x0040_0604,
     // fsrm

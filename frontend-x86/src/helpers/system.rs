@@ -20,6 +20,8 @@ rows! {
     CLTS = clts(0) ANY;
     /// (linear address)
     INVLPG = invlpg(1) ANY;
+    /// (type, PCID half and address half of the descriptor)
+    INVPCID = invpcid(3) ANY;
     RDMSR = rdmsr(1) ANY;
     /// (index, value)
     WRMSR = wrmsr(2) ANY;
@@ -94,6 +96,10 @@ fn clts<E: Env>(env: &mut E, _: u64, _: u64, _: u64) -> Res {
 
 fn invlpg<E: Env>(env: &mut E, va: u64, _: u64, _: u64) -> Res {
     done(control::invlpg(env, va))
+}
+
+fn invpcid<E: Env>(env: &mut E, kind: u64, pcid: u64, va: u64) -> Res {
+    done(control::invpcid(env, kind, pcid, va))
 }
 
 fn rdmsr<E: Env>(env: &mut E, index: u64, _: u64, _: u64) -> Res {

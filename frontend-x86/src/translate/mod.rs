@@ -71,6 +71,7 @@ pub(crate) mod feature {
     pub const LZCNT: (Word, u32) = (Word::ExtEcx, 5);
     pub const BMI1: (Word, u32) = (Word::L7Ebx, 3);
     pub const BMI2: (Word, u32) = (Word::L7Ebx, 8);
+    pub const INVPCID: (Word, u32) = (Word::L7Ebx, 10);
     pub const RDSEED: (Word, u32) = (Word::L7Ebx, 18);
     pub const ADX: (Word, u32) = (Word::L7Ebx, 19);
     pub const SSE4_2: (Word, u32) = (Word::L1Ecx, 20);

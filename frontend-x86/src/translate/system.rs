@@ -27,6 +27,7 @@ pub fn translate(tr: &mut Tr<'_>) -> bool {
             let a = tr.mem_addr(1, false);
             with_value(tr, h::INVLPG, a);
         }
+        Invpcid if tr.feature(feature::INVPCID) => invpcid(tr),
         Invd | Wbinvd => {
             tr.call_imm(h::PRIVILEGED, &[]);
         }
@@ -118,6 +119,20 @@ fn simple(tr: &mut Tr<'_>, helper: HelperId) {
 fn with_value(tr: &mut Tr<'_>, helper: HelperId, v: Val) {
     let v = tr.b.zext(Ty::I64, v);
     tr.call(helper, &[v]);
+    tr.exit_next();
+}
+
+fn invpcid(tr: &mut Tr<'_>) {
+    if tr.mode.has(Mode::VM) {
+        return tr.gp0();
+    }
+    let ty = if tr.is_64() { Ty::I64 } else { Ty::I32 };
+    let kind = tr.src(0, ty);
+    let kind = tr.b.zext(Ty::I64, kind);
+    let (a, disp) = tr.mem(16, false);
+    let ctx = tr.ctx();
+    let (pcid, va) = (tr.b.load(Ty::I64, a, disp, ctx), tr.b.load(Ty::I64, a, disp + 8, ctx));
+    tr.call(h::INVPCID, &[kind, pcid, va]);
     tr.exit_next();
 }
 

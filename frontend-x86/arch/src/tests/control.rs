@@ -245,3 +245,33 @@ fn dumps_name_the_mode() {
     assert!(text.contains(&format!("TR ={:04x}", sel::TSS)) && text.contains("TSS64-busy"), "{text}");
     assert!(Env::real().cpu.dump().starts_with("EAX=00000000 EBX="));
 }
+
+#[test]
+fn invpcid_checks_its_descriptor_and_drops_what_it_names() {
+    use crate::control::invpcid;
+    let mut e = Env::long(0);
+    e.cpu.features[Word::L1Ecx as usize] |= 1 << 17;
+    let mut run = |e: &mut Env, kind, pcid, va| {
+        e.flushes.clear();
+        invpcid(e, kind, pcid, va).map(|()| std::mem::take(&mut e.flushes))
+    };
+    assert_eq!(run(&mut e, 0, 0, 0x5678), Ok(vec![Flush::Page(vm_core::Va(0x5000))]));
+    assert_eq!(run(&mut e, 1, 0, 0), Ok(vec![Flush::NonGlobal]));
+    assert_eq!(run(&mut e, 2, 0, 0), Ok(vec![Flush::All]));
+    assert_eq!(run(&mut e, 3, 0, 0), Ok(vec![Flush::NonGlobal]));
+    // A type there is not, reserved bits, a PCID without CR4.PCIDE, an address that is not canonical.
+    for (kind, pcid, va) in [(4, 0, 0), (2, 0x1000, 0), (1, 1, 0), (0, 0, 1 << 60)] {
+        assert_eq!(run(&mut e, kind, pcid, va), Err(gp(0)));
+    }
+    write_cr(&mut e, 4, cr4::PAE | cr4::PCIDE).unwrap();
+    let cr3 = e.cpu.cr3;
+    write_cr(&mut e, 3, cr3 | 5).unwrap();
+    assert_eq!(run(&mut e, 1, 5, 0), Ok(vec![Flush::NonGlobal]));
+    assert_eq!(run(&mut e, 1, 6, 0), Ok(vec![]), "of another PCID nothing is kept");
+    e.flushes.clear();
+    write_cr(&mut e, 3, cr3 | 5 | 1 << 63).unwrap();
+    assert!(e.flushes.is_empty(), "the same PCID, asked to keep");
+    write_cr(&mut e, 3, cr3 | 6 | 1 << 63).unwrap();
+    assert_eq!(e.flushes, [Flush::NonGlobal]);
+    assert_eq!(run(&mut Env::long(3), 2, 0, 0), Err(gp(0)));
+}

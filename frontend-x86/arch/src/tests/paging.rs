@@ -197,3 +197,27 @@ fn the_list_of_mappings_is_bounded() {
     let text = crate::paging::dump_mappings(&e.cpu, &e.io);
     assert_eq!(text, "0000000000000000: 0000000000008000 -------UW\n");
 }
+
+/// A page of 1 GiB exists with PDPE1GB; without it, and with address bits below bit 30, its entry is reserved.
+#[test]
+fn pages_of_a_gibibyte() {
+    const G: u64 = 1 << 30;
+    let (mut e, _) = mapped(2, 0);
+    let pdpte = at::CR3 + 0x1008;
+    e.poke(pdpte, 8, 3 * G | pte::PS | 3);
+    let bit = |e: &mut Env, on: bool| {
+        let (word, bit) = crate::cpuid::feature::PDPE1GB;
+        let w = &mut e.cpu.features[word as usize];
+        *w = if on { *w | 1 << bit } else { *w & !(1 << bit) };
+    };
+    bit(&mut e, true);
+    let m = try_walk(&e, G + 0x1234_5678, Access::Read, ctx::KERNEL).unwrap();
+    assert_eq!(m.page, Pa(3 * G + 0x1234_5000));
+    assert_eq!(e.peek(pdpte, 8) & pte::A, pte::A);
+    bit(&mut e, false);
+    let reserved = |e: &Env| try_walk(e, G, Access::Read, ctx::KERNEL).map(|m| m.page);
+    assert_eq!(reserved(&e), Err(page(G, pf::P | pf::RSVD)));
+    bit(&mut e, true);
+    e.poke(pdpte, 8, 3 * G | pte::PS | 1 << 29 | 3);
+    assert_eq!(reserved(&e), Err(page(G, pf::P | pf::RSVD)));
+}
