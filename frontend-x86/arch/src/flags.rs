@@ -27,7 +27,19 @@ pub mod bit {
     pub const ARITH: u64 = CF | PF | AF | ZF | SF | OF;
 }
 
-/// What made the flags. `CpuState::cc_op` holds `kind * 4 + log2(operand bytes)`.
+/// CF and OF may be given apart from the rest, in `CpuState::cc_op`, by instructions that leave the other four alone.
+pub mod over {
+    use super::bit;
+    /// Where the flags are: shifted left by this much.
+    pub const SHIFT: u32 = 16;
+    pub const CF: u32 = (bit::CF as u32) << SHIFT;
+    pub const OF: u32 = (bit::OF as u32) << SHIFT;
+    /// Set where a flag is given: one bit above it.
+    pub const HAS_CF: u32 = CF << 1;
+    pub const HAS_OF: u32 = OF << 1;
+}
+
+/// What made the flags. `CpuState::cc_op` holds `kind * 4 + log2(operand bytes)`, and flags given apart (`over`).
 ///
 /// `cc_dst`, `cc_src`, `cc_aux` are sign-extended from the operand size to 64 bits where they hold operands or results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,7 +91,14 @@ impl Cc {
 
     /// The six arithmetic flags at their EFLAGS positions. An unknown `op` counts as `Bits`.
     pub fn eflags(self) -> u64 {
-        let kind = *CcKind::ALL.get((self.op >> 2) as usize).unwrap_or(&CcKind::Bits);
+        let given = |has: u32, flag: u64| if self.op & has != 0 { flag } else { 0 };
+        let apart = given(over::HAS_CF, bit::CF) | given(over::HAS_OF, bit::OF);
+        self.all_eflags() & !apart | u64::from(self.op >> over::SHIFT) & apart
+    }
+
+    /// As if no flag were given apart.
+    fn all_eflags(self) -> u64 {
+        let kind = *CcKind::ALL.get((self.op as u16 >> 2) as usize).unwrap_or(&CcKind::Bits);
         let width = 8u32 << (self.op & 3);
         let Cc { dst, src, aux, .. } = self;
         let (mask, sign) = (u64::MAX >> (64 - width), 1u64 << (width - 1));

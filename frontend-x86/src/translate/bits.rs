@@ -87,7 +87,7 @@ fn bit_test(tr: &mut Tr<'_>) {
     let b = tr.b.bin(Op::Shr, a, n);
     let b = tr.b.zext(Ty::I8, b);
     let cf = tr.b.bin_imm(Op::And, b, 1);
-    tr.flags_bit_test(cf);
+    tr.set_cf_only(cf);
 }
 
 fn changed(tr: &mut Tr<'_>, m: Mnemonic, a: Val, mask: Val) -> Val {

@@ -4,7 +4,7 @@
 use super::Tr;
 use crate::helpers::flags::FLAGS;
 use crate::layout::{CC_AUX, CC_DST, CC_OP, CC_SRC};
-use arch_x86::flags::{CcKind, bit};
+use arch_x86::flags::{CcKind, bit, over};
 use ir::{Cond, Op, SlotId, Ty, Val};
 
 /// The last producer of flags. Operands and result have type `ty` (not yet extended).
@@ -18,13 +18,32 @@ pub struct Lazy {
     res: Val,
     /// Carry in (I8, 0 or 1); for Inc and Dec the carry kept.
     aux: Val,
-    /// The six bits, once computed (I64).
+    /// The bits, once computed (I64): of all flags but those given apart.
     bits: Val,
+    /// CF and OF where they are given apart (I8, 0 or 1).
+    cf: Val,
+    of: Val,
+    /// All six bits, once computed (I64).
+    all: Val,
 }
 
 impl Lazy {
-    pub const UNKNOWN: Lazy =
-        Lazy { kind: None, ty: Ty::I64, a: Val::NONE, b: Val::NONE, res: Val::NONE, aux: Val::NONE, bits: Val::NONE };
+    pub const UNKNOWN: Lazy = Lazy {
+        kind: None,
+        ty: Ty::I64,
+        a: Val::NONE,
+        b: Val::NONE,
+        res: Val::NONE,
+        aux: Val::NONE,
+        bits: Val::NONE,
+        cf: Val::NONE,
+        of: Val::NONE,
+        all: Val::NONE,
+    };
+
+    fn given_apart(&self) -> bool {
+        self.cf != Val::NONE || self.of != Val::NONE
+    }
 }
 
 /// A condition before it becomes a value.
@@ -110,7 +129,34 @@ impl Tr<'_> {
     /// All six as bits (I64; other bits must be clear).
     pub fn flags_bits(&mut self, bits: Val) {
         self.store_cc(CcKind::Bits, Ty::I8, None, Some(bits));
-        self.lazy = Lazy { kind: Some(CcKind::Bits), bits, ..Lazy::UNKNOWN };
+        self.lazy = Lazy { kind: Some(CcKind::Bits), bits, all: bits, ..Lazy::UNKNOWN };
+    }
+
+    /// CF and OF (I8, 0 or 1) replaced, the others kept; if `keep` (I8) is not 0, all are.
+    pub fn flags_apart(&mut self, cf: Option<Val>, of: Option<Val>, keep: Option<Val>) {
+        let old = self.b.get(Ty::I32, CC_OP, 0);
+        let mut op = old;
+        for (v, flag, has) in [(cf, over::CF, over::HAS_CF), (of, over::OF, over::HAS_OF)] {
+            if let Some(v) = v {
+                let v = self.b.zext(Ty::I32, v);
+                let v = self.b.bin_imm(Op::Shl, v, flag.trailing_zeros().into());
+                op = self.b.bin_imm(Op::And, op, (!flag).into());
+                op = self.b.bin_imm(Op::Or, op, has.into());
+                op = self.b.bin(Op::Or, op, v);
+            }
+        }
+        if let Some(keep) = keep {
+            op = self.b.select(keep, old, op);
+        }
+        self.set_cc(Ty::I32, CC_OP, op);
+        if keep.is_some() {
+            return self.flags_unknown();
+        }
+        let l = &mut self.lazy;
+        if l.all != Val::NONE {
+            (l.bits, l.all) = (l.all, Val::NONE);
+        }
+        (l.cf, l.of) = (cf.unwrap_or(l.cf), of.unwrap_or(l.of));
     }
 
     /// Sets the flags as `CfOf` says if `keep` (I8) is 0, else leaves them (shifts by a count of 0).
@@ -128,16 +174,16 @@ impl Tr<'_> {
 
     /// The six arithmetic flags at their EFLAGS positions (I64).
     pub fn flag_bits(&mut self) -> Val {
-        if self.lazy.bits == Val::NONE {
+        if self.lazy.all == Val::NONE {
             let op = self.b.get(Ty::I32, CC_OP, 0);
             let op = self.b.zext(Ty::I64, op);
             let aux = self.b.get(Ty::I64, CC_AUX, 0);
             let aux = self.b.bin_imm(Op::Shl, aux, 32);
             let op = self.b.bin(Op::Or, op, aux);
             let (dst, src) = (self.b.get(Ty::I64, CC_DST, 0), self.b.get(Ty::I64, CC_SRC, 0));
-            self.lazy.bits = self.call(FLAGS, &[op, dst, src]);
+            self.lazy.all = self.call(FLAGS, &[op, dst, src]);
         }
-        self.lazy.bits
+        self.lazy.all
     }
 
     fn bit_test(&mut self, bits: Val, mask: u64) -> Test {
@@ -146,8 +192,9 @@ impl Tr<'_> {
         Test::Cmp(Cond::Ne, v, zero)
     }
 
+    /// Of flags that are not given apart.
     fn flag_bit(&mut self, mask: u64) -> Test {
-        let bits = self.flag_bits();
+        let bits = if self.lazy.bits == Val::NONE { self.flag_bits() } else { self.lazy.bits };
         self.bit_test(bits, mask)
     }
 
@@ -157,6 +204,9 @@ impl Tr<'_> {
 
     fn test_cf(&mut self) -> Test {
         let l = self.lazy;
+        if l.cf != Val::NONE {
+            return Test::Bool(l.cf);
+        }
         match l.kind {
             Some(CcKind::Sub) => Test::Cmp(Cond::Ult, l.a, l.b),
             Some(CcKind::Add) => Test::Cmp(Cond::Ult, l.res, l.b),
@@ -211,6 +261,9 @@ impl Tr<'_> {
 
     fn test_of(&mut self) -> Test {
         let l = self.lazy;
+        if l.of != Val::NONE {
+            return Test::Bool(l.of);
+        }
         let (x, y) = match l.kind {
             None | Some(CcKind::Bits) => return self.flag_bit(bit::OF),
             Some(CcKind::CfOf) => return self.bit_test(l.b, bit::OF),
@@ -234,8 +287,8 @@ impl Tr<'_> {
     fn test_lt(&mut self) -> Test {
         let l = self.lazy;
         match l.kind {
-            Some(CcKind::Sub) => Test::Cmp(Cond::Slt, l.a, l.b),
-            Some(CcKind::Logic) => self.test_sf(),
+            Some(CcKind::Sub) if !l.given_apart() => Test::Cmp(Cond::Slt, l.a, l.b),
+            Some(CcKind::Logic) if !l.given_apart() => self.test_sf(),
             _ => {
                 let (s, o) = (self.test_sf(), self.test_of());
                 let (s, o) = (self.value(s, false), self.value(o, false));
@@ -253,6 +306,10 @@ impl Tr<'_> {
     fn test_be(&mut self) -> Test {
         let l = self.lazy;
         match l.kind {
+            _ if l.given_apart() => {
+                let (c, z) = (self.test_cf(), self.test_zf());
+                self.either(c, z)
+            }
             Some(CcKind::Sub) => Test::Cmp(Cond::Ule, l.a, l.b),
             Some(CcKind::Logic) => self.test_zf(),
             None | Some(CcKind::Bits) => self.flag_bit(bit::CF | bit::ZF),
@@ -266,8 +323,8 @@ impl Tr<'_> {
     fn test_le(&mut self) -> Test {
         let l = self.lazy;
         match l.kind {
-            Some(CcKind::Sub) => Test::Cmp(Cond::Sle, l.a, l.b),
-            Some(CcKind::Logic) => {
+            Some(CcKind::Sub) if !l.given_apart() => Test::Cmp(Cond::Sle, l.a, l.b),
+            Some(CcKind::Logic) if !l.given_apart() => {
                 let z = self.zero();
                 Test::Cmp(Cond::Sle, l.res, z)
             }
@@ -306,20 +363,9 @@ impl Tr<'_> {
         self.cond(2)
     }
 
-    /// CF replaced by `cf` (I8, 0 or 1), the other five kept.
+    /// CF replaced by `cf` (I8, 0 or 1), the other five kept. Bit tests too: they leave ZF alone, and the four that the
+    /// manual calls undefined stay as they were on all processors.
     pub fn set_cf_only(&mut self, cf: Val) {
-        let bits = self.flag_bits();
-        let rest = self.b.bin_imm(Op::And, bits, bit::ARITH & !bit::CF);
-        let cf = self.b.zext(Ty::I64, cf);
-        let bits = self.b.bin(Op::Or, rest, cf);
-        self.flags_bits(bits);
-    }
-
-    /// CF replaced by `cf` (I8, 0 or 1) and ZF kept, as bit tests do; the other four are undefined then. They must not
-    /// depend on what is known of the flags here: engines cut blocks differently.
-    pub fn flags_bit_test(&mut self, cf: Val) {
-        let not_zero = self.cond(5);
-        let (res, cf) = (self.b.zext(Ty::I64, not_zero), self.b.zext(Ty::I64, cf));
-        self.flags_cfof(res, cf);
+        self.flags_apart(Some(cf), None, None);
     }
 }

@@ -107,19 +107,14 @@ fn shift(tr: &mut Tr<'_>, op: Op) {
     finish(tr, n, known, res, bits);
 }
 
-/// Rotates change CF and OF only, and none for a masked count of 0.
-fn set_cf_of(tr: &mut Tr<'_>, n: Val, known: Option<u64>, bits: Val) {
-    if known == Some(0) {
-        return;
-    }
-    let old = tr.flag_bits();
-    let keep = tr.b.bin_imm(Op::And, old, bit::ARITH & !(bit::CF | bit::OF));
-    let mut new = tr.b.bin(Op::Or, keep, bits);
-    if known.is_none() {
-        let none = tr.b.cmp_imm(Cond::Eq, n, 0);
-        new = tr.b.select(none, old, new);
-    }
-    tr.flags_bits(new);
+/// Rotates change CF and OF only (I8, 0 or 1), and none for a masked count of 0.
+fn set_cf_of(tr: &mut Tr<'_>, n: Val, known: Option<u64>, cf: Val, of: Val) {
+    let keep = match known {
+        Some(0) => return,
+        Some(_) => None,
+        None => Some(tr.b.cmp_imm(Cond::Eq, n, 0)),
+    };
+    tr.flags_apart(Some(cf), Some(of), keep);
 }
 
 fn rotate(tr: &mut Tr<'_>, op: Op) {
@@ -140,8 +135,7 @@ fn rotate(tr: &mut Tr<'_>, op: Op) {
         let second = msb(tr, second);
         (top, tr.b.bin(Op::Xor, top, second))
     };
-    let bits = cf_of(tr, cf, of);
-    set_cf_of(tr, n, known, bits);
+    set_cf_of(tr, n, known, cf, of);
 }
 
 fn through_carry(tr: &mut Tr<'_>, left: bool) {
@@ -159,7 +153,13 @@ fn through_carry(tr: &mut Tr<'_>, left: bool) {
     let res = tr.b.zext(ty, res);
     tr.write(p, res);
     let bits = tr.call(flags, &[a, cf, how]);
-    set_cf_of(tr, n, known, bits);
+    let flag = |tr: &mut Tr<'_>, mask: u64| {
+        let v = tr.b.bin_imm(Op::Shr, bits, mask.trailing_zeros().into());
+        let v = tr.b.zext(Ty::I8, v);
+        tr.b.bin_imm(Op::And, v, 1)
+    };
+    let (cf, of) = (flag(tr, bit::CF), flag(tr, bit::OF));
+    set_cf_of(tr, n, known, cf, of);
 }
 
 fn double(tr: &mut Tr<'_>, left: bool) {
