@@ -5,8 +5,9 @@
 
 use arch_x86::F80;
 
-/// FCW after FNINIT, and the host's.
-static FCW_DEFAULT: u16 = 0x37f;
+/// FCW after FNINIT, the host's, and that of most guests' programs.
+const FCW_DEFAULT: u16 = 0x37f;
+static HOST_FCW: u16 = FCW_DEFAULT;
 
 /// Operands and results of one operation.
 #[repr(C, align(16))]
@@ -31,36 +32,78 @@ macro_rules! body {
             std::arch::asm!(
                 "fnclex", "fldcw [rdi + 48]", "fld tbyte ptr [rdi + 16]", "fld tbyte ptr [rdi]", $asm, "fnstsw [rdi + 50]", "fnclex",
                 "fldcw [rsi]", "fstp tbyte ptr [rdi]", "fstp tbyte ptr [rdi + 16]", "fninit",
-                in("rdi") &raw mut *$io, in("rsi") &raw const FCW_DEFAULT, out("st(0)") _, out("st(1)") _, out("st(2)") _,
+                in("rdi") &raw mut *$io, in("rsi") &raw const HOST_FCW, out("st(0)") _, out("st(1)") _, out("st(2)") _,
                 out("st(3)") _, out("st(4)") _, out("st(5)") _, out("st(6)") _, out("st(7)") _, options(nostack),
             );
         }
     };
 }
 
+/// The same under the default control word for an instruction that leaves as many registers as `$drop` and the two stores before
+/// it take off: the control word stays, exceptions are cleared only if there are any, and the stack need not be reset.
+#[cfg(target_arch = "x86_64")]
+macro_rules! quick {
+    ($asm:literal, $second:literal, $drop:literal, $io:ident) => {
+        // SAFETY: as above; no exception is pending and none is unmasked.
+        unsafe {
+            std::arch::asm!(
+                "fld tbyte ptr [rdi + 16]", "fld tbyte ptr [rdi]", $asm, "fnstsw ax", "fstp tbyte ptr [rdi]", $second, $drop,
+                "mov [rdi + 50], ax", "test al, 0x7f", "jz 2f", "fnclex", "2:",
+                in("rdi") &raw mut *$io, out("ax") _, out("st(0)") _, out("st(1)") _, out("st(2)") _, out("st(3)") _,
+                out("st(4)") _, out("st(5)") _, out("st(6)") _, out("st(7)") _, options(nostack),
+            );
+        }
+    };
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+macro_rules! quick {
+    ($asm:literal, $second:literal, $drop:literal, $io:ident) => {{
+        let _ = ($asm, $second, $drop, $io);
+        super::unsupported()
+    }};
+}
+
+/// One operation; the word tells how many registers it leaves of two.
+macro_rules! one {
+    (two $asm:literal $io:ident) => {
+        if $io.fcw == FCW_DEFAULT { quick!($asm, "fstp tbyte ptr [rdi + 16]", "", $io) } else { body!($asm, $io) }
+    };
+    (one $asm:literal $io:ident) => {
+        if $io.fcw == FCW_DEFAULT { quick!($asm, "", "", $io) } else { body!($asm, $io) }
+    };
+    (three $asm:literal $io:ident) => {
+        if $io.fcw == FCW_DEFAULT { quick!($asm, "fstp tbyte ptr [rdi + 16]", "fstp st(0)", $io) } else { body!($asm, $io) }
+    };
+    (any $asm:literal $io:ident) => {
+        body!($asm, $io)
+    };
+}
+
 #[cfg(not(target_arch = "x86_64"))]
 macro_rules! body {
     ($asm:literal, $io:ident) => {{
-        let _ = ($asm, $io, FCW_DEFAULT);
+        let _ = ($asm, $io, HOST_FCW);
         super::unsupported()
     }};
 }
 
 macro_rules! ops {
-    ($($name:ident = $asm:literal;)*) => {
+    ($($left:ident { $($name:ident = $asm:literal;)* })*) => {
         /// An operation on ST(0), ST(1) and a memory operand; see the table for its instruction.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[repr(u16)]
-        pub enum X87Op { $($name,)* }
+        pub enum X87Op { $($($name,)*)* }
 
         impl X87Op {
-            pub const ALL: &'static [X87Op] = &[$(X87Op::$name,)*];
-            const CODE: &'static [fn(&mut X87Io)] = &[$({ fn run(io: &mut X87Io) { body!($asm, io) } run },)*];
+            pub const ALL: &'static [X87Op] = &[$($(X87Op::$name,)*)*];
+            const CODE: &'static [fn(&mut X87Io)] = &[$($({ fn run(io: &mut X87Io) { one!($left $asm io) } run },)*)*];
         }
     };
 }
 
 ops! {
+    two {
     // ST(0) = ST(0) op ST(1); the R forms exchange the operands.
     Add = "fadd st, st(1)"; Mul = "fmul st, st(1)"; Com = "fcom st(1)"; Ucom = "fucom st(1)";
     Sub = "fsub st, st(1)"; SubR = "fsubr st, st(1)"; Div = "fdiv st, st(1)"; DivR = "fdivr st, st(1)";
@@ -79,18 +122,30 @@ ops! {
     // Replace ST(0).
     Chs = "fchs"; Abs = "fabs"; Tst = "ftst"; Xam = "fxam"; Sqrt = "fsqrt"; RndInt = "frndint"; Scale = "fscale";
     F2xm1 = "f2xm1"; Sin = "fsin"; Cos = "fcos"; Prem = "fprem"; Prem1 = "fprem1";
+    }
+    one {
     // Replace ST(1) and pop.
     Yl2x = "fyl2x"; Yl2xp1 = "fyl2xp1"; PAtan = "fpatan";
+    }
+    any {
     // Replace ST(0) and push (FSIN's and FPTAN's C2: nothing done).
     PTan = "fptan"; SinCos = "fsincos"; XTract = "fxtract";
+    }
+    three {
     // Push.
     Ld1 = "fld1"; Ldl2t = "fldl2t"; Ldl2e = "fldl2e"; LdPi = "fldpi"; Ldlg2 = "fldlg2"; Ldln2 = "fldln2"; Ldz = "fldz";
     Ld32 = "fld dword ptr [rdi + 32]"; Ld64 = "fld qword ptr [rdi + 32]"; Bld = "fbld tbyte ptr [rdi + 32]";
     Ild16 = "fild word ptr [rdi + 32]"; Ild32 = "fild dword ptr [rdi + 32]"; Ild64 = "fild qword ptr [rdi + 32]";
+    }
+    two {
     // Store ST(0) to memory. The popping forms are used where there is no other.
-    St32 = "fst dword ptr [rdi + 32]"; St64 = "fst qword ptr [rdi + 32]"; Bstp = "fbstp tbyte ptr [rdi + 32]";
-    Ist16 = "fist word ptr [rdi + 32]"; Ist32 = "fist dword ptr [rdi + 32]"; Istp64 = "fistp qword ptr [rdi + 32]";
+    St32 = "fst dword ptr [rdi + 32]"; St64 = "fst qword ptr [rdi + 32]";
+    Ist16 = "fist word ptr [rdi + 32]"; Ist32 = "fist dword ptr [rdi + 32]";
+    }
+    one {
+    Bstp = "fbstp tbyte ptr [rdi + 32]"; Istp64 = "fistp qword ptr [rdi + 32]";
     Isttp16 = "fisttp word ptr [rdi + 32]"; Isttp32 = "fisttp dword ptr [rdi + 32]"; Isttp64 = "fisttp qword ptr [rdi + 32]";
+    }
 }
 
 impl X87Op {
