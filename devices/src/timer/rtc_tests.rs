@@ -147,3 +147,17 @@ fn memory_sizes_survive_reset() {
     assert_eq!((get(&r, 0x5b), get(&r, 0x5c), get(&r, 0x5d)), (0x00, 0x40, 0x01));
     assert_eq!(get(&r, 0x40), 0);
 }
+
+#[test]
+fn advancing_moves_the_time_of_day_and_nothing_else() {
+    let r = &mut Rtc::new(IrqLine::unconnected(), Clock::new(), 59);
+    let read = |r: &mut Rtc, index| {
+        r.write(0, 0, 1, index);
+        r.read(0, 1, 1)
+    };
+    r.advance(3 * 3600 + 1);
+    // BCD: 03:01:00.
+    assert_eq!((read(r, 4), read(r, 2), read(r, 0), read(r, 0xc)), (3, 1, 0, 0));
+    r.advance(i64::MAX);
+    r.advance(i64::MIN);
+}

@@ -101,7 +101,7 @@ impl Runner {
             return Err(StateError::Damaged("it changes while it is read".into()));
         }
         let running = self.hold();
-        if self.apply(&head, reader).is_err() {
+        if self.apply(&head, reader, false).is_err() {
             self.set_state(RunState::InternalError);
             return Err(StateError::Lost);
         }
@@ -117,7 +117,7 @@ impl Runner {
     pub fn load_fresh(&mut self, path: &Path) -> Result<bool, StateError> {
         let (reader, head) = Reader::open(BufReader::new(open(path)?))?;
         self.check(&head)?;
-        self.apply(&head, reader)?;
+        self.apply(&head, reader, true)?;
         Ok(head.running)
     }
 
@@ -134,13 +134,20 @@ impl Runner {
         Ok(board.check(&mut self.trial, &devices, head.clock)?)
     }
 
-    fn apply(&mut self, head: &Head, reader: Reader<impl Read>) -> Result<(), StateError> {
+    /// `fresh`: RAM has hardly been touched.
+    fn apply(&mut self, head: &Head, reader: Reader<impl Read>, fresh: bool) -> Result<(), StateError> {
         let board = self.io.0.clone();
         let (cpu, devices) = split(head)?;
         board.clock.stop();
         board.clock.set(head.clock);
         board.reset();
-        reader.ram(board.ram.size(), |at, bytes| board.ram.write(at, bytes), |at, len| board.ram.zero(at, len))?;
+        let put = |at, bytes: &[u8]| {
+            if fresh {
+                board.ram.populate(at, bytes.len() as u64);
+            }
+            board.ram.write(at, bytes);
+        };
+        reader.ram(board.ram.size(), put, |at, len| board.ram.zero(at, len))?;
         board.load(&devices)?;
         // The CPU's own state of A20 counts: there are two sources, and the last one loaded is any of them.
         self.forget_a20();

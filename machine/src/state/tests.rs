@@ -5,7 +5,7 @@ use crate::board::{Board, Outside};
 use crate::control::{Control, RunState};
 use crate::engine;
 use crate::loader::Images;
-use crate::options::{Config, Request, parse};
+use crate::options::{Config, Request, RtcClock, parse};
 use crate::vcpu_thread::{Policy, Runner};
 use devices::chr::NullSink;
 use serde_json::Value;
@@ -13,9 +13,9 @@ use std::io::Cursor;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use vm_core::testing::Rng;
-use vm_core::{Clock, Ram, VcpuSignals};
+use vm_core::{Clock, CpuIo, Ram, VcpuSignals};
 
-const LINE: &str = "-accel interp -m 2M -nodefaults -display none -kernel";
+const LINE: &str = "-accel interp -m 2M -rtc clock=vm -nodefaults -display none -kernel";
 
 fn scratch(name: &str) -> PathBuf {
     std::env::temp_dir().join(format!("rhea-state-{}-{name}", std::process::id()))
@@ -48,7 +48,7 @@ fn make(c: &Config, kernel: &Path) -> Runner {
         unix_seconds: 0,
     };
     let board = Arc::new(Board::new(c.machine, c.mem_bytes, out).unwrap());
-    let policy = Policy { reset_ends: false, power_off_pauses: true, rtc_follows_host: false };
+    let policy = Policy { reset_ends: false, power_off_pauses: true, rtc_follows_host: c.rtc.clock == RtcClock::Host };
     Runner::new(cpu, board, images, control, policy).unwrap()
 }
 
@@ -57,6 +57,11 @@ fn saved(r: &mut Runner) -> Vec<u8> {
     let head = r.head(false);
     write(&mut file, &head, &r.io.0.ram).unwrap();
     file
+}
+
+/// Rounds of a random test: `n`, or as many times that as `RHEA_TEST_ROUNDS` says.
+fn rounds(n: u64) -> u64 {
+    n * std::env::var("RHEA_TEST_ROUNDS").map_or(1, |s| s.parse().expect("RHEA_TEST_ROUNDS is a number"))
 }
 
 /// All that a load may change, but for what differs by itself: the time of saving.
@@ -123,6 +128,21 @@ fn a_machine_is_the_same_after_loading() {
     assert_eq!((stats.bytes, stats.pages + stats.zero_pages), (file.len() as u64, 512));
 }
 
+/// As QEMU's: with `-rtc clock=host` the time of day is the host's, with `clock=vm` that of saving.
+#[test]
+fn the_time_of_day_follows_what_it_is_told_to() {
+    let file = saved(&mut runner(""));
+    let mut head = head_of(&file);
+    head["saved_at"] = (head["saved_at"].as_u64().unwrap() - 3600 * 1_000_000_000).into();
+    let late = with_head(&file, head.to_string().as_bytes());
+    for (clock, hours) in [("host", 1), ("vm", 0)] {
+        let mut r = runner(&format!("-rtc clock={clock}"));
+        load(&mut r, &late).unwrap();
+        r.io.port_write(0x70, 1, 4);
+        assert_eq!(r.io.port_read(0x71, 1), hours, "{clock}");
+    }
+}
+
 #[test]
 fn runs_of_pages_at_both_ends_and_over_chunks() {
     let head = runner("").head(false);
@@ -170,7 +190,7 @@ fn altered_files_are_refused_and_nothing_changes() {
     let mut r = runner("");
     let before = all(&mut r);
     let mut rng = Rng(11);
-    for n in 0..4000 {
+    for n in 0..rounds(4000) {
         let mut bad = file.clone();
         for _ in 0..=rng.below(3) {
             // Half of them in the first kilobytes, where most of the structure is.
@@ -230,7 +250,7 @@ fn forged_states_never_panic() {
     let mut r = runner("");
     let mut rng = Rng(13);
     let (mut good, mut bad) = (0, 0);
-    for n in 0..6000 {
+    for n in 0..rounds(6000) {
         let mut head = whole.clone();
         for _ in 0..=rng.below(2) {
             mutate(&mut head, &mut rng);
