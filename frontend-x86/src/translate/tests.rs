@@ -40,6 +40,9 @@ fn modes() -> Vec<u64> {
         wide | 3 | Mode::XM,
         wide | 3 | Mode::STEP,
         wide | Mode::IO_OK | Mode::SMAP,
+        wide | Mode::AVX | Mode::IO_OK,
+        wide | Mode::AVX | Mode::XM | 3,
+        flat | Mode::AVX | Mode::OSFXSR,
     ]
 }
 
@@ -96,6 +99,23 @@ fn every_opcode_gives_a_well_formed_block() {
                     for mode in modes() {
                         check(&x, mode, 0, 1, &mut p);
                     }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_vex_opcode_gives_a_well_formed_block() {
+    let x = X86::new(ALL_FEATURES);
+    let mut p = page(&[]);
+    for (map, third) in (1..4u8).flat_map(|m| (0..16u8).map(move |t| (m, (t & 8) << 4 | t & 7))) {
+        for (v, modrm) in [(0xfu8, 0x04u8), (0xf, 0xc1), (0xd, 0x1c), (0xd, 0xd9), (0x8, 0xca), (0x8, 0x0b)] {
+            for op in 0..=255u8 {
+                let code = [0xc4, 0xe0 | map, third | v << 3, op, modrm, 0x0c, 0x11, 0x22, 0x33, 0x44];
+                p.0[..code.len()].copy_from_slice(&code);
+                for mode in modes() {
+                    check(&x, mode, 0, 1, &mut p);
                 }
             }
         }
