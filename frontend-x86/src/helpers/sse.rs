@@ -4,7 +4,7 @@
 use super::vector::{Packed, half, join};
 use super::{ANY, Env, PURE, Res, STATE};
 use crate::hostfp::fma::FmaOp;
-use crate::hostfp::sse::{MXCSR_DEFAULT, MXCSR_FLAGS, SseOp};
+use crate::hostfp::sse::{MXCSR_DEFAULT, MXCSR_FLAGS, MXCSR_MASKS, SseOp};
 use arch_x86::CpuState;
 use arch_x86::state::cr4;
 use arch_x86::fault;
@@ -13,8 +13,8 @@ use vm_core::{Fault, Va};
 
 rows! {
     topic sse;
-    /// (`pack` of a `SseOp` | `KEEP_DST`, second operand): floating point on 128 bits, all exceptions masked. Gives the low
-    /// half of the result.
+    /// (`pack` of a `SseOp` | `KEEP_DST`, second operand): floating point on 128 bits, all exceptions masked. With `KEEP_DST`
+    /// it gives the low half of the result.
     FP = sse_fp(3) STATE;
     /// The same if MXCSR unmasks an exception: #XM, or #UD without CR4.OSXMMEXCPT.
     FP_XM = sse_fp(3) STATE.or(Effects::MAY_LEAVE);
@@ -73,8 +73,14 @@ fn sse_fp<E: Env>(env: &mut E, code: u64, lo: u64, hi: u64) -> Res {
     let p = Packed(code);
     let Some(op) = SseOp::from_index(p.op()) else { return Ok(0) };
     let cpu = env.cpu();
+    let csr = cpu.mxcsr;
+    if p.src() == p.dst() && code & KEEP_DST == 0 && csr & MXCSR_MASKS == MXCSR_MASKS {
+        // In place: the register is read and written as a whole, which the host forwards from one operation to the next.
+        cpu.mxcsr = csr | op.run_imm(half(cpu, p.dst()), lo, hi, csr, p.imm());
+        return Ok(0);
+    }
     let mut r = *half(cpu, p.src());
-    let flags = op.run_imm(&mut r, lo, hi, cpu.mxcsr, p.imm());
+    let flags = op.run_imm(&mut r, lo, hi, csr, p.imm());
     if flags != 0 {
         signal(cpu, flags)?;
     }
@@ -151,12 +157,17 @@ fn fma<E: Env>(env: &mut E, code: u64, lo: u64, hi: u64) -> Res {
     let p = Packed(code);
     let Some(op) = FmaOp::from_index(p.op()) else { return Ok(0) };
     let cpu = env.cpu();
-    let (a, b) = (*half(cpu, p.dst()), *half(cpu, p.src()));
-    let (r, flags) = op.run(a, b, join(lo, hi), cpu.mxcsr);
-    if flags != 0 {
-        signal(cpu, flags)?;
+    let csr = cpu.mxcsr;
+    let b = *half(cpu, p.src());
+    if csr & MXCSR_MASKS == MXCSR_MASKS {
+        // In place, as in `sse_fp`.
+        cpu.mxcsr = csr | op.run(half(cpu, p.dst()), b, join(lo, hi), csr);
+        return Ok(0);
     }
-    *half(cpu, p.dst()) = r;
+    let mut a = *half(cpu, p.dst());
+    let flags = op.run(&mut a, b, join(lo, hi), csr);
+    signal(cpu, flags)?;
+    *half(cpu, p.dst()) = a;
     Ok(0)
 }
 
@@ -166,8 +177,8 @@ fn fma_wide<E: Env>(env: &mut E, code: u64, va: u64, _: u64) -> Res {
     let c = wide_operand(env, code, va)?;
     let cpu = env.cpu();
     let (d, s, csr) = (p.dst() & 15, p.src() & 15, cpu.mxcsr);
-    let (low, f0) = op.run(cpu.xmm[d], cpu.xmm[s], c[0], csr);
-    let (high, f1) = op.run(cpu.ymmh[d], cpu.ymmh[s], c[1], csr);
+    let (mut low, mut high) = (cpu.xmm[d], cpu.ymmh[d]);
+    let (f0, f1) = (op.run(&mut low, cpu.xmm[s], c[0], csr), op.run(&mut high, cpu.ymmh[s], c[1], csr));
     signal(cpu, merge(f0, f1, csr))?;
     (cpu.xmm[d], cpu.ymmh[d]) = (low, high);
     Ok(0)

@@ -7,12 +7,12 @@ use super::sse::{MXCSR_FLAGS, has_tiny};
 #[cfg(target_arch = "x86_64")]
 use std::arch::asm;
 
-/// Runs `$asm` on xmm0 = a, xmm1 = b, xmm2 = c. Gives the result and the exception flags raised that `mxcsr` lacks, at
-/// least.
+/// Runs `$asm` on xmm0 = `*a`, which becomes the result, xmm1 = b, xmm2 = c. Gives the exception flags raised that `mxcsr`
+/// lacks, at least.
 #[cfg(target_arch = "x86_64")]
 macro_rules! body {
     ($asm:literal, $a:ident, $b:ident, $c:ident, $mxcsr:ident) => {{
-        let (x, y, z) = (register($a), register($b), register($c));
+        let (x, y, z) = (register(*$a), register($b), register($c));
         let mut csr = 0u32;
         let mut r;
         if $mxcsr & CONTROL == MXCSR_DEFAULT {
@@ -22,7 +22,8 @@ macro_rules! body {
                     options(nostack));
             }
             if csr & MXCSR_FLAGS & !$mxcsr == 0 {
-                return (value(r), 0);
+                *$a = value(r);
+                return 0;
             }
         }
         csr = $mxcsr & CONTROL | MXCSR_MASKS;
@@ -31,7 +32,8 @@ macro_rules! body {
             asm!("ldmxcsr [rcx]", $asm, "stmxcsr [rcx]", "ldmxcsr [rdx]", inout("xmm0") x => r, in("xmm1") y, in("xmm2") z,
                 in("rcx") &raw mut csr, in("rdx") &raw const HOST_MXCSR, options(nostack));
         }
-        (value(r), csr & MXCSR_FLAGS)
+        *$a = value(r);
+        csr & MXCSR_FLAGS
     }};
 }
 
@@ -43,7 +45,7 @@ macro_rules! body {
     }};
 }
 
-type Code = fn(u128, u128, u128, u32) -> (u128, u32);
+type Code = fn(&mut u128, u128, u128, u32) -> u32;
 
 macro_rules! ops {
     ($($name:ident = $asm:literal;)*) => {
@@ -55,7 +57,7 @@ macro_rules! ops {
         impl FmaOp {
             pub const ALL: &'static [FmaOp] = &[$(FmaOp::$name,)*];
             const CODE: &'static [Code] =
-                &[$({ fn run(a: u128, b: u128, c: u128, mxcsr: u32) -> (u128, u32) { body!($asm, a, b, c, mxcsr) } run },)*];
+                &[$({ fn run(a: &mut u128, b: u128, c: u128, mxcsr: u32) -> u32 { body!($asm, a, b, c, mxcsr) } run },)*];
 
             /// The operation of a mnemonic, as its `Debug` shows it without the V.
             pub fn by_name(name: &str) -> Option<FmaOp> {
@@ -107,9 +109,9 @@ impl FmaOp {
         }
     }
 
-    /// As `SseOp::run`: result and flags to be set.
+    /// As `SseOp::run`: `a` becomes the result; gives the flags to be set.
     #[inline]
-    pub fn run(self, a: u128, b: u128, c: u128, mxcsr: u32) -> (u128, u32) {
+    pub fn run(self, a: &mut u128, b: u128, c: u128, mxcsr: u32) -> u32 {
         const UM: u32 = 1 << 11;
         const FTZ: u32 = 1 << 15;
         let masks = mxcsr >> 7 & MXCSR_FLAGS;
@@ -118,13 +120,13 @@ impl FmaOp {
         }
         // As in `SseOp::run_unmasked`.
         let control = if mxcsr & UM == 0 { mxcsr & !FTZ } else { mxcsr };
-        let (r, mut flags) = Self::CODE[self as usize](a, b, c, control & !MXCSR_FLAGS);
-        if mxcsr & UM == 0 && has_tiny(self.lanes(), r) {
+        let mut flags = Self::CODE[self as usize](a, b, c, control & !MXCSR_FLAGS);
+        if mxcsr & UM == 0 && has_tiny(self.lanes(), *a) {
             flags |= 1 << 4;
         }
         if flags & !masks & 7 != 0 {
             flags &= 7;
         }
-        (r, flags)
+        flags
     }
 }

@@ -251,7 +251,7 @@ fn invpcid_checks_its_descriptor_and_drops_what_it_names() {
     use crate::control::invpcid;
     let mut e = Env::long(0);
     e.cpu.features[Word::L1Ecx as usize] |= 1 << 17;
-    let mut run = |e: &mut Env, kind, pcid, va| {
+    let run = |e: &mut Env, kind, pcid, va| {
         e.flushes.clear();
         invpcid(e, kind, pcid, va).map(|()| std::mem::take(&mut e.flushes))
     };

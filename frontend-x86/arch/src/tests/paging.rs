@@ -204,7 +204,7 @@ fn pages_of_a_gibibyte() {
     const G: u64 = 1 << 30;
     let (mut e, _) = mapped(2, 0);
     let pdpte = at::CR3 + 0x1008;
-    e.poke(pdpte, 8, 3 * G | pte::PS | 3);
+    e.poke(pdpte, 8, (3 * G) | pte::PS | 3);
     let bit = |e: &mut Env, on: bool| {
         let (word, bit) = crate::cpuid::feature::PDPE1GB;
         let w = &mut e.cpu.features[word as usize];
@@ -218,6 +218,6 @@ fn pages_of_a_gibibyte() {
     let reserved = |e: &Env| try_walk(e, G, Access::Read, ctx::KERNEL).map(|m| m.page);
     assert_eq!(reserved(&e), Err(page(G, pf::P | pf::RSVD)));
     bit(&mut e, true);
-    e.poke(pdpte, 8, 3 * G | pte::PS | 1 << 29 | 3);
+    e.poke(pdpte, 8, (3 * G) | pte::PS | 1 << 29 | 3);
     assert_eq!(reserved(&e), Err(page(G, pf::P | pf::RSVD)));
 }

@@ -86,7 +86,7 @@ fn movddup(tr: &mut Tr<'_>) {
 
 /// Byte offset of the element of type `ty` that the immediate selects.
 fn element(tr: &Tr<'_>, ty: Ty) -> u32 {
-    u32::from(tr.imm8()) * ty.bytes() & 15
+    (u32::from(tr.imm8()) * ty.bytes()) & 15
 }
 
 fn insert(tr: &mut Tr<'_>, ty: Ty) {
