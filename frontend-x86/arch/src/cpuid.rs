@@ -42,6 +42,7 @@ pub mod feature {
     pub const SSE: (Word, u32) = (Word::L1Edx, 25);
     pub const PCID: (Word, u32) = (Word::L1Ecx, 17);
     pub const XSAVE: (Word, u32) = (Word::L1Ecx, 26);
+    pub const XSAVES: (Word, u32) = (Word::XsaveEax, 3);
     pub const OSXSAVE: (Word, u32) = (Word::L1Ecx, 27);
     pub const AVX: (Word, u32) = (Word::L1Ecx, 28);
     pub const SYSCALL: (Word, u32) = (Word::ExtEdx, 11);
@@ -215,7 +216,7 @@ fn xsave_leaf(cpu: &CpuState, subleaf: u32) -> [u32; 4] {
         }
         1 => {
             let eax = cpu.features[Word::XsaveEax as usize];
-            // The area of XSAVEC for what XCR0 enables.
+            // The area of XSAVEC and XSAVES for what XCR0 enables.
             let size = if cpu.xcr0 & 4 != 0 { 832 } else { 576 };
             [eax, if eax & 2 != 0 { size } else { 0 }, 0, 0]
         }

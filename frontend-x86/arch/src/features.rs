@@ -15,12 +15,12 @@ const IMPLEMENTED: [u32; WORDS] = [
     0x0000_0123,
     // fsgsbase bmi1 avx2 smep bmi2 erms invpcid rdseed adx smap clflushopt clwb sha-ni
     0x219c_07a9,
-    // umip vaes vpclmulqdq rdpid
-    0x0040_0604,
+    // umip gfni vaes vpclmulqdq rdpid
+    0x0040_0704,
     // fsrm
     0x10,
-    // xsaveopt xsavec xgetbv1
-    7,
+    // xsaveopt xsavec xgetbv1 xsaves
+    15,
     // arat
     4,
     0,

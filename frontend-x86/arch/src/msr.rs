@@ -34,6 +34,7 @@ pub mod index {
     pub const MTRR_DEF_TYPE: u32 = 0x2ff;
     pub const TSC_DEADLINE: u32 = 0x6e0;
     pub const X2APIC: u32 = 0x800;
+    pub const XSS: u32 = 0xda0;
     pub const EFER: u32 = 0xc000_0080;
     pub const STAR: u32 = 0xc000_0081;
     pub const LSTAR: u32 = 0xc000_0082;
@@ -145,6 +146,8 @@ pub fn rdmsr<E: GuestEnv<Cpu = CpuState>>(env: &mut E, msr: u32) -> Result<u64, 
         index::GS_BASE => cpu.seg(SegReg::Gs).base,
         index::KERNEL_GS_BASE => cpu.kernel_gs_base,
         index::TSC_AUX if has_tsc_aux(cpu) => cpu.tsc_aux,
+        // No supervisor state components.
+        index::XSS if cpu.has(feature::XSAVES) => 0,
         _ => {
             if let Some(i) = fixed(msr) {
                 cpu.mtrr_fixed[i]
@@ -217,6 +220,7 @@ fn write_plain(cpu: &mut CpuState, msr: u32, value: u64) -> Result<(), Fault> {
         // A write of 0 before CPUID makes Intel CPUs report the revision; no update is ever loaded.
         index::BIOS_SIGN_ID | index::P5_MC_ADDR | index::P5_MC_TYPE => {}
         index::MCG_STATUS if value == 0 => {}
+        index::XSS if cpu.has(feature::XSAVES) && value == 0 => {}
         index::DEBUGCTL => {
             if value != 0 {
                 dlog!(UNIMP, "IA32_DEBUGCTL={value:#x}: branch tracing is not implemented");

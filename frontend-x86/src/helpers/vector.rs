@@ -1,4 +1,4 @@
-//! Helpers of vector instructions that are more than lane-wise: AES, carry-less products, SHA, MPSADBW, string comparisons
+//! Helpers of vector instructions that are more than lane-wise: AES, GFNI, carry-less products, SHA, MPSADBW, string comparisons
 //! (SDM 2 of each).
 
 mod aes;
@@ -79,10 +79,13 @@ pub enum BlockOp {
     Sha256Rnds2,
     Sha256Msg1,
     Sha256Msg2,
+    Gf2p8Mul,
+    Gf2p8Affine,
+    Gf2p8AffineInv,
 }
 
 impl BlockOp {
-    const ALL: [BlockOp; 15] = [
+    const ALL: [BlockOp; 18] = [
         BlockOp::AesEnc,
         BlockOp::AesEncLast,
         BlockOp::AesDec,
@@ -98,6 +101,9 @@ impl BlockOp {
         BlockOp::Sha256Rnds2,
         BlockOp::Sha256Msg1,
         BlockOp::Sha256Msg2,
+        BlockOp::Gf2p8Mul,
+        BlockOp::Gf2p8Affine,
+        BlockOp::Gf2p8AffineInv,
     ];
 
     /// The host's instruction, if there is one.
@@ -122,7 +128,7 @@ impl BlockOp {
             BlockOp::Sha256Rnds2 => C::Sha256Rnds2,
             BlockOp::Sha256Msg1 => C::Sha256Msg1,
             BlockOp::Sha256Msg2 => C::Sha256Msg2,
-            BlockOp::AesKeygen | BlockOp::Mpsadbw => return None,
+            _ => return None,
         })
     }
 
@@ -148,6 +154,9 @@ impl BlockOp {
             BlockOp::Sha256Rnds2 => sha::sha256_rounds(a, b, third),
             BlockOp::Sha256Msg1 => sha::sha256_message1(a, b),
             BlockOp::Sha256Msg2 => sha::sha256_message2(a, b),
+            BlockOp::Gf2p8Mul => aes::multiply(a, b),
+            BlockOp::Gf2p8Affine => aes::affine(a, b, imm, false),
+            BlockOp::Gf2p8AffineInv => aes::affine(a, b, imm, true),
         }
     }
 }

@@ -33,7 +33,7 @@ rows! {
     /// (linear address, 1 = with REX.W)
     FXSAVE = fxsave_helper(2) ANY;
     FXRSTOR = fxrstor_helper(2) ANY;
-    /// (linear address, `xsave::Kind` | 256 with REX.W)
+    /// (linear address, `xsave::Kind` | `xsave::WIDE` | `xsave::SUPERVISOR`)
     XSAVE = xsave_helper(2) ANY;
     XRSTOR = xrstor_helper(2) ANY;
 }
@@ -300,10 +300,10 @@ fn xsave_helper<E: Env>(env: &mut E, addr: u64, how: u64, _: u64) -> Res {
         _ => xsave::Kind::Compacted,
     };
     let asked = asked(env);
-    xsave::save(env, addr, asked, kind, how & 256 != 0).map(|()| 0)
+    xsave::save(env, addr, asked, kind, how).map(|()| 0)
 }
 
 fn xrstor_helper<E: Env>(env: &mut E, addr: u64, how: u64, _: u64) -> Res {
     let asked = asked(env);
-    xsave::restore(env, addr, asked, how & 256 != 0).map(|()| 0)
+    xsave::restore(env, addr, asked, how).map(|()| 0)
 }

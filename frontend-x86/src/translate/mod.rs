@@ -78,6 +78,7 @@ pub(crate) mod feature {
     pub const XSAVE: (Word, u32) = (Word::L1Ecx, 26);
     pub const XSAVEOPT: (Word, u32) = (Word::XsaveEax, 0);
     pub const XSAVEC: (Word, u32) = (Word::XsaveEax, 1);
+    pub const XSAVES: (Word, u32) = (Word::XsaveEax, 3);
     pub const XGETBV1: (Word, u32) = (Word::XsaveEax, 2);
     pub const RDRAND: (Word, u32) = (Word::L1Ecx, 30);
     pub const CLFLUSHOPT: (Word, u32) = (Word::L7Ebx, 23);

@@ -45,7 +45,10 @@ pub fn translate(tr: &mut Tr<'_>) -> bool {
 
 fn is_ours(f: &CpuidFeature) -> bool {
     use CpuidFeature::*;
-    matches!(f, SSE | SSE2 | SSE3 | SSSE3 | SSE4_1 | SSE4_2 | AES | PCLMULQDQ | SHA | AVX | AVX2 | FMA | F16C | VAES | VPCLMULQDQ)
+    matches!(
+        f,
+        SSE | SSE2 | SSE3 | SSSE3 | SSE4_1 | SSE4_2 | AES | PCLMULQDQ | SHA | AVX | AVX2 | FMA | F16C | VAES | VPCLMULQDQ | GFNI
+    )
 }
 
 /// Has the instruction an MMX register among its operands?
@@ -81,6 +84,7 @@ impl Tr<'_> {
                 F16C => (Word::L1Ecx, 29),
                 AVX2 => (Word::L7Ebx, 5),
                 SHA => (Word::L7Ebx, 29),
+                GFNI => (Word::L7Ecx, 8),
                 VAES => (Word::L7Ecx, 9),
                 VPCLMULQDQ => (Word::L7Ecx, 10),
                 _ => return true,

@@ -1,7 +1,7 @@
 //! XSAVE and its like (SDM 1 chapter 13).
 
 use super::{Tr, feature};
-use crate::helpers::x87::xsave::Kind;
+use crate::helpers::x87::xsave::{Kind, SUPERVISOR, WIDE};
 use crate::helpers::x87::{XRSTOR, XSAVE};
 use iced_x86::Mnemonic as M;
 
@@ -12,15 +12,20 @@ pub fn translate(tr: &mut Tr<'_>) -> bool {
         M::Xsaveopt | M::Xsaveopt64 => (feature::XSAVEOPT, Some(Kind::Optimised)),
         M::Xsavec | M::Xsavec64 => (feature::XSAVEC, Some(Kind::Compacted)),
         M::Xrstor | M::Xrstor64 => (feature::XSAVE, None),
+        M::Xsaves | M::Xsaves64 => (feature::XSAVES, Some(Kind::Compacted)),
+        M::Xrstors | M::Xrstors64 => (feature::XSAVES, None),
         _ => return false,
     };
     if !tr.feature(wanted) || !tr.feature(feature::XSAVE) {
         tr.ud();
         return true;
     }
-    let wide = matches!(tr.insn.mnemonic(), M::Xsave64 | M::Xsaveopt64 | M::Xsavec64 | M::Xrstor64);
+    let m = tr.insn.mnemonic();
+    let wide = matches!(m, M::Xsave64 | M::Xsaveopt64 | M::Xsavec64 | M::Xrstor64 | M::Xsaves64 | M::Xrstors64);
+    let supervisor = matches!(m, M::Xsaves | M::Xsaves64 | M::Xrstors | M::Xrstors64);
     let a = tr.mem_addr(576, kind.is_some());
-    let how = tr.i64(kind.map_or(0, |k| k as u64) | u64::from(wide) << 8);
+    let how = kind.map_or(0, |k| k as u64) | if wide { WIDE } else { 0 } | if supervisor { SUPERVISOR } else { 0 };
+    let how = tr.i64(how);
     match kind {
         Some(_) => {
             tr.call(XSAVE, &[a, how]);

@@ -1,4 +1,5 @@
-//! Rounds of AES (FIPS 197) as the AES-NI instructions divide them. Byte i of a vector is row i mod 4, column i / 4.
+//! Rounds of AES (FIPS 197) as the AES-NI instructions divide them, and the arithmetic of its field (GFNI). Byte i of a vector
+//! is row i mod 4, column i / 4.
 
 const fn times2(x: u8) -> u8 {
     x << 1 ^ if x & 0x80 != 0 { 0x1b } else { 0 }
@@ -14,17 +15,28 @@ const fn times(x: u8, y: u8) -> u8 {
     r
 }
 
-/// The S-box: the inverse in GF(2^8), then an affine map.
-const SBOX: [u8; 256] = {
-    let mut t = [0x63; 256];
+/// x^254, the inverse in GF(2^8); 0 for 0.
+const RECIPROCAL: [u8; 256] = {
+    let mut t = [0; 256];
     let mut x = 1;
     while x < 256 {
-        // x^254 is the inverse.
         let (mut inv, mut k) = (1u8, 0);
         while k < 254 {
             inv = times(inv, x as u8);
             k += 1;
         }
+        t[x] = inv;
+        x += 1;
+    }
+    t
+};
+
+/// The S-box: the inverse, then an affine map.
+const SBOX: [u8; 256] = {
+    let mut t = [0; 256];
+    let mut x = 0;
+    while x < 256 {
+        let inv = RECIPROCAL[x];
         t[x] = inv ^ inv.rotate_left(1) ^ inv.rotate_left(2) ^ inv.rotate_left(3) ^ inv.rotate_left(4) ^ 0x63;
         x += 1;
     }
@@ -105,4 +117,41 @@ pub fn keygen(v: u128, constant: u8) -> u128 {
     let (x1, x3) = (word(1), word(3));
     let rotated = |x: u32| x.rotate_right(8) ^ u32::from(constant);
     [x1, rotated(x1), x3, rotated(x3)].iter().rev().fold(0, |r, w| r << 32 | u128::from(*w))
+}
+
+/// GF2P8MULB.
+pub fn multiply(a: u128, b: u128) -> u128 {
+    let (a, b) = (a.to_le_bytes(), b.to_le_bytes());
+    u128::from_le_bytes(std::array::from_fn(|i| times(a[i], b[i])))
+}
+
+/// GF2P8AFFINEQB: each byte of `a` times the bit matrix in the same half of `b`, plus `c`. GF2P8AFFINEINVQB (`invert`)
+/// takes the byte's inverse first.
+pub fn affine(a: u128, b: u128, c: u8, invert: bool) -> u128 {
+    let (a, b) = (a.to_le_bytes(), b.to_le_bytes());
+    u128::from_le_bytes(std::array::from_fn(|i| {
+        let x = if invert { RECIPROCAL[usize::from(a[i])] } else { a[i] };
+        // The matrix's first row makes the result's lowest bit and is its last byte.
+        (0..8).fold(c, |r, bit| r ^ ((b[i / 8 * 8 + 7 - bit] & x).count_ones() as u8 & 1) << bit)
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// No host here has GFNI; the S-box, which AES-NI was compared with, is its affine map of the inverse.
+    #[test]
+    fn the_affine_map_of_aes_gives_its_s_box() {
+        let matrix = 0xf1e3_c78f_1f3e_7cf8u64;
+        let both = u128::from(matrix) << 64 | u128::from(matrix);
+        for x in 0..=255u8 {
+            let a = u128::from_le_bytes([x; 16]);
+            assert_eq!(affine(a, both, 0x63, true).to_le_bytes(), [SBOX[usize::from(x)]; 16]);
+            let product = multiply(a, u128::from_le_bytes([RECIPROCAL[usize::from(x)]; 16]));
+            assert_eq!(product.to_le_bytes(), [u8::from(x != 0); 16]);
+            // The identity matrix.
+            assert_eq!(affine(a, 0x0102_0408_1020_4080, 0, false) as u64, a as u64);
+        }
+    }
 }

@@ -1,4 +1,5 @@
-//! XSAVE, XSAVEOPT, XSAVEC and XRSTOR (SDM 1 chapter 13): x87, SSE and AVX state.
+//! XSAVE, XSAVEOPT, XSAVEC, XSAVES and XRSTOR, XRSTORS (SDM 1 chapter 13): x87, SSE and AVX state. There are no supervisor
+//! components: IA32_XSS is 0.
 
 use super::{Env, env, fxsave};
 use arch_x86::state::{cr0, cr4};
@@ -16,6 +17,11 @@ const MXCSR_INIT: u32 = 0x1f80;
 const HEADER: u64 = 512;
 const UPPER: u64 = 576;
 
+/// Beside the kind of an instruction: it has REX.W.
+pub const WIDE: u64 = 1 << 8;
+/// It is XSAVES or XRSTORS.
+pub const SUPERVISOR: u64 = 1 << 9;
+
 /// What kind of XSAVE.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -28,7 +34,7 @@ pub enum Kind {
 }
 
 /// What all of them raise first (SDM 2 "XSAVE", "Protected Mode Exceptions").
-fn check<E: Env>(env: &E, addr: u64) -> Result<(), Fault> {
+fn check<E: Env>(env: &E, addr: u64, how: u64) -> Result<(), Fault> {
     let cpu = env.cpu_ref();
     if cpu.cr4 & cr4::OSXSAVE == 0 {
         return Err(fault::ud());
@@ -36,7 +42,7 @@ fn check<E: Env>(env: &E, addr: u64) -> Result<(), Fault> {
     if cpu.cr0 & cr0::TS != 0 {
         return Err(fault::nm());
     }
-    if addr & 63 == 0 { Ok(()) } else { Err(fault::gp(0)) }
+    if addr & 63 == 0 && (how & SUPERVISOR == 0 || cpu.cpl == 0) { Ok(()) } else { Err(fault::gp(0)) }
 }
 
 /// Components that are not in their initial state (XINUSE). XMM8 and up count outside 64-bit mode too.
@@ -72,9 +78,9 @@ impl Pieces {
     }
 }
 
-/// `asked`: EDX:EAX. `wide`: with REX.W.
-pub fn save<E: Env>(env: &mut E, addr: u64, asked: u64, kind: Kind, wide: bool) -> Result<(), Fault> {
-    check(env, addr)?;
+/// `asked`: EDX:EAX. `how`: `WIDE` and `SUPERVISOR`.
+pub fn save<E: Env>(env: &mut E, addr: u64, asked: u64, kind: Kind, how: u64) -> Result<(), Fault> {
+    check(env, addr, how)?;
     let mut header = [0; 8];
     super::load(env, addr.wrapping_add(HEADER), &mut header)?;
     let cpu = env.cpu_ref();
@@ -84,7 +90,7 @@ pub fn save<E: Env>(env: &mut E, addr: u64, asked: u64, kind: Kind, wide: bool) 
         used |= SSE;
     }
     let written = if kind == Kind::Plain { mask } else { used };
-    let (image, _) = fxsave::image(cpu, wide, registers(cpu));
+    let (image, _) = fxsave::image(cpu, how & WIDE != 0, registers(cpu));
     let mut p = Pieces(Vec::new());
     if written & X87 != 0 {
         p.put(0, &image[..24]);
@@ -112,8 +118,8 @@ pub fn save<E: Env>(env: &mut E, addr: u64, asked: u64, kind: Kind, wide: bool) 
 }
 
 /// `asked`: EDX:EAX. Errors: #UD, #NM, #GP(0), page faults; nothing has changed then.
-pub fn restore<E: Env>(env: &mut E, addr: u64, asked: u64, wide: bool) -> Result<(), Fault> {
-    check(env, addr)?;
+pub fn restore<E: Env>(env: &mut E, addr: u64, asked: u64, how: u64) -> Result<(), Fault> {
+    check(env, addr, how)?;
     let mut header = [0; 64];
     super::load(env, addr.wrapping_add(HEADER), &mut header)?;
     let word = |n: usize| header[8 * n..8 * n + 8].iter().rev().fold(0u64, |v, b| v << 8 | u64::from(*b));
@@ -122,6 +128,7 @@ pub fn restore<E: Env>(env: &mut E, addr: u64, asked: u64, wide: bool) -> Result
     let compacted = format & COMPACTED != 0;
     let allowed = if compacted { format & !COMPACTED & cpu.xcr0 } else { cpu.xcr0 };
     let bad_format = if compacted { format & !COMPACTED & !cpu.xcr0 != 0 || !has_compaction(cpu) } else { format != 0 };
+    let bad_format = bad_format || how & SUPERVISOR != 0 && !compacted;
     let reserved = if compacted { &header[16..] } else { &header[16..24] };
     if bad_format || there & !allowed != 0 || reserved.iter().any(|b| *b != 0) {
         return Err(fault::gp(0));
@@ -141,7 +148,7 @@ pub fn restore<E: Env>(env: &mut E, addr: u64, asked: u64, wide: bool) -> Result
     }
     if mask & X87 != 0 {
         if there & X87 != 0 {
-            fxsave::restore_x87(cpu, &image, wide);
+            fxsave::restore_x87(cpu, &image, how & WIDE != 0);
         } else {
             env::init(cpu);
             cpu.fpr = [F80::default(); 8];

@@ -1,4 +1,4 @@
-//! AES, PCLMULQDQ, SHA, string comparisons and MPSADBW: calls of helpers (SDM 2 of each).
+//! AES, GFNI, PCLMULQDQ, SHA, string comparisons and MPSADBW: calls of helpers (SDM 2 of each).
 
 use super::super::Tr;
 use super::number;
@@ -24,6 +24,9 @@ pub(super) fn translate(tr: &mut Tr<'_>) -> bool {
         M::Sha256rnds2 => BlockOp::Sha256Rnds2,
         M::Sha256msg1 => BlockOp::Sha256Msg1,
         M::Sha256msg2 => BlockOp::Sha256Msg2,
+        M::Gf2p8mulb => BlockOp::Gf2p8Mul,
+        M::Gf2p8affineqb => BlockOp::Gf2p8Affine,
+        M::Gf2p8affineinvqb => BlockOp::Gf2p8AffineInv,
         M::Pcmpestrm | M::Pcmpestri | M::Pcmpestrm64 | M::Pcmpestri64 | M::Pcmpistrm | M::Pcmpistri => {
             if tr.sse_enabled() {
                 strings(tr);

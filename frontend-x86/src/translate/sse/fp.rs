@@ -195,7 +195,7 @@ fn comparison(tr: &Tr<'_>) -> Option<(SseOp, u32)> {
 fn conversion(tr: &Tr<'_>) -> Option<(SseOp, u32)> {
     use Mnemonic as M;
     let to64 = tr.is_reg(0) && tr.insn.op_register(0).is_gpr64();
-    let integer = tr.insn.op_count() - 1;
+    let integer = tr.insn.op_count().saturating_sub(1);
     let from = |narrow, wide| if tr.op_ty(integer) == Ty::I64 { (wide, 8) } else { (narrow, 4) };
     let to = |narrow, wide| if to64 { wide } else { narrow };
     Some(match tr.name() {

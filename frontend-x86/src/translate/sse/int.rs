@@ -14,7 +14,7 @@ pub(super) fn translate(tr: &mut Tr<'_>) -> bool {
     }
     if let Some((kind, all)) = shift(m) {
         if tr.sse_enabled() {
-            let count = tr.insn.op_count() - 1;
+            let count = tr.insn.op_count().saturating_sub(1);
             match tr.is_reg(count) || tr.is_mem(count) {
                 true => shift_all(tr, all, count),
                 false => shift_imm(tr, kind),
