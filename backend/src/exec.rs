@@ -23,6 +23,9 @@ use vm_core::{Access, CpuIo, Events, Fault, Pa, PageBits, Ram, StopReason, Va, V
 const MAX_INSNS: u32 = 64;
 /// Bytes that the decoder looks at for one instruction at most, a longer one being invalid.
 const MAX_INSN_BYTES: usize = 16;
+/// The same after an instruction that had to run alone: the next may have to as well, and a new block for each of them costs
+/// more the longer they are.
+const AFTER_LEAVE: u32 = 8;
 /// Mode bit of blocks of one instruction, which run while the instruction may write its own code.
 pub const ONE: u64 = 1 << 63;
 /// Runs after which a block is formed anew with the IR passes where there is no compiler.
@@ -63,6 +66,8 @@ struct Driver<F: Frontend, C: GuestCpu> {
     former: Former,
     passes: Passes,
     block: Block,
+    /// The last instruction left its block and ran alone.
+    left: bool,
     /// Source bytes of the block that is being built.
     page: Option<Box<[u8; 4096]>>,
     jit: Option<Jit<F, C>>,
@@ -152,6 +157,7 @@ impl<F: Frontend, C: GuestCpu> Engine<F, C> {
                 former: Former::default(),
                 passes: Passes::new(),
                 block: Block::default(),
+                left: false,
                 page: None,
                 jit: None,
             },
@@ -285,6 +291,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
                 Ok(r) => r,
                 Err(f) => return self.fault(b, f),
             };
+            self.left = false;
             self.log_entry(b);
             // SAFETY: `find` gives a live record, and sets the page's program counter.
             unsafe { self.enter(b, rec) };
@@ -341,7 +348,9 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
             Why::Leave => {
                 b.eng.stats.leaves += 1;
                 self.locate_fault(b);
-                self.step(b).map(|_| ())
+                let done = self.step(b).map(|_| ());
+                self.left = true;
+                done
             }
             Why::Fault => {
                 self.locate_fault(b);
@@ -474,6 +483,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
         let rec = b.cache.insert(rec);
         if self.settings.threshold == 0
             && key.mode & ONE == 0
+            && !self.left
             && !b.cache.changes_often(key.phys >> 12)
             && let Some(jit) = &mut self.jit
         {
@@ -504,7 +514,11 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
         let t = Instant::now();
         let Wanted { key, va, ctx, better } = want;
         let start = (va.0 & 0xfff) as u32;
-        let mut max = if key.mode & ONE != 0 { 1 } else { MAX_INSNS };
+        let mut max = match key.mode & ONE {
+            0 if self.left => AFTER_LEAVE,
+            0 => MAX_INSNS,
+            _ => 1,
+        };
         let next_va = Va((va.0 & !0xfff).wrapping_add(4096));
         let mut fetch = Fetch { b, page, next: None, next_va, ctx, second: None };
         loop {
@@ -536,6 +550,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
         let threshold = match (&self.jit, one || want.better || second.is_some()) {
             (_, true) => u32::MAX,
             (Some(_), _) if changing => self.settings.threshold.max(CHANGING),
+            (Some(_), _) if self.left => self.settings.threshold.max(2),
             (Some(_), _) => self.settings.threshold,
             (None, _) => BETTER,
         };

@@ -133,8 +133,8 @@ impl Region {
     }
 }
 
-/// A page that was written oftener than this is taken to be written again and again.
-const CALM: u32 = 8;
+/// A page of which the guest has rewritten more blocks than this is taken to be written again and again.
+const CALM: u32 = 32;
 
 #[derive(Default)]
 struct PageCode {
@@ -238,17 +238,17 @@ impl Cache {
     /// Applies noted writes: drops every block whose source bytes they changed.
     pub fn apply_writes(&mut self, ram: &Ram) {
         for (offset, len) in std::mem::take(&mut self.writes) {
-            let before = self.invalidations;
-            self.invalidate(ram, offset, len);
-            if self.invalidations != before {
-                let n = self.churn.entry(offset >> 12).or_default();
-                *n = n.saturating_add(1);
-            }
+            self.drop_range(ram, offset, len, true);
         }
     }
 
     /// Drops every block with a source byte in the range; neighbours in the page stay.
     pub fn invalidate(&mut self, ram: &Ram, offset: u64, len: u64) {
+        self.drop_range(ram, offset, len, false);
+    }
+
+    /// `by_guest`: counts for the pages in which the dropped blocks start.
+    fn drop_range(&mut self, ram: &Ram, offset: u64, len: u64, by_guest: bool) {
         let end = offset + len.max(1);
         for page in offset >> 12..=(end - 1) >> 12 {
             let Some(code) = self.pages.get(&page) else { continue };
@@ -269,10 +269,16 @@ impl Cache {
                 .filter(|id| self.regions[id].ranges.iter().any(|(from, to)| *from < end && offset < *to))
                 .collect();
             ram.bump_version(page);
+            if by_guest && !dead.is_empty() {
+                self.note_churn(page);
+            }
             dead.into_iter().for_each(|id| self.drop_region(id));
             for r in hit {
                 vm_core::dlog!(SMC, "drop block at RAM offset {:#x}", key_of(r).phys);
                 self.invalidations += 1;
+                if by_guest {
+                    self.note_churn(key_of(r).phys >> 12);
+                }
                 self.blocks.remove(&key_of(r));
                 self.unlink(r);
                 self.forget(r);
@@ -283,6 +289,11 @@ impl Cache {
                 ram.clear_page_bits(page, PageBits::CODE);
             }
         }
+    }
+
+    fn note_churn(&mut self, page: u64) {
+        let n = self.churn.entry(page).or_default();
+        *n = n.saturating_add(1);
     }
 
     /// Whether code of the page is written again and again: compiling it pays only if it runs long.

@@ -251,3 +251,16 @@ fn a_page_that_is_written_again_and_again_is_known() {
     c.apply_writes(&ram);
     assert!(c.changes_often(1) && !c.changes_often(2));
 }
+
+#[test]
+fn a_restless_page_is_the_one_in_which_the_block_starts() {
+    let (mut c, ram) = setup();
+    for _ in 0..=CALM {
+        block(&mut c, &ram, 0x1ffe, 5);
+        c.note_write(0x2000, 1);
+        c.apply_writes(&ram);
+    }
+    block(&mut c, &ram, 0x2100, 5);
+    c.invalidate(&ram, 0x2100, 1);
+    assert!(c.changes_often(1) && !c.changes_often(2));
+}

@@ -158,6 +158,10 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
 
     /// A block has run often: it goes one tier up. `rec` is live.
     pub fn hot(&mut self, b: &mut VcpuBlock<C>, rec: *mut Record) {
+        if region::source(rec).3 {
+            // Goes into another page, which may be mapped elsewhere next time.
+            return region::never_ask(rec);
+        }
         match region::tier(rec) {
             0 if self.tier1.is_some() => self.emit(b, rec),
             0 | 1 => self.request(b, rec),
@@ -265,13 +269,13 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
             return;
         }
         let t = Instant::now();
-        let (key, start, insns, straddles) = region::source(rec);
+        let (key, start, insns, _) = region::source(rec);
         crate::exec::read_code(b.machine().ram(), key.phys, &mut self.page);
         let (mut block, emitter) = (std::mem::take(&mut self.block), self.tier1.take());
         let Some(mut emitter) = emitter else { return };
         let fe = self.fe.clone();
         let done = fe.translate(key.mode, start, insns, &mut compile::Bytes(&self.page), &mut block);
-        if straddles || done.is_err() || block.straddles {
+        if done.is_err() || block.straddles {
             region::never_ask(rec);
             (self.block, self.tier1) = (block, Some(emitter));
             return;
