@@ -9,6 +9,8 @@ mod tests;
 mod wires;
 
 pub use io::BoardIo;
+#[cfg(test)]
+pub use saved::tests::traffic;
 
 use crate::options::{DeviceSpec, MachineConfig, MachineKind};
 use arch_x86::paging::PHYS_BITS;

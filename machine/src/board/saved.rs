@@ -97,7 +97,7 @@ impl Board {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
     use crate::board::BoardIo;
     use crate::options::{DeviceSpec, MachineConfig, MachineKind};
@@ -121,12 +121,10 @@ mod tests {
         (DeviceSpec::IsaDebugcon { iobase, readback: 0, chardev: String::new() }, Some(Arc::new(NullSink)))
     }
 
-    /// A board after random guest traffic.
-    fn used(seed: u64) -> Board {
-        let io = BoardIo(Arc::new(board(true)));
-        let mut r = Rng(seed);
+    /// Random accesses to all devices, and time that passes.
+    pub fn traffic(io: &BoardIo, r: &mut Rng, rounds: u32) {
         let ports = [0x20, 0x40, 0x60, 0x70, 0x92, 0xa0, 0x3f8, 0x3e8, 0x4d0, 0x600, 0x620, 0xcf8];
-        for _ in 0..20_000 {
+        for _ in 0..rounds {
             io.0.clock.set(io.0.clock.now() + r.below(50_000));
             io.0.clock.run_expired();
             let (size, v) = (1 << r.below(3), r.next_u64());
@@ -137,6 +135,12 @@ mod tests {
                 _ => io.port_write(r.pick(&ports) + r.below(8) as u16, size, v as u32),
             }
         }
+    }
+
+    /// A board after random guest traffic.
+    fn used(seed: u64) -> Board {
+        let io = BoardIo(Arc::new(board(true)));
+        traffic(&io, &mut Rng(seed), 20_000);
         Arc::into_inner(io.0).unwrap()
     }
 
