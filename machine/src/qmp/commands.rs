@@ -71,7 +71,7 @@ static COMMANDS: &[(&str, Run)] = &[
     (NEGOTIATE, capabilities),
     ("cont", |a, t| a.end().and_then(|()| t.cont()).map(|()| nothing())),
     ("human-monitor-command", human),
-    ("migrate", |a, t| only(a, "uri").and_then(|uri| t.migrate(&uri, false)).map(|()| nothing())),
+    ("migrate", migrate),
     ("migrate-incoming", |a, t| only(a, "uri").and_then(|uri| t.migrate_incoming(&uri)).map(|()| nothing())),
     ("query-chardev", |a, t| a.end().map(|()| t.chardevs().into())),
     ("query-commands", |a, _| a.end().map(|()| COMMANDS.iter().map(|(n, _)| json!({ "name": n })).collect())),
@@ -148,6 +148,14 @@ fn capabilities(a: &mut Args, _: &dyn MonitorTarget) -> Result<Value, String> {
         Some(Some(word)) => Err(format!("Capability '{}' is not available", monitor::shown(word))),
         Some(None) => Err("Invalid parameter type for 'enable[0]', expected: string".into()),
     }
+}
+
+/// Always returns before the migration is done, as in QEMU, where `detach` is there for the monitor's sake.
+fn migrate(a: &mut Args, t: &dyn MonitorTarget) -> Result<Value, String> {
+    let uri = a.text("uri")?;
+    a.take("detach", "boolean", Value::as_bool)?;
+    a.end()?;
+    t.migrate(&uri, false).map(|()| nothing())
 }
 
 /// The one argument of a command.

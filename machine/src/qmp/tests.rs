@@ -136,6 +136,26 @@ fn mistakes_have_qemus_words() {
 }
 
 #[test]
+fn migration() {
+    let fake = Fake::default();
+    let run = |text: &str| commands::run(text.as_bytes(), true, &fake).reply;
+    let go = r#"{"execute":"migrate","arguments":{"uri":"file:x","detach":true}}"#;
+    assert_eq!(run(go), json!({ "return": {} }));
+    assert!(run(r#"{"execute":"migrate","arguments":{"uri":"tcp:x:1"}}"#)["error"]["desc"].as_str().unwrap().contains("bad"));
+    assert!(run(r#"{"execute":"migrate"}"#)["error"]["desc"].as_str().unwrap().contains("'uri' is missing"));
+    assert_eq!(run(r#"{"execute":"migrate-incoming","arguments":{"uri":"file:x"}}"#), json!({ "return": {} }));
+    assert_eq!(run(r#"{"execute":"query-migrate"}"#)["return"]["status"], "active");
+    let human = |line: &str| json!({ "execute": "human-monitor-command", "arguments": { "command-line": line } }).to_string();
+    assert_eq!(run(&human("savevm /x"))["return"], "Error: no disk\r\n");
+    for line in ["loadvm /x", "migrate -d file:x", "migrate file:x"] {
+        assert_eq!(run(&human(line))["return"], "", "{line}");
+    }
+    assert!(run(&human("info migrate"))["return"].as_str().unwrap().contains("active"));
+    let done = ["migrate -d", "migrate -d", "incoming", "save", "load", "migrate -d", "migrate"];
+    assert_eq!(*fake.0.lock(), done);
+}
+
+#[test]
 fn queries() {
     let value = |name: &str| ask(&format!(r#"{{"execute":"{name}"}}"#), true)["return"].clone();
     assert_eq!(value("query-status"), json!({ "status": "shutdown", "running": false }));
