@@ -154,7 +154,7 @@ fn other_ways_to_ask_for_it() {
     g.wait_for("\"QMP\"", LIMIT);
     g.send("{\"execute\":\"qmp_capabilities\"}\n{\"execute\":\"quit\"}\n");
     g.expect_exit(0, LIMIT);
-    assert!(g.serial().contains("SHUTDOWN"), "{}", g.serial());
+    assert!(g.serial_to_end().contains("SHUTDOWN"), "{}", g.serial());
 
     let path = scratch().join("qmp-pretty.qmp");
     let _ = std::fs::remove_file(&path);
