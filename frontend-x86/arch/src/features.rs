@@ -15,8 +15,8 @@ const IMPLEMENTED: [u32; WORDS] = [
     0x0000_0123,
     // fsgsbase bmi1 avx2 smep bmi2 erms invpcid rdseed adx smap clflushopt clwb sha-ni
     0x219c_07a9,
-    // umip gfni vaes vpclmulqdq rdpid
-    0x0040_0704,
+    // umip gfni vaes vpclmulqdq la57 rdpid
+    0x0041_0704,
     // fsrm
     0x10,
     // xsaveopt xsavec xgetbv1 xsaves

@@ -221,3 +221,24 @@ fn pages_of_a_gibibyte() {
     e.poke(pdpte, 8, (3 * G) | pte::PS | 1 << 29 | 3);
     assert_eq!(reserved(&e), Err(page(G, pf::P | pf::RSVD)));
 }
+
+#[test]
+fn five_levels() {
+    let (mut e, leaf) = mapped(2, 7);
+    // The level above: entry 1 of a new root.
+    let root = at::CR3 + 0x8000;
+    e.poke(root + 8, 8, at::CR3 | 7);
+    e.cpu.cr3 = root;
+    e.cpu.cr4 |= cr4::LA57;
+    let va = 1 << 48;
+    assert_eq!(try_walk(&e, va | 0x123, Access::Write, ctx::USER).unwrap().page, Pa(DATA));
+    assert_eq!((e.peek(root + 8, 8) & pte::A, e.peek(leaf, 8) & pte::D), (pte::A, pte::D));
+    // 57 bits of linear address.
+    assert_eq!(try_walk(&e, 1 << 56, Access::Read, ctx::KERNEL), Err(gp(0)));
+    assert_eq!(try_walk(&e, 1 << 55, Access::Read, ctx::KERNEL), Err(page(1 << 55, 0)));
+    // An entry of the root is never a page.
+    e.poke(root + 8, 8, at::CR3 | pte::PS | 7);
+    assert_eq!(try_walk(&e, va, Access::Read, ctx::KERNEL), Err(page(va, pf::P | pf::RSVD)));
+    e.cpu.cr4 &= !cr4::LA57;
+    assert_eq!(try_walk(&e, va, Access::Read, ctx::KERNEL), Err(gp(0)));
+}
