@@ -275,3 +275,13 @@ fn invpcid_checks_its_descriptor_and_drops_what_it_names() {
     assert_eq!(e.flushes, [Flush::NonGlobal]);
     assert_eq!(run(&mut Env::long(3), 2, 0, 0), Err(gp(0)));
 }
+
+#[test]
+fn umip_keeps_table_addresses_from_programs() {
+    use crate::segment::store_allowed;
+    for (cpl, umip, ok) in [(0, true, true), (3, false, true), (3, true, false)] {
+        let mut e = Env::long(cpl);
+        e.cpu.cr4 |= if umip { cr4::UMIP } else { 0 };
+        assert_eq!(store_allowed(&e.cpu), if ok { Ok(()) } else { Err(gp(0)) }, "CPL {cpl}, UMIP {umip}");
+    }
+}
