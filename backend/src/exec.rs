@@ -8,7 +8,7 @@ use crate::jit::Jit;
 use crate::mmu::Place;
 use crate::tier0::form::{Edge, Formed, Former, TooLarge};
 use crate::tier0::ops;
-use crate::vblock::{Helper, JC_NONE, LEAVE, VcpuBlock, VcpuRef, Why, jc_index};
+use crate::vblock::{Helper, JC_NONE, LEAVE, SAMPLE, VcpuBlock, VcpuRef, Why, jc_index};
 use ir::pass::Passes;
 use ir::{Block, BlockKey, CodeFetch, Frontend, TranslateError};
 use std::ptr;
@@ -314,8 +314,20 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
         unsafe {
             match (&self.jit, (*rec).code) {
                 (Some(jit), code) if code != 0 => b.eng.why = jit.enter(b, code),
-                _ => crate::tier0::ops::run(b.seam(), (*rec).ops.as_mut_ptr()),
+                _ if b.eng.stats.dispatches.is_multiple_of(SAMPLE) => self.interpret_timed(b, rec),
+                _ => ops::run(b.seam(), (*rec).ops.as_mut_ptr()),
             }
+        }
+    }
+
+    /// # Safety
+    /// As `enter`.
+    unsafe fn interpret_timed(&self, b: &mut VcpuBlock<C>, rec: *mut Record) {
+        let (t, went_on) = (Instant::now(), b.eng.stats.went_on);
+        // SAFETY: by the caller's promise.
+        unsafe { ops::run(b.seam(), (*rec).ops.as_mut_ptr()) };
+        if b.eng.stats.went_on == went_on {
+            b.eng.stats.interpret_ns += SAMPLE * t.elapsed().as_nanos() as u64;
         }
     }
 
@@ -629,12 +641,14 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
         let s = &b.eng.stats;
         let live: u64 = b.cache.records().map(|r| u64::from(r.runs) * u64::from(r.insns)).sum();
         let mut text = format!(
-            "blocks               {}\nguest insns in them  {}\ninsns interpreted    {}\ntranslated insns     {}\nwarm-up: building    {:.3} s\ndispatcher visits    {}\ncache look-ups       {}\nleaves               {}\nfaults               {}\nevents               {}\ninvalidations        {}\nTLB refills          {}\nTLB flushes          {}\n",
+            "blocks               {}\nguest insns in them  {}\ninsns interpreted    {}\ntranslated insns     {}\nwarm-up: building    {:.3} s\nwarm-up: interpreting {:.3} s (sampled)\nwarm-up: compiling   {:.3} s\ndispatcher visits    {}\ncache look-ups       {}\nleaves               {}\nfaults               {}\nevents               {}\ninvalidations        {}\nTLB refills          {}\nTLB flushes          {}\n",
             b.cache.len(),
             b.cache.records().map(|r| u64::from(r.insns)).sum::<u64>(),
             live + s.interpreted_dropped,
             s.insns_translated,
             s.translate_ns as f64 / 1e9,
+            s.interpret_ns as f64 / 1e9,
+            self.jit.as_ref().map_or(0.0, Jit::seconds),
             s.dispatches,
             s.lookups,
             s.leaves,

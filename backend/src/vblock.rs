@@ -141,6 +141,9 @@ pub struct Engine {
     pub access_fn: usize,
 }
 
+/// Of how many visits of tier 0 one is timed.
+pub const SAMPLE: u64 = 64;
+
 /// Counters for `info jit`.
 #[derive(Default, Debug, Clone)]
 pub struct Stats {
@@ -151,6 +154,10 @@ pub struct Stats {
     pub events: u64,
     pub translate_ns: u64,
     pub insns_translated: u64,
+    /// Time in tier 0: one visit in `SAMPLE` is timed, and counts as often.
+    pub interpret_ns: u64,
+    /// Visits of tier 0 that ended in compiled code.
+    pub went_on: u64,
     /// Executions of blocks that have been dropped, in guest instructions.
     pub interpreted_dropped: u64,
 }

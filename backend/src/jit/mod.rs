@@ -313,12 +313,17 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
         region::enter(b, code)
     }
 
+    /// Seconds that went into compiling, of both tiers.
+    pub fn seconds(&self) -> f64 {
+        (self.stats.emit_ns + self.stats.compile_ns) as f64 / 1e9
+    }
+
     /// The compiler's part of `info jit`.
     pub fn info(&self, arena_used: usize) -> String {
         let s = &self.stats;
         let per = |ns: u64, n: u64| if n == 0 { 0.0 } else { ns as f64 / 1000.0 / n as f64 };
         format!(
-            "blocks emitted       {}\nguest insns in them  {}\nbytes emitted        {}\nemit seconds         {:.3} ({:.1} us per guest insn)\nregions compiled     {}\nregion blocks        {}\nguest insns compiled {}\ncode bytes           {} ({} in use)\ncompile seconds      {:.3} ({:.1} us per guest insn)\nstale results        {}\nnot compilable       {}\narena flushes        {}\n",
+            "blocks emitted       {}\nguest insns emitted  {}\nbytes emitted        {}\nemit seconds         {:.3} ({:.1} us per guest insn)\nregions compiled     {}\nregion blocks        {}\nguest insns compiled {}\ncode bytes           {} ({} in use)\ncompile seconds      {:.3} ({:.1} us per guest insn)\nstale results        {}\nnot compilable       {}\narena flushes        {}\n",
             s.emitted,
             s.emitted_insns,
             s.emitted_bytes,

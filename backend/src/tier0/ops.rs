@@ -753,7 +753,9 @@ pub unsafe extern "C" fn start_compiled<C: GuestCpu>(s: *mut u8, op: *mut COp) -
     unsafe {
         let rec = (*op).record_here();
         let why = Why::from_code(crate::jit::runtime::enter(s, (*rec).linked));
-        VcpuBlock::<C>::from_seam(s).eng.why = why;
+        let b = VcpuBlock::<C>::from_seam(s);
+        b.eng.why = why;
+        b.eng.stats.went_on += 1;
         ptr::null_mut()
     }
 }

@@ -19,6 +19,12 @@ const STATE_VERSION: u32 = 1;
 /// Channel 0 never rings more often than this: a count of 2 would otherwise keep a host thread busy. Edges between
 /// coincide, as they would on a CPU that is slow to acknowledge.
 const MIN_GAP_NS: Ns = 20_000;
+/// An edge that comes before the CPU has taken the interrupt of the one before waits this long, and edges that a late timer thread has
+/// missed are made up for one by one, this far apart: on a busy host a CPU may not run for many periods, and Linux at its
+/// start counts edges against the TSC and panics if most are lost.
+const REPLAY_GAP_NS: Ns = 250_000;
+/// Edges older than this many pulses (one second) are not made up for.
+const REPLAY_MAX: u64 = PIT_HZ;
 /// Pulses between refresh requests on the PC (channel 1 as every BIOS sets it), shown by bit 4 of port 61h.
 const REFRESH_PULSES: u64 = 18;
 
@@ -32,6 +38,8 @@ pub struct Pit {
     irq: IrqLine,
     /// While set (HPET LEG_RT_CNF) channel 0 is cut off from its line.
     cut: Option<Arc<AtomicBool>>,
+    /// Whether the CPU has yet to take an interrupt.
+    untaken: Option<Box<dyn Fn() -> bool + Send>>,
     timer: Timer,
     state: PitState,
 }
@@ -64,7 +72,7 @@ impl Pit {
     /// A PIT whose timer is not bound: channel 0 raises its line only when the guest accesses it. See `new_shared`.
     pub fn new(irq: IrqLine, clock: Clock) -> Self {
         let state = PitState::new(pulse_of(clock.now()));
-        Self { irq, cut: None, timer: clock.timer("pit"), state }
+        Self { irq, cut: None, untaken: None, timer: clock.timer("pit"), state }
     }
 
     /// A PIT that drives `irq` (ISA 0) as time passes.
@@ -82,6 +90,11 @@ impl Pit {
     /// While `flag` is set channel 0 does not reach its line (HPET legacy replacement).
     pub fn cut_by(&mut self, flag: Arc<AtomicBool>) {
         self.cut = Some(flag);
+    }
+
+    /// Edges wait while `untaken` says that the CPU has yet to take an interrupt.
+    pub fn wait_while(&mut self, untaken: impl Fn() -> bool + Send + 'static) {
+        self.untaken = Some(Box::new(untaken));
     }
 
     fn now(&self) -> u64 {
@@ -113,9 +126,33 @@ impl Pit {
         }
     }
 
+    /// Gives the line one edge if any is due; those after it that are due too follow soon.
     fn expired(&mut self, now: Ns) {
-        self.catch_up(pulse_of(now));
-        self.arm(now.saturating_add(MIN_GAP_NS));
+        let pulse = pulse_of(now);
+        self.state.seen = self.state.seen.max(pulse.saturating_sub(REPLAY_MAX));
+        let due = self.state.counters[0].next_rise(self.state.seen).filter(|t| *t <= pulse);
+        let more = due.and_then(|t| self.state.counters[0].next_rise(t)).is_some_and(|t| t <= pulse);
+        let single = self.worth_replay() && due.is_some_and(|t| t > self.state.seen);
+        match due {
+            Some(_) if single && self.untaken.as_ref().is_some_and(|u| u()) => {
+                self.timer.arm(now.saturating_add(REPLAY_GAP_NS));
+            }
+            Some(t) if single && more => {
+                self.drive(false);
+                self.drive(true);
+                self.state.seen = t;
+                self.timer.arm(now.saturating_add(REPLAY_GAP_NS));
+            }
+            _ => {
+                self.catch_up(pulse);
+                self.arm(now.saturating_add(MIN_GAP_NS));
+            }
+        }
+    }
+
+    /// Whether edges come slowly enough that single ones matter and can be made up for.
+    fn worth_replay(&self) -> bool {
+        self.state.counters[0].period() > 4 * pulse_of(REPLAY_GAP_NS)
     }
 
     /// Runs `f` on the counters; if it may have changed channel 0, the line and the timer follow.

@@ -220,6 +220,11 @@ impl Counter {
         (rise > now).then_some(rise as u64)
     }
 
+    /// Pulses between two rises of OUT while the counter runs on like this by itself; 0 if it does not.
+    pub fn period(&self) -> u64 {
+        if matches!(self.mode, 2 | 3) && self.next.is_none() { self.n.into() } else { 0 }
+    }
+
     /// The counting element as the guest reads it.
     fn value(&mut self, now: u64) -> u16 {
         self.sync(now);

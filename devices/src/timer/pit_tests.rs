@@ -301,3 +301,70 @@ fn next_rise_agrees_with_out() {
         assert_eq!(said, rise, "{c:?} at {t}");
     }
 }
+
+/// A count of 250 Hz on channel 0.
+fn run_250_hz(pit: &Arc<Mutex<Pit>>) {
+    out(pit, 0x43, 0x34);
+    out(pit, 0x40, 0xa5);
+    out(pit, 0x40, 0x12); // 4773
+}
+
+#[test]
+fn edges_that_a_late_timer_missed_are_made_up_for_one_by_one() {
+    let (clock, probe, pit) = pit();
+    run_250_hz(&pit);
+    at(&clock, 5_000_000);
+    probe.edges();
+    // Nothing ran for 41 ms: ten edges.
+    let mut got = Vec::new();
+    for step in 0..20 {
+        at(&clock, 46_000_000 + step * 300_000);
+        got.push(probe.edges());
+    }
+    assert!(got.iter().all(|n| *n <= 1), "{got:?}");
+    assert_eq!(got.iter().sum::<u32>(), 10 + 1, "{got:?}");
+    let late = (0..1000).filter(|ms| {
+        at(&clock, 60_000_000 + ms * 1_000_000);
+        probe.edges() > 0
+    });
+    let late = late.count();
+    assert!((248..=254).contains(&late), "back at the programmed rate: {late}");
+}
+
+#[test]
+fn an_edge_waits_until_the_cpu_has_taken_the_one_before() {
+    let (clock, probe, pit) = pit();
+    let busy = Arc::new(AtomicBool::new(false));
+    let b = busy.clone();
+    pit.lock().wait_while(move || b.load(Ordering::SeqCst));
+    run_250_hz(&pit);
+    probe.edges();
+    at(&clock, 5_000_000);
+    assert_eq!(probe.edges(), 1);
+    busy.store(true, Ordering::SeqCst);
+    for ms in 6..30 {
+        at(&clock, ms * 1_000_000);
+    }
+    assert_eq!(probe.edges(), 0);
+    busy.store(false, Ordering::SeqCst);
+    let made_up: u32 = (0..8)
+        .map(|step| {
+            at(&clock, 30_000_000 + step * 300_000);
+            probe.edges()
+        })
+        .sum();
+    assert_eq!(made_up, 6 + 1, "those of 8 to 28 ms, and of 32");
+}
+
+#[test]
+fn an_hour_of_missed_edges_is_not_made_up_for() {
+    let (clock, probe, pit) = pit();
+    run_250_hz(&pit);
+    let hour = 3_600_000_000_000;
+    let mut edges = 0;
+    for step in 0..4000 {
+        at(&clock, hour + step * 300_000);
+        edges += u64::from(probe.edges());
+    }
+    assert!((500..=600).contains(&edges), "{edges}: a second of them, and those of the {} ms since", 4000 * 3 / 10);
+}

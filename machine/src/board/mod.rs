@@ -32,7 +32,7 @@ use memory::ECAM;
 use parking_lot::Mutex;
 use ports::Ports;
 use std::sync::Arc;
-use vm_core::{Clock, Device, DeviceCell, IrqLine, MemMap, MmioBus, Pa, PortBus, Ram, VcpuSignals};
+use vm_core::{Clock, Device, DeviceCell, Events, IrqLine, MemMap, MmioBus, Pa, PortBus, Ram, VcpuSignals};
 use wires::Wires;
 
 /// Frequency of the virtual time-stamp counter: one tick a nanosecond of guest time, whatever the host's own is.
@@ -193,6 +193,8 @@ fn add_timers(
     map: &MemMap,
 ) -> Result<SharedRtc, BoardError> {
     let pit = Pit::new_shared(wires.isa(0), out.clock.clone());
+    let signals = out.signals.clone();
+    pit.lock().wait_while(move || signals.pending().contains(Events::INTR));
     let rtc = Rtc::new_shared(wires.isa(8), out.clock.clone(), out.unix_seconds);
     let (below, above) = memory::sizes(map);
     rtc.lock().set_memory(below, above);

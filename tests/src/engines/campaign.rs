@@ -14,7 +14,7 @@ use vm_core::{Events, StopReason, VcpuSignals};
 /// Milliseconds that a program may take. One that the reference does not end in time is not compared; the other engines,
 /// which compile, have long enough that only a hang makes them late.
 const REFERENCE_LIMIT: u64 = 250;
-const LIMIT: u64 = 10_000;
+const LIMIT: u64 = 60_000;
 
 /// The engines, and a thread that stops programs that do not end.
 pub struct Campaign {
