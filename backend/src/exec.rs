@@ -348,10 +348,13 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
             }
             Why::Edge => {
                 let (edge, from) = (b.eng.edge_number as u8, b.eng.cur);
+                // The page of `from`; `find` sets that of the target.
+                let (page, pc) = (b.page_pc(), b.cpu.pc());
                 if let (Ok(to), false) = (self.find(b, false), log::enabled(Item::NOCHAIN)) {
                     // SAFETY: the block just ran; nothing was freed since.
-                    let fits = unsafe { (*from).tier1.is_some() && same_page(&*from, &*to) };
-                    if fits {
+                    let (from_block, to_block) = unsafe { (&*from, &*to) };
+                    let unwrapped = pc == page.wrapping_add(to_block.start.into());
+                    if from_block.tier1.is_some() && unwrapped && same_page(from_block, to_block) {
                         b.cache.link_code(from, edge, to);
                     }
                 }

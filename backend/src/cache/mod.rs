@@ -187,8 +187,7 @@ impl Cache {
         self.blocks.values().map(|r| unsafe { &**r })
     }
 
-    /// Takes a record in. True if one of its pages held no code before: the caller then sets CODE and revokes write
-    /// entries (`new_pages`).
+    /// Takes a record in, in place of one with the same key. Its pages have been claimed (`VcpuBlock::claim_code_page`).
     pub fn insert(&mut self, rec: Box<Record>) -> *mut Record {
         self.insns += u64::from(rec.insns);
         let (key, ranges) = (rec.key, rec.ranges());

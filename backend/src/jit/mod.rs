@@ -158,8 +158,8 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
 
     /// A block has run often: it goes one tier up. `rec` is live.
     pub fn hot(&mut self, b: &mut VcpuBlock<C>, rec: *mut Record) {
-        if region::source(rec).3 {
-            // Goes into another page, which may be mapped elsewhere next time.
+        if region::straddles(rec) {
+            // Its second page may be mapped elsewhere next time.
             return region::never_ask(rec);
         }
         match region::tier(rec) {
@@ -248,8 +248,12 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
         });
     }
 
-    /// Room in the arena, if need be that of all code there is.
+    /// Room in the arena: free, of code that was dropped, or if need be of all code there is.
     fn place(&mut self, b: &mut VcpuBlock<C>, code: &[u8]) -> Option<(Range, u64)> {
+        if let Some(placed) = b.cache.place_code(code) {
+            return Some(placed);
+        }
+        b.cache.release_freed();
         if let Some(placed) = b.cache.place_code(code) {
             return Some(placed);
         }
@@ -269,7 +273,7 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
             return;
         }
         let t = Instant::now();
-        let (key, start, insns, _) = region::source(rec);
+        let (key, start, insns) = region::source(rec);
         crate::exec::read_code(b.machine().ram(), key.phys, &mut self.page);
         let (mut block, emitter) = (std::mem::take(&mut self.block), self.tier1.take());
         let Some(mut emitter) = emitter else { return };

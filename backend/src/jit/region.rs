@@ -99,11 +99,17 @@ pub fn tier(rec: *mut Record) -> u32 {
     }
 }
 
-/// What to translate for a live record: key, page offset, instructions, whether it goes into the next page.
-pub fn source(rec: *mut Record) -> (ir::BlockKey, u32, u32, bool) {
+/// What to translate for a live record: key, page offset, instructions.
+pub fn source(rec: *mut Record) -> (ir::BlockKey, u32, u32) {
     // SAFETY: by the caller's promise.
     let r = unsafe { &*rec };
-    (r.key, r.start, r.insns, r.second.is_some())
+    (r.key, r.start, r.insns)
+}
+
+/// Whether a live record goes into the next page.
+pub fn straddles(rec: *mut Record) -> bool {
+    // SAFETY: by the caller's promise.
+    unsafe { (*rec).second.is_some() }
 }
 
 /// Runs compiled code of a live record.

@@ -779,11 +779,15 @@ fn leave_block<C: GuestCpu>(b: &mut VcpuBlock<C>, page_offset: i64, why: Why) ->
 impl<C: GuestCpu> VcpuBlock<C> {
     /// Sets the program counter to an offset from the current page's first byte.
     pub fn set_pc_in_page(&mut self, page_offset: i64) {
+        let pc = self.page_pc().wrapping_add(page_offset as u64) & self.eng.pc_mask;
+        self.cpu.set_pc(pc);
+    }
+
+    /// Program counter of the current page's first byte.
+    pub fn page_pc(&mut self) -> u64 {
         let page_off = self.eng.pc_page_off;
         // SAFETY: the layout's `pc_page` slot lies inside the state.
-        let page = unsafe { rd::<u64>(self.seam(), page_off as u16) };
-        let pc = page.wrapping_add(page_offset as u64) & self.eng.pc_mask;
-        self.cpu.set_pc(pc);
+        unsafe { rd::<u64>(self.seam(), page_off as u16) }
     }
 }
 

@@ -19,9 +19,10 @@ const STATE_VERSION: u32 = 1;
 /// Channel 0 never rings more often than this: a count of 2 would otherwise keep a host thread busy. Edges between
 /// coincide, as they would on a CPU that is slow to acknowledge.
 const MIN_GAP_NS: Ns = 20_000;
-/// An edge that comes before the CPU has taken the interrupt of the one before waits this long, and edges that a late timer thread has
-/// missed are made up for one by one, this far apart: on a busy host a CPU may not run for many periods, and Linux at its
-/// start counts edges against the TSC and panics if most are lost.
+/// An edge that comes before the CPU has taken the interrupt of the one before waits; it is tried again this often.
+const WAIT_NS: Ns = 1_000_000;
+/// Edges that had to wait, or that a late timer thread has missed, are made up for one by one, this far apart: on a busy host a CPU
+/// may not run for many periods, and Linux at its start counts edges against the TSC and panics if most are lost.
 const REPLAY_GAP_NS: Ns = 250_000;
 /// Edges older than this many pulses (one second) are not made up for.
 const REPLAY_MAX: u64 = PIT_HZ;
@@ -135,7 +136,7 @@ impl Pit {
         let single = self.worth_replay() && due.is_some_and(|t| t > self.state.seen);
         match due {
             Some(_) if single && self.untaken.as_ref().is_some_and(|u| u()) => {
-                self.timer.arm(now.saturating_add(REPLAY_GAP_NS));
+                self.timer.arm(now.saturating_add(WAIT_NS));
             }
             Some(t) if single && more => {
                 self.drive(false);
