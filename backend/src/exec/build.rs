@@ -1,0 +1,250 @@
+//! Building blocks: claims the page, fetches source bytes, has them translated, and forms tier 0's code.
+//!
+//! UNSAFE: reads the record that just ran.
+#![allow(unsafe_code)]
+
+use super::{Driver, ONE};
+use crate::cache::Record;
+use crate::mmu::Place;
+use crate::tier0::form::{Formed, TooLarge};
+use crate::tier0::ops;
+use crate::vblock::{JC_NONE, VcpuBlock};
+use ir::{BlockKey, CodeFetch, Frontend, TranslateError};
+use std::time::Instant;
+use vm_core::guest::GuestCpu;
+use vm_core::log::{self, Item};
+use vm_core::{Access, Fault, Pa, PageBits, Ram, Va};
+
+/// Guest instructions in a block at most.
+const MAX_INSNS: u32 = 64;
+/// Bytes that the decoder looks at for one instruction at most, a longer one being invalid.
+const MAX_INSN_BYTES: usize = 16;
+/// As `MAX_INSNS`, after an instruction that had to run alone: the next may have to as well, and a new block for each of them
+/// costs more the longer they are.
+const AFTER_LEAVE: u32 = 8;
+/// Runs after which a block is formed anew with the IR passes where there is no compiler.
+const BETTER: u32 = 32;
+/// Runs before a block is compiled whose page is written again and again.
+const CHANGING: u32 = 500;
+
+/// A block to be built.
+pub(super) struct Wanted {
+    key: BlockKey,
+    va: Va,
+    ctx: usize,
+    /// With the IR passes.
+    better: bool,
+}
+
+/// Source bytes while a block is translated.
+struct Fetch<'a, C: GuestCpu> {
+    b: &'a mut VcpuBlock<C>,
+    page: &'a [u8; 4096],
+    next: Option<Box<[u8; 4096]>>,
+    next_va: Va,
+    ctx: usize,
+    /// RAM page number of the second page.
+    second: Option<u64>,
+}
+
+impl<C: GuestCpu> CodeFetch for Fetch<'_, C> {
+    type Fault = Fault;
+
+    fn page(&self) -> &[u8; 4096] {
+        self.page
+    }
+
+    fn next_page(&mut self) -> Result<&[u8; 4096], Fault> {
+        let mut buf = Box::new([0xff; 4096]);
+        let offset = match self.b.quick(self.next_va.0, 1, Access::Execute, self.ctx) {
+            Some(o) => Some(o),
+            None => match self.b.place(self.next_va, Access::Execute, self.ctx)? {
+                Place::Ram { offset, .. } => Some(offset),
+                Place::Mmio(pa) => {
+                    self.b.read_mmio_code(pa, &mut buf);
+                    None
+                }
+            },
+        };
+        if let Some(o) = offset {
+            self.b.claim_code_page(o >> 12);
+            self.b.machine().ram().read(o & !0xfff, &mut buf[..]);
+            self.second = Some(o >> 12);
+        }
+        Ok(self.next.insert(buf))
+    }
+}
+
+impl<C: GuestCpu> VcpuBlock<C> {
+    /// Before bytes of a page are decoded for keeping: no store may go by unseen from now on.
+    pub(super) fn claim_code_page(&mut self, page: u64) {
+        let ram = self.machine().ram();
+        if !ram.page_bits(page).contains(PageBits::CODE) {
+            ram.set_page_bits(page, PageBits::CODE);
+            let host = (ram.host_base() as u64).wrapping_add(page << 12);
+            self.fills.revoke_host_page(&mut self.eng.tlb, host, false);
+        }
+    }
+
+    /// Instruction bytes outside RAM: as many as one instruction can have.
+    pub(super) fn read_mmio_code(&mut self, pa: Pa, buf: &mut [u8; 4096]) {
+        let start = (pa.0 & 0xfff) as usize;
+        for (byte, at) in buf[start..].iter_mut().zip(pa.0..).take(16) {
+            *byte = self.machine().mmio_read(Pa(at), 1) as u8;
+        }
+    }
+}
+
+impl<F: Frontend, C: GuestCpu> Driver<F, C> {
+    pub(super) fn translate(&mut self, b: &mut VcpuBlock<C>, key: BlockKey, va: Va, ctx: usize) -> Result<*mut Record, Fault> {
+        b.claim_code_page(key.phys >> 12);
+        let rec = self.build_from_ram(b, Wanted { key, va, ctx, better: false })?;
+        let rec = b.cache.insert(rec);
+        if self.settings.threshold == 0
+            && key.mode & ONE == 0
+            && !self.left
+            && !b.cache.changes_often(key.phys >> 12)
+            && let Some(jit) = &mut self.jit
+        {
+            jit.hot(b, rec);
+        }
+        Ok(rec)
+    }
+
+    /// Code outside RAM: decoded afresh each time, one instruction at a time, never kept.
+    pub(super) fn translate_mmio(
+        &mut self,
+        b: &mut VcpuBlock<C>,
+        pa: Pa,
+        va: Va,
+        ctx: usize,
+        mode: u64,
+    ) -> Result<*mut Record, Fault> {
+        let mut page = [0xff; 4096];
+        b.read_mmio_code(pa, &mut page);
+        let key = BlockKey { phys: u64::MAX << 12 | pa.0 & 0xfff, mode: mode | ONE };
+        let mut rec = self.build(b, &page, Wanted { key, va, ctx, better: false })?;
+        rec.threshold = u32::MAX;
+        Ok(b.cache.insert_transient(rec))
+    }
+
+    fn build_from_ram(&mut self, b: &mut VcpuBlock<C>, want: Wanted) -> Result<Box<Record>, Fault> {
+        let mut page = self.page.take().unwrap_or_else(|| Box::new([0; 4096]));
+        read_code(b.machine().ram(), want.key.phys, &mut page);
+        let rec = self.build(b, &page, want);
+        self.page = Some(page);
+        rec
+    }
+
+    fn build(&mut self, b: &mut VcpuBlock<C>, page: &[u8; 4096], want: Wanted) -> Result<Box<Record>, Fault> {
+        let t = Instant::now();
+        let Wanted { key, va, ctx, better } = want;
+        let start = (va.0 & 0xfff) as u32;
+        let mut max = match key.mode & ONE {
+            0 if self.left => AFTER_LEAVE,
+            0 => MAX_INSNS,
+            _ => 1,
+        };
+        let next_va = Va((va.0 & !0xfff).wrapping_add(4096));
+        let mut fetch = Fetch { b, page, next: None, next_va, ctx, second: None };
+        loop {
+            let done = self.fe.translate(key.mode & !ONE, start, max, &mut fetch, &mut self.block);
+            if let Err(TranslateError::Fetch(f)) = done {
+                return Err(f);
+            }
+            if better {
+                self.passes.optimize(&mut self.block, self.fe.layout(), self.fe.helpers());
+            }
+            match self.former.form::<C>(&self.block, self.fe.layout(), self.fe.helpers()) {
+                Ok(formed) => {
+                    let second = fetch.second.filter(|_| self.block.straddles);
+                    self.log_block(key, va, page);
+                    let changing = fetch.b.cache.changes_often(key.phys >> 12);
+                    let rec = self.record(formed, &want, second, changing);
+                    fetch.b.eng.stats.insns_translated += u64::from(rec.insns);
+                    fetch.b.eng.stats.translate_ns += t.elapsed().as_nanos() as u64;
+                    return Ok(rec);
+                }
+                Err(TooLarge) => max = (max / 2).max(1),
+            }
+        }
+    }
+
+    /// `changing`: the page is written again and again.
+    fn record(&self, formed: Formed, want: &Wanted, second: Option<u64>, changing: bool) -> Box<Record> {
+        let one = want.key.mode & ONE != 0;
+        let threshold = match (&self.jit, one || want.better || second.is_some()) {
+            (_, true) => u32::MAX,
+            (Some(_), _) if changing => self.settings.threshold.max(CHANGING),
+            (Some(_), _) if self.left => self.settings.threshold.max(2),
+            (Some(_), _) => self.settings.threshold,
+            (None, _) => BETTER,
+        };
+        let mut rec = Box::new(Record {
+            runs: 0,
+            threshold,
+            code: 0,
+            key: want.key,
+            start: (want.va.0 & 0xfff) as u32,
+            end: self.block.next as u32,
+            second,
+            insns: self.block.guest_insns,
+            ops: formed.ops,
+            insn_at: formed.insn_at,
+            edges: formed.edges,
+            incoming: Vec::new(),
+            dead: false,
+            linked: 0,
+            hot: 0,
+            jc: JC_NONE,
+            tier1: None,
+            callers: Vec::new(),
+            dead_start: ops::start_dead::<C>,
+        });
+        let p = &raw mut *rec;
+        rec.ops[0].set_record(p);
+        if one {
+            rec.ops[0].set_handler(ops::start_alone::<C>);
+        }
+        rec
+    }
+
+    /// Without a compiler, a block that runs often gets the IR passes and is formed anew.
+    pub(super) fn form_better(&mut self, b: &mut VcpuBlock<C>, rec: *mut Record) {
+        // SAFETY: `rec` is live: it just ran.
+        let (key, start) = unsafe { ((*rec).key, (*rec).start) };
+        let va = Va(b.cpu.linear(b.cpu.pc()).0 & !0xfff | u64::from(start));
+        let want = Wanted { key, va, ctx: C::mode_ctx(key.mode), better: true };
+        if let Ok(better) = self.build_from_ram(b, want) {
+            b.cache.insert(better);
+        }
+    }
+
+    fn log_block(&self, key: BlockKey, va: Va, page: &[u8; 4096]) {
+        let on = Item::IN_ASM | Item::OP;
+        if !log::enabled(on) || !log::in_filter(va.0) {
+            return;
+        }
+        if log::enabled(Item::IN_ASM) {
+            log::write(format_args!("----------------\nIN: {:#x} (RAM {:#x}, mode {:#x})\n", va.0, key.phys, key.mode));
+            let (mut at, end) = (self.block.start as usize, (self.block.next as usize).min(4096));
+            while at < end {
+                let pc = va.0 & !0xfff | at as u64;
+                let (text, len) = self.fe.disassemble(key.mode & !ONE, pc, &page[at..end]);
+                log::write(format_args!("{pc:#x}:  {text}\n"));
+                at += len.max(1);
+            }
+        }
+        if log::enabled(Item::OP) {
+            let text = self.block.display(self.fe.layout(), self.fe.helpers());
+            log::write(format_args!("OP:\n{text}\n"));
+        }
+    }
+}
+
+/// Reads source bytes at a RAM offset into their place in a page: as many as a block can have.
+pub fn read_code(ram: &Ram, offset: u64, page: &mut [u8; 4096]) {
+    let start = (offset & 0xfff) as usize;
+    let end = (start + MAX_INSNS as usize * MAX_INSN_BYTES).min(4096);
+    ram.read(offset, &mut page[start..end]);
+}

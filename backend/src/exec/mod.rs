@@ -1,0 +1,391 @@
+//! The execution loop: finds blocks, runs them in tier 0 or compiled, and does what they return for.
+//!
+//! UNSAFE: enters tier 0 and generated code with pointers to live records.
+#![allow(unsafe_code)]
+
+mod build;
+mod find;
+mod info;
+
+pub use build::read_code;
+
+use crate::cache::Record;
+use crate::jit::Jit;
+use crate::tier0::form::{Edge, Former};
+use crate::tier0::ops;
+use crate::vblock::{Helper, LEAVE, SAMPLE, VcpuBlock, VcpuRef, Why};
+use ir::pass::Passes;
+use ir::{Block, Frontend};
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+use vm_core::guest::{GuestCpu, Shutdown};
+use vm_core::log::{self, Item};
+use vm_core::{CpuIo, Events, Fault, Pa, StopReason, Va, Vcpu, dlog};
+/// Mode bit of blocks of one instruction, which run while the instruction may write its own code.
+pub const ONE: u64 = 1 << 63;
+/// Dropped blocks that may wait until they are freed.
+const GRAVES: usize = 4096;
+
+/// How the engine runs (`-accel`).
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Compile at all; else tier 0 only.
+    pub jit: bool,
+    /// Runs of a block before it is compiled; 0: compile at first sight, synchronously.
+    pub threshold: u32,
+    /// Emit blocks by tier 1 first; only those that run on are compiled as regions.
+    pub tier1: bool,
+    /// Runs of a block in tier 1 before its region is compiled; 0: never.
+    pub hot: u32,
+    /// Regions of one block only.
+    pub single_block_regions: bool,
+    /// Compile only regions with numbers in this range.
+    pub bisect: Option<(u64, u64)>,
+    /// Compile on a thread of its own.
+    pub background: bool,
+}
+
+/// One vCPU of the translating engine.
+pub struct Engine<F: Frontend, C: GuestCpu> {
+    vref: VcpuRef<C>,
+    driver: Driver<F, C>,
+}
+
+struct Driver<F: Frontend, C: GuestCpu> {
+    fe: Arc<F>,
+    settings: Settings,
+    former: Former,
+    passes: Passes,
+    block: Block,
+    /// The last instruction left its block and ran alone.
+    left: bool,
+    /// Source bytes of the block that is being built.
+    page: Option<Box<[u8; 4096]>>,
+    jit: Option<Jit<F, C>>,
+}
+
+impl<F: Frontend, C: GuestCpu> Engine<F, C> {
+    /// `helpers`: code of the front end's helper table, in its order. `Err`: the host gives no executable memory.
+    pub fn new(fe: Arc<F>, cpu: C, helpers: Arc<[Helper<C>]>, settings: Settings) -> std::io::Result<Self> {
+        let mut b = VcpuBlock::new(cpu, helpers);
+        let l = fe.layout();
+        b.eng.pc_off = l.slot(l.pc).offset;
+        b.eng.pc_page_off = l.slot(l.pc_page).offset;
+        let vref = VcpuRef::new(b);
+        let mut engine = Self {
+            vref,
+            driver: Driver {
+                fe: fe.clone(),
+                settings,
+                former: Former::default(),
+                passes: Passes::new(),
+                block: Block::default(),
+                left: false,
+                page: None,
+                jit: None,
+            },
+        };
+        if engine.driver.settings.jit {
+            let kick = engine.kick();
+            let jit = Jit::new(fe, engine.vref.get(), &engine.driver.settings, kick)?;
+            engine.driver.jit = Some(jit);
+        }
+        Ok(engine)
+    }
+
+    /// For `VcpuSignals::set_kick`.
+    pub fn kick(&self) -> Box<dyn Fn() + Send + Sync> {
+        self.vref.kick()
+    }
+}
+
+impl<F: Frontend, C: GuestCpu> Vcpu for Engine<F, C> {
+    type Cpu = C;
+
+    fn run(&mut self, io: &dyn CpuIo) -> StopReason {
+        let driver = &mut self.driver;
+        self.vref.get().with_io(io, |b| driver.run(b))
+    }
+
+    fn cpu(&mut self) -> &mut C {
+        &mut self.vref.get().cpu
+    }
+
+    fn cpu_changed(&mut self) {
+        let b = self.vref.get();
+        b.fills.flush_all(&mut b.eng.tlb);
+        b.jc_clear_all();
+    }
+
+    fn info_jit(&mut self) -> String {
+        self.driver.info(self.vref.get())
+    }
+
+    fn info_tlb(&mut self, io: &dyn CpuIo) -> String {
+        self.vref.get().cpu.dump_mappings(&crate::mmu::WalkMem(io))
+    }
+
+    fn debug_translate(&mut self, io: &dyn CpuIo, va: Va) -> Option<Pa> {
+        self.vref.get().cpu.debug_walk(va, &crate::mmu::WalkMem(io))
+    }
+}
+
+impl<F: Frontend, C: GuestCpu> Driver<F, C> {
+    fn run(&mut self, b: &mut VcpuBlock<C>) -> StopReason {
+        let io = b.machine();
+        loop {
+            b.eng.exit.store(0, Ordering::SeqCst);
+            let pending = io.signals().pending();
+            if !pending.is_empty() {
+                if pending.contains(Events::STOP) {
+                    return StopReason::Stopped;
+                }
+                if pending.contains(Events::CODE) {
+                    self.host_wrote_code(b);
+                }
+                if self.deliver_events(b).is_err() {
+                    return StopReason::TripleFault;
+                }
+            }
+            if b.cpu.halted() {
+                return StopReason::Halted;
+            }
+            if let Some(jit) = &mut self.jit {
+                jit.install_finished(b);
+            }
+            if self.run_until_event(b).is_err() {
+                return StopReason::TripleFault;
+            }
+        }
+    }
+
+    fn host_wrote_code(&mut self, b: &mut VcpuBlock<C>) {
+        let io = b.machine();
+        io.signals().clear(Events::CODE);
+        for (first, last) in io.ram().take_code_writes() {
+            b.cache.invalidate(io.ram(), first, last - first + 1);
+        }
+    }
+
+    fn deliver_events(&mut self, b: &mut VcpuBlock<C>) -> Result<(), Shutdown> {
+        if b.cpu.in_shadow() {
+            return Ok(());
+        }
+        b.eng.single = true;
+        let delivered = C::deliver_event(b);
+        b.eng.single = false;
+        b.note_event(matches!(delivered, Ok(true)));
+        b.cache.apply_writes(b.machine().ram());
+        delivered.map(|_| ())
+    }
+
+    /// Runs blocks until an event is pending or the CPU halts.
+    fn run_until_event(&mut self, b: &mut VcpuBlock<C>) -> Result<(), Shutdown> {
+        let io = b.machine();
+        loop {
+            let (shadow, trap) = (b.cpu.in_shadow(), b.cpu.single_step());
+            if shadow || trap {
+                let done = self.step(b)?;
+                if shadow {
+                    b.cpu.end_shadow();
+                }
+                if done && trap {
+                    C::after_insn(b)?;
+                }
+            } else {
+                self.run_block(b)?;
+            }
+            if b.cache.dead() > GRAVES {
+                b.cache.changed.clear();
+                b.jc_clear_all();
+                b.eng.stats.interpreted_dropped += b.cache.bury();
+            }
+            if b.cpu.halted() || !io.signals().pending().is_empty() || b.eng.exit.load(Ordering::Relaxed) != 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Runs from the program counter until code comes back to the dispatcher for more than the next block.
+    fn run_block(&mut self, b: &mut VcpuBlock<C>) -> Result<(), Shutdown> {
+        loop {
+            b.eng.stats.dispatches += 1;
+            let rec = match self.find(b, false) {
+                Ok(r) => r,
+                Err(f) => return self.fault(b, f),
+            };
+            self.left = false;
+            self.log_entry(b);
+            // SAFETY: `find` gives a live record, and sets the page's program counter.
+            unsafe { self.enter(b, rec) };
+            let only_jumped = matches!(b.eng.why, Why::Miss | Why::Edge | Why::Link | Why::Hot);
+            self.follow_up(b)?;
+            if !only_jumped || b.eng.exit.load(Ordering::Relaxed) != 0 || b.cache.dead() > GRAVES {
+                return Ok(());
+            }
+        }
+    }
+
+    /// # Safety
+    /// `rec` is live and the engine state is set up for it (`find`).
+    unsafe fn enter(&mut self, b: &mut VcpuBlock<C>, rec: *mut Record) {
+        b.eng.fault_op = ptr::null();
+        if !b.cache.changed.is_empty() {
+            b.jc_sync();
+        }
+        // SAFETY: by the caller's promise.
+        unsafe {
+            match (&self.jit, (*rec).code) {
+                (Some(jit), code) if code != 0 => b.eng.why = jit.enter(b, code),
+                _ if b.eng.stats.dispatches.is_multiple_of(SAMPLE) => self.interpret_timed(b, rec),
+                _ => ops::run(b.seam(), (*rec).ops.as_mut_ptr()),
+            }
+        }
+    }
+
+    /// # Safety
+    /// As `enter`.
+    unsafe fn interpret_timed(&self, b: &mut VcpuBlock<C>, rec: *mut Record) {
+        let (t, went_on) = (Instant::now(), b.eng.stats.went_on);
+        // SAFETY: by the caller's promise.
+        unsafe { ops::run(b.seam(), (*rec).ops.as_mut_ptr()) };
+        if b.eng.stats.went_on == went_on {
+            b.eng.stats.interpret_ns += SAMPLE * t.elapsed().as_nanos() as u64;
+        }
+    }
+
+    fn follow_up(&mut self, b: &mut VcpuBlock<C>) -> Result<(), Shutdown> {
+        match b.eng.why {
+            Why::Lookup | Why::Miss | Why::Kicked => Ok(()),
+            Why::Link => {
+                let (edge, from) = (b.eng.edge, b.eng.cur);
+                if let (Ok(to), false) = (self.find(b, false), log::enabled(Item::NOCHAIN)) {
+                    // SAFETY: the edge belongs to the block that just ran; nothing was freed since.
+                    unsafe {
+                        if linkable(from, edge, to) {
+                            b.cache.link(edge, to);
+                        }
+                    }
+                }
+                Ok(())
+            }
+            Why::Edge => {
+                let (edge, from) = (b.eng.edge_number as u8, b.eng.cur);
+                // The page of `from`; `find` sets that of the target.
+                let (page, pc) = (b.page_pc(), b.cpu.pc());
+                if let (Ok(to), false) = (self.find(b, false), log::enabled(Item::NOCHAIN)) {
+                    // SAFETY: the block just ran; nothing was freed since.
+                    let (from_block, to_block) = unsafe { (&*from, &*to) };
+                    let unwrapped = pc == page.wrapping_add(to_block.start.into());
+                    if from_block.tier1.is_some() && unwrapped && same_page(from_block, to_block) {
+                        b.cache.link_code(from, edge, to);
+                    }
+                }
+                Ok(())
+            }
+            Why::Leave => {
+                b.eng.stats.leaves += 1;
+                self.locate_fault(b);
+                let done = self.step(b).map(|_| ());
+                self.left = true;
+                done
+            }
+            Why::Fault => {
+                self.locate_fault(b);
+                let f = b.eng.fault;
+                self.fault(b, f)
+            }
+            Why::Hot => {
+                let rec = b.eng.cur;
+                match &mut self.jit {
+                    Some(jit) => jit.hot(b, rec),
+                    None => self.form_better(b, rec),
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Sets the program counter to the instruction at which tier 0 stopped. (Compiled code has set it.)
+    fn locate_fault(&self, b: &mut VcpuBlock<C>) {
+        if b.eng.fault_op.is_null() {
+            return;
+        }
+        // SAFETY: `cur` is the record that runs or just ran; it is freed only by the dispatcher, later.
+        let offset = unsafe { (*b.eng.cur).page_offset_of(b.eng.fault_op) };
+        b.set_pc_in_page(offset.into());
+    }
+
+    fn fault(&mut self, b: &mut VcpuBlock<C>, f: Fault) -> Result<(), Shutdown> {
+        b.eng.stats.faults += 1;
+        b.eng.single = true;
+        let r = C::deliver_fault(b, f);
+        b.eng.single = false;
+        b.cache.apply_writes(b.machine().ram());
+        r
+    }
+
+    /// Runs the one instruction at the program counter. It may write its own code. `Ok(true)`: it did not fault.
+    fn step(&mut self, b: &mut VcpuBlock<C>) -> Result<bool, Shutdown> {
+        b.eng.single = true;
+        let found = self.find(b, true);
+        let outcome = match found {
+            Err(f) => Err(f),
+            Ok(rec) => {
+                self.log_entry(b);
+                b.eng.fault_op = ptr::null();
+                // SAFETY: `find` gives a live record; dropped records are freed only by the dispatcher.
+                unsafe { ops::run(b.seam(), (*rec).ops.as_mut_ptr()) };
+                self.locate_fault(b);
+                match b.eng.why {
+                    Why::Fault => Err(b.eng.fault),
+                    _ => Ok(()),
+                }
+            }
+        };
+        b.eng.single = false;
+        b.cache.apply_writes(b.machine().ram());
+        match outcome {
+            Ok(()) => Ok(true),
+            Err(f) => {
+                debug_assert_ne!(f, LEAVE, "an instruction that runs alone does not leave");
+                self.fault(b, f).map(|()| false)
+            }
+        }
+    }
+
+    fn log_entry(&self, b: &VcpuBlock<C>) {
+        if log::enabled(Item::EXEC | Item::CPU) {
+            let pc = b.cpu.pc();
+            if log::in_filter(b.cpu.linear(pc).0) {
+                dlog!(EXEC, "Trace {:#x} [mode {:#x}]", pc, b.eng.mode);
+                dlog!(CPU, "{}", b.cpu.dump());
+            }
+        }
+    }
+}
+
+/// A link is followed without a look at anything: both ends must be kept blocks of the same page, the target all in it
+/// (its second page may be mapped elsewhere next time) and where the edge says (16-bit program counters wrap).
+///
+/// # Safety
+/// The records are not freed, `edge` is one of `from`'s.
+unsafe fn linkable(from: *const Record, edge: *const Edge, to: *const Record) -> bool {
+    // SAFETY: by the caller's promise.
+    let (from, edge, to) = unsafe { (&*from, &*edge, &*to) };
+    i64::from(to.start) == i64::from(edge.off) && same_page(from, to)
+}
+
+/// As `linkable`, of an edge that leads to where `to` starts.
+fn same_page(from: &Record, to: &Record) -> bool {
+    let one_page = from.key.phys >> 12 == to.key.phys >> 12;
+    one_page && !from.dead && to.second.is_none() && to.key.mode == from.key.mode && to.key.mode & ONE == 0
+}
+
+impl<C: GuestCpu> VcpuBlock<C> {
+    fn note_event(&mut self, delivered: bool) {
+        self.eng.stats.events += u64::from(delivered);
+    }
+}
