@@ -1,10 +1,11 @@
 //! Delivery of exceptions and interrupts in all modes (SDM 3A chapter 6).
 
 use crate::desc::{self, Desc, code, is_null, set_type_bits, system, system_va};
-use crate::fault::{gp, np, ts, vector};
+use crate::fault::{gp, np, vector};
 use crate::flags::bit;
 use crate::stack::{Stack, in_limit, system_ctx};
 use crate::state::{CpuState, SegReg, Segment};
+use crate::task::{self, Cause, Leaving};
 use crate::tss;
 use vm_core::guest::{GuestEnv, Shutdown};
 use vm_core::{Fault, Va, dlog};
@@ -63,7 +64,10 @@ pub fn software_int<E: GuestEnv<Cpu = CpuState>>(env: &mut E, vector: u8, next_r
     }
     let ev = Event { vector, error: None, source, rip: next_rip, rf: false };
     log(cpu, &ev, 0);
-    enter(env, &ev)
+    if let Some(f) = enter(env, &ev)? {
+        task::pend(env, f);
+    }
+    Ok(())
 }
 
 /// Delivers `ev`, escalating faults of the delivery itself (SDM 3A table 6-5). `Err`: triple fault.
@@ -75,8 +79,9 @@ pub fn deliver<E: GuestEnv<Cpu = CpuState>>(env: &mut E, mut ev: Event, mut cr2:
             env.cpu().cr2 = cr2;
         }
         log(env.cpu_ref(), &ev, cr2);
-        let Err(f) = enter(env, &ev) else {
-            return Ok(());
+        let f = match enter(env, &ev) {
+            Ok(None) => return Ok(()),
+            Ok(Some(f)) | Err(f) => f,
         };
         let first = if exception { class(ev.vector) } else { Class::Benign };
         ev = match escalate(first, class(f.vector)) {
@@ -153,12 +158,28 @@ fn log(cpu: &CpuState, ev: &Event, cr2: u64) {
     );
 }
 
-/// One attempt. On `Err` no register has changed.
-fn enter<E: GuestEnv<Cpu = CpuState>>(env: &mut E, ev: &Event) -> Result<(), Fault> {
-    if !env.cpu_ref().protected() {
-        return enter_real(env, ev);
+/// One attempt. On `Err` no register has changed; `Ok(Some)` is a fault of the task that was switched to.
+fn enter<E: GuestEnv<Cpu = CpuState>>(env: &mut E, ev: &Event) -> Result<Option<Fault>, Fault> {
+    let cpu = env.cpu_ref();
+    match (cpu.protected(), cpu.long_mode()) {
+        (false, _) => enter_real(env, ev)?,
+        (_, true) => enter_long(env, ev)?,
+        _ => {
+            let gate = gate(env, ev, false)?;
+            if gate.kind() == system::TASK {
+                return enter_task(env, ev, &gate);
+            }
+            enter_protected(env, ev, gate)?;
+        }
     }
-    if env.cpu_ref().long_mode() { enter_long(env, ev) } else { enter_protected(env, ev) }
+    Ok(None)
+}
+
+/// Through a task gate (SDM 3A §6.12.2 "Interrupt Tasks").
+fn enter_task<E: GuestEnv<Cpu = CpuState>>(env: &mut E, ev: &Event, gate: &Desc) -> Result<Option<Fault>, Fault> {
+    let new = task::behind_gate(env, gate, ev.ext())?;
+    let flags = ev.flags(env.cpu_ref());
+    task::switch(env, new, Cause::Nest, &Leaving { rip: ev.rip, flags, ext: ev.ext(), error: ev.error })
 }
 
 fn enter_real<E: GuestEnv<Cpu = CpuState>>(env: &mut E, ev: &Event) -> Result<(), Fault> {
@@ -202,9 +223,9 @@ struct Target {
     new_cpl: u8,
 }
 
-/// Reads and checks the gate for `ev` and its code segment.
-fn target<E: GuestEnv<Cpu = CpuState>>(env: &mut E, ev: &Event, long: bool) -> Result<Target, Fault> {
-    let (ext, cpu) = (ev.ext(), env.cpu_ref());
+/// Reads and checks the gate for `ev`.
+fn gate<E: GuestEnv<Cpu = CpuState>>(env: &mut E, ev: &Event, long: bool) -> Result<Desc, Fault> {
+    let cpu = env.cpu_ref();
     let size = if long { 16 } else { 8 };
     let at = u64::from(ev.vector) * size;
     if at + size - 1 > u64::from(cpu.idt.limit) {
@@ -212,25 +233,27 @@ fn target<E: GuestEnv<Cpu = CpuState>>(env: &mut E, ev: &Event, long: bool) -> R
     }
     let (va, ctx, cpl) = (system_va(cpu, cpu.idt.base, at), system_ctx(cpu), cpu.cpl);
     let gate = Desc { raw: env.load(Va(va), 8, ctx)?, va };
-    let interrupt_or_trap = match gate.kind() {
+    let right_type = match gate.kind() {
         system::INT32 | system::TRAP32 => true,
         system::INT16 | system::TRAP16 | system::TASK => !long,
         _ => false,
     };
-    if !gate.is_system() || !interrupt_or_trap || ev.soft() && gate.dpl() < cpl {
+    if !gate.is_system() || !right_type || ev.soft() && gate.dpl() < cpl {
         return Err(gp(ev.idt_code()));
     }
     if !gate.present() {
         return Err(np(ev.idt_code()));
     }
-    if gate.kind() == system::TASK {
-        dlog!(UNIMP, "task gate for vector {:#x}: hardware task switches are not implemented", ev.vector);
-        return Err(ts(code(gate.gate_selector()) | ext));
-    }
+    Ok(gate)
+}
+
+/// The code segment that an interrupt or trap gate leads to.
+fn target<E: GuestEnv<Cpu = CpuState>>(env: &mut E, ev: &Event, gate: Desc, long: bool) -> Result<Target, Fault> {
+    let (ext, cpl, ctx) = (ev.ext(), env.cpu_ref().cpl, system_ctx(env.cpu_ref()));
     let selector = gate.gate_selector();
     let mut offset = gate.gate_offset();
     if long {
-        offset |= env.load(Va(va.wrapping_add(8)), 4, ctx)? << 32;
+        offset |= env.load(Va(gate.va.wrapping_add(8)), 4, ctx)? << 32;
     } else if gate.kind() < 8 {
         offset &= 0xffff;
     }
@@ -253,9 +276,9 @@ fn target<E: GuestEnv<Cpu = CpuState>>(env: &mut E, ev: &Event, long: bool) -> R
     Ok(Target { gate, selector, cs, offset, new_cpl })
 }
 
-fn enter_protected<E: GuestEnv<Cpu = CpuState>>(env: &mut E, ev: &Event) -> Result<(), Fault> {
+fn enter_protected<E: GuestEnv<Cpu = CpuState>>(env: &mut E, ev: &Event, gate: Desc) -> Result<(), Fault> {
     let ext = ev.ext();
-    let mut t = target(env, ev, false)?;
+    let mut t = target(env, ev, gate, false)?;
     let size = if t.gate.kind() & 8 != 0 { 4 } else { 2 };
     let inner = t.new_cpl < env.cpu_ref().cpl;
     let mut new_ss = None;
@@ -297,7 +320,8 @@ fn enter_protected<E: GuestEnv<Cpu = CpuState>>(env: &mut E, ev: &Event) -> Resu
 
 fn enter_long<E: GuestEnv<Cpu = CpuState>>(env: &mut E, ev: &Event) -> Result<(), Fault> {
     let ext = ev.ext();
-    let mut t = target(env, ev, true)?;
+    let gate = gate(env, ev, true)?;
+    let mut t = target(env, ev, gate, true)?;
     let inner = t.new_cpl < env.cpu_ref().cpl;
     let ist = (t.gate.raw >> 32 & 7) as u8;
     let sp = match (ist, inner) {

@@ -3,15 +3,16 @@
 //! Every function is all or nothing: registers change after the last access that can fault.
 
 use crate::desc::{self, Desc, code, is_null, set_type_bits, system};
-use crate::fault::{gp, np, ss, ts};
+use crate::fault::{gp, np, ss};
 use crate::flags::bit;
 use crate::paging::canonical;
 use crate::segment::{null_segment, real_load, v86_segment};
 use crate::stack::{Stack, in_limit, system_ctx};
 use crate::state::{CpuState, SegReg, Segment};
+use crate::task::{self, Cause, Leaving, Task};
 use crate::tss;
 use vm_core::guest::GuestEnv;
-use vm_core::{Fault, Va, dlog};
+use vm_core::{Fault, Va};
 
 /// A checked code segment and the address in it.
 struct Target {
@@ -61,15 +62,16 @@ fn fetch_or_gp<E: GuestEnv<Cpu = CpuState>>(env: &mut E, selector: u16) -> Resul
 enum Named {
     Code(Target),
     Gate(Desc),
+    Task(Task),
 }
 
-fn name<E: GuestEnv<Cpu = CpuState>>(env: &mut E, selector: u16, offset: u64, call: bool) -> Result<Named, Fault> {
+fn name<E: GuestEnv<Cpu = CpuState>>(env: &mut E, selector: u16, offset: u64) -> Result<Named, Fault> {
     let mut d = fetch_or_gp(env, selector)?;
     let cpu = env.cpu_ref();
     let (cpl, rpl) = (cpu.cpl, (selector & 3) as u8);
     let bad = || gp(code(selector));
     if d.is_system() {
-        return gate_or_task(cpu, d, selector, call);
+        return gate_or_task(env, d, selector);
     }
     let allowed = if d.conforming() { d.dpl() <= cpl } else { rpl <= cpl && d.dpl() == cpl };
     if !d.is_code() || !allowed || !size_bits_ok(cpu, &d) {
@@ -84,7 +86,8 @@ fn name<E: GuestEnv<Cpu = CpuState>>(env: &mut E, selector: u16, offset: u64, ca
     Ok(Named::Code(Target { cs, rip: offset, cpl }))
 }
 
-fn gate_or_task(cpu: &CpuState, d: Desc, selector: u16, call: bool) -> Result<Named, Fault> {
+fn gate_or_task<E: GuestEnv<Cpu = CpuState>>(env: &mut E, d: Desc, selector: u16) -> Result<Named, Fault> {
+    let cpu = env.cpu_ref();
     let long = cpu.long_mode();
     let (cpl, rpl) = (cpu.cpl, (selector & 3) as u8);
     let known = match d.kind() {
@@ -98,12 +101,11 @@ fn gate_or_task(cpu: &CpuState, d: Desc, selector: u16, call: bool) -> Result<Na
     if !d.present() {
         return Err(np(code(selector)));
     }
-    if matches!(d.kind(), system::TASK | system::TSS16 | system::TSS32) {
-        let what = if call { "CALL" } else { "JMP" };
-        dlog!(UNIMP, "{what} to task {selector:04x}: hardware task switches are not implemented");
-        return Err(gp(code(selector)));
-    }
-    Ok(Named::Gate(d))
+    Ok(match d.kind() {
+        system::TASK => Named::Task(task::behind_gate(env, &d, 0)?),
+        system::TSS16 | system::TSS32 => Named::Task(task::available(d, selector, 0)?),
+        _ => Named::Gate(d),
+    })
 }
 
 /// The code segment behind a call gate. CALL may go to a more privileged level, JMP may not.
@@ -144,15 +146,33 @@ fn arrive(cpu: &mut CpuState, t: &Target) {
     cpu.update_mode();
 }
 
-/// Far JMP to `selector:offset`; `size` is the operand size in bytes (2, 4, 8).
-pub fn far_jump<E: GuestEnv<Cpu = CpuState>>(env: &mut E, selector: u16, offset: u64, size: u8) -> Result<(), Fault> {
+/// Switches tasks for an instruction that is followed by the one at `next_rip`.
+fn to_task<E: GuestEnv<Cpu = CpuState>>(env: &mut E, task: Task, cause: Cause, next_rip: u64) -> Result<(), Fault> {
+    let flags = env.cpu_ref().rflags();
+    let old = Leaving { rip: next_rip, flags, ext: 0, error: None };
+    if let Some(f) = task::switch(env, task, cause, &old)? {
+        task::pend(env, f);
+    }
+    Ok(())
+}
+
+/// Far JMP to `selector:offset`; `size` is the operand size in bytes (2, 4, 8). `next_rip`: where a task that is left by the
+/// jump goes on.
+pub fn far_jump<E: GuestEnv<Cpu = CpuState>>(
+    env: &mut E,
+    selector: u16,
+    offset: u64,
+    size: u8,
+    next_rip: u64,
+) -> Result<(), Fault> {
     let offset = offset & mask(size);
     let t = if real_or_v86(env.cpu_ref()) {
         real_target(env.cpu_ref(), selector, offset)?
     } else {
-        match name(env, selector, offset, false)? {
+        match name(env, selector, offset)? {
             Named::Code(t) => t,
             Named::Gate(g) => through_gate(env, &g, false)?,
+            Named::Task(t) => return to_task(env, t, Cause::Jump, next_rip),
         }
     };
     arrive(env.cpu(), &t);
@@ -171,9 +191,10 @@ pub fn far_call<E: GuestEnv<Cpu = CpuState>>(
     let t = if real_or_v86(env.cpu_ref()) {
         real_target(env.cpu_ref(), selector, offset)?
     } else {
-        match name(env, selector, offset, true)? {
+        match name(env, selector, offset)? {
             Named::Code(t) => t,
             Named::Gate(g) => return call_gate(env, &g, next_rip),
+            Named::Task(t) => return to_task(env, t, Cause::Nest, next_rip),
         }
     };
     let cpu = env.cpu_ref();
@@ -342,18 +363,19 @@ fn iret_flags(cpu: &CpuState, size: u8) -> u64 {
     if size == 2 { m & 0xffff } else { m }
 }
 
-/// IRET, IRETD, IRETQ; `size` is the operand size in bytes (2, 4, 8).
-pub fn iret<E: GuestEnv<Cpu = CpuState>>(env: &mut E, size: u8) -> Result<(), Fault> {
+/// IRET, IRETD, IRETQ; `size` is the operand size in bytes (2, 4, 8). `next_rip`: where a nested task that is left by it
+/// goes on.
+pub fn iret<E: GuestEnv<Cpu = CpuState>>(env: &mut E, size: u8, next_rip: u64) -> Result<(), Fault> {
     if real_or_v86(env.cpu_ref()) {
         return iret_real(env, size);
     }
     let (long, nested) = (env.cpu_ref().long_mode(), env.cpu_ref().eflags & bit::NT != 0);
-    if nested {
-        if !long {
-            dlog!(UNIMP, "IRET from a nested task: hardware task switches are not implemented");
-            return Err(ts(code(env.cpu_ref().tr.selector)));
-        }
+    if nested && long {
         return Err(gp(0));
+    }
+    if nested {
+        let task = task::previous(env)?;
+        return to_task(env, task, Cause::Return, next_rip);
     }
     let mut stack = Stack::current(env.cpu_ref(), 0);
     let rip = stack.pop(env, size)?;

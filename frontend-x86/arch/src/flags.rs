@@ -27,6 +27,21 @@ pub mod bit {
     pub const ARITH: u64 = CF | PF | AF | ZF | SF | OF;
 }
 
+/// All bits that exist.
+pub const KNOWN: u64 = bit::ARITH
+    | bit::ONE
+    | bit::TF
+    | bit::IF
+    | bit::DF
+    | bit::IOPL
+    | bit::NT
+    | bit::RF
+    | bit::VM
+    | bit::AC
+    | bit::VIF
+    | bit::VIP
+    | bit::ID;
+
 /// CF and OF may be given apart from the rest, in `CpuState::cc_op`, by instructions that leave the other four alone.
 pub mod over {
     use super::bit;

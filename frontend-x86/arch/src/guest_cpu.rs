@@ -82,6 +82,9 @@ impl GuestCpu for CpuState {
             env.io().signals().clear(Events::SIPI);
         }
         let cpu = env.cpu_ref();
+        if pending.contains(Events::DUE) && (cpu.shadow == shadow::NONE || !cpu.pending.valid) {
+            env.io().signals().clear(Events::DUE);
+        }
         if cpu.shadow == shadow::NONE && cpu.pending.valid {
             return take_pending(env).map(|()| true);
         }
@@ -113,6 +116,13 @@ impl GuestCpu for CpuState {
         // An instruction that entered a handler has cleared TF and traps no more; MOV SS holds the trap back.
         let cpu = env.cpu();
         if cpu.eflags & bit::TF == 0 || cpu.shadow == shadow::MOV_SS {
+            return Ok(());
+        }
+        if cpu.pending.valid {
+            // With a trap that is due they are one exception; a fault of the task switched to comes first.
+            if cpu.pending.vector == vector::DB {
+                cpu.pending.payload |= DR6_BS;
+            }
             return Ok(());
         }
         cpu.dr[6] |= DR6_BS;

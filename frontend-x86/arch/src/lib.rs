@@ -21,6 +21,7 @@ pub mod segment;
 pub mod stack;
 pub mod state;
 pub mod syscall;
+mod task;
 #[cfg(test)]
 mod tests;
 pub mod tss;

@@ -1,27 +1,13 @@
 //! Saved state of a CPU: a section with every register; what the model decides (CPUID) is not part of it.
 
 use crate::control::{CR0_KNOWN, cr4_known, efer_known, xcr0_known};
-use crate::flags::bit;
+use crate::flags::{self, bit};
 use crate::paging::{PHYS_BITS, canonical};
 use crate::state::{CpuState, DescTable, F80, PendingEvent, SegReg, Segment, cr0, cr4, efer, shadow};
 use serde::{Deserialize, Serialize};
 use vm_core::{LoadError, Section};
 
 const VERSION: u32 = 1;
-const RFLAGS_KNOWN: u64 = bit::ARITH
-    | bit::ONE
-    | bit::TF
-    | bit::IF
-    | bit::DF
-    | bit::IOPL
-    | bit::NT
-    | bit::RF
-    | bit::VM
-    | bit::AC
-    | bit::VIF
-    | bit::VIP
-    | bit::ID;
-
 /// A 128-bit register as two numbers, low half first: JSON's numbers have 64 bits here.
 type Wide = [u64; 2];
 
@@ -151,7 +137,7 @@ impl CpuState {
         that(self.efer & !efer_known(self) == 0 && lma == (has(self.efer, efer::LME) && pg), "EFER")?;
         that(!lma || has(self.cr4, cr4::PAE), "CR4.PAE")?;
         that(self.cr3 >> if lma { PHYS_BITS } else { 32 } == 0, "CR3")?;
-        that(rflags & !RFLAGS_KNOWN == 0 && rflags & bit::ONE != 0 && (!vm || pe && !lma), "RFLAGS")?;
+        that(rflags & !flags::KNOWN == 0 && rflags & bit::ONE != 0 && (!vm || pe && !lma), "RFLAGS")?;
         that(self.cpl <= 3 && (pe || self.cpl == 0) && (!vm || self.cpl == 3), "CPL")?;
         let long_code = lma && self.seg(SegReg::Cs).attr & Segment::L != 0;
         that(if long_code { canonical(self, self.rip) } else { self.rip >> 32 == 0 }, "RIP")?;

@@ -9,7 +9,7 @@ use vm_core::guest::GuestEnv;
 use vm_core::{Fault, Va};
 
 /// Reads `size` bytes at `offset` of the current TSS; #TS(TSS selector) beyond its limit.
-fn read<E: GuestEnv<Cpu = CpuState>>(env: &mut E, offset: u32, size: u8, ext: u32) -> Result<u64, Fault> {
+pub(crate) fn read<E: GuestEnv<Cpu = CpuState>>(env: &mut E, offset: u32, size: u8, ext: u32) -> Result<u64, Fault> {
     let cpu = env.cpu_ref();
     if !cpu.tr.usable() || offset + u32::from(size) - 1 > cpu.tr.limit {
         return Err(ts(code(cpu.tr.selector) | ext));

@@ -11,13 +11,14 @@ rows! {
     SEG_ADDR = seg_addr(3) CHECKS;
     /// (segment, selector)
     LOAD_SEG = load_seg(2) ANY;
-    /// (selector, offset, operand bytes)
+    /// (selector | operand bytes << 16, offset, address of the next instruction)
     FAR_JUMP = far_jump(3) ANY;
     /// (selector | operand bytes << 16, offset, return address)
     FAR_CALL = far_call(3) ANY;
     /// (operand bytes, bytes released)
     FAR_RET = far_ret(2) ANY;
-    IRET = iret(1) ANY;
+    /// (operand bytes, address of the next instruction)
+    IRET = iret(2) ANY;
     /// (vector, return address); vector bits 15:8: 0 INT n, 1 INT3, 2 INT1.
     INT = int(2) ANY;
     /// (OF, return address)
@@ -39,8 +40,8 @@ fn load_seg<E: Env>(env: &mut E, seg: u64, selector: u64, _: u64) -> Res {
     Ok(0)
 }
 
-fn far_jump<E: Env>(env: &mut E, selector: u64, offset: u64, size: u64) -> Res {
-    far::far_jump(env, selector as u16, offset, size as u8).map(|()| 0)
+fn far_jump<E: Env>(env: &mut E, target: u64, offset: u64, next: u64) -> Res {
+    far::far_jump(env, target as u16, offset, (target >> 16) as u8, next).map(|()| 0)
 }
 
 fn far_call<E: Env>(env: &mut E, target: u64, offset: u64, next: u64) -> Res {
@@ -51,8 +52,8 @@ fn far_ret<E: Env>(env: &mut E, size: u64, release: u64, _: u64) -> Res {
     far::far_ret(env, size as u8, release).map(|()| 0)
 }
 
-fn iret<E: Env>(env: &mut E, size: u64, _: u64, _: u64) -> Res {
-    far::iret(env, size as u8).map(|()| 0)
+fn iret<E: Env>(env: &mut E, size: u64, next: u64, _: u64) -> Res {
+    far::iret(env, size as u8, next).map(|()| 0)
 }
 
 fn int<E: Env>(env: &mut E, vector: u64, next: u64, _: u64) -> Res {

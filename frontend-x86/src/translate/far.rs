@@ -127,14 +127,9 @@ fn far(tr: &mut Tr<'_>, call: bool) {
             (tr.b.zext(Ty::I64, o), tr.b.zext(Ty::I64, s), ty.bytes())
         }
     };
-    if call {
-        let target = tr.b.bin_imm(Op::Or, selector, u64::from(bytes) << 16);
-        let next = tr.pc_value(tr.next);
-        tr.call(FAR_CALL, &[target, offset, next]);
-    } else {
-        let bytes = tr.i64(bytes.into());
-        tr.call(FAR_JUMP, &[selector, offset, bytes]);
-    }
+    let target = tr.b.bin_imm(Op::Or, selector, u64::from(bytes) << 16);
+    let next = tr.pc_value(tr.next);
+    tr.call(if call { FAR_CALL } else { FAR_JUMP }, &[target, offset, next]);
     tr.exit();
 }
 
@@ -150,7 +145,9 @@ fn retf(tr: &mut Tr<'_>) {
 }
 
 fn iret(tr: &mut Tr<'_>, bytes: u64) {
-    tr.call_imm(IRET, &[bytes]);
+    let bytes = tr.i64(bytes);
+    let next = tr.pc_value(tr.next);
+    tr.call(IRET, &[bytes, next]);
     tr.exit();
 }
 

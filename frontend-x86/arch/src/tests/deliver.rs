@@ -78,7 +78,7 @@ fn v86_mode_saves_the_segments_and_clears_them() {
     assert!(!e.cpu.v86() && !e.cpu.seg(SegReg::Ds).usable());
     // And back.
     e.cpu.gpr[4] += 4;
-    crate::far::iret(&mut e, 4).unwrap();
+    crate::far::iret(&mut e, 4, 0x1236).unwrap();
     assert!(e.cpu.v86());
     assert_eq!((e.cpu.cpl, e.sp(), e.cpu.rip), (3, 0x9000, 0x1234));
     assert_eq!(e.cpu.seg(SegReg::Gs).base, 0x660);
@@ -99,7 +99,7 @@ fn long_mode_frames_are_aligned_and_ist_works() {
         assert_eq!((e.cpu.cpl, e.cpu.seg(SegReg::Ss).selector), (0, new_ss));
         // And back: IRETQ restores everything.
         e.cpu.gpr[4] += 8;
-        crate::far::iret(&mut e, 8).unwrap();
+        crate::far::iret(&mut e, 8, 0x1236).unwrap();
         assert_eq!((e.cpu.cpl, e.sp(), e.cpu.rip, e.cpu.rflags()), (cpl, 0x8ff8, 0x1234, f | bit::RF));
         assert_eq!(e.cpu.seg(SegReg::Ss).selector, ss);
     }
@@ -189,7 +189,7 @@ fn events_wait_for_if_and_shadow_and_wake_the_cpu() {
     assert_eq!(e.cpu.rip, 0x5000);
     e.io.signals.raise(Events::NMI);
     assert_eq!(CpuState::deliver_event(&mut e), Ok(false));
-    crate::far::iret(&mut e, 8).unwrap();
+    crate::far::iret(&mut e, 8, 0x1236).unwrap();
     assert_eq!(CpuState::deliver_event(&mut e), Ok(true));
 }
 

@@ -87,17 +87,17 @@ fn address_checks() {
 #[test]
 fn entering_protected_and_long_code_by_far_jumps() {
     let mut e = Env::long(0);
-    far_jump(&mut e, sel::COMPAT0, 0x5000, 4).unwrap();
+    far_jump(&mut e, sel::COMPAT0, 0x5000, 4, 0x1236).unwrap();
     assert_eq!((e.cpu.mode().code_size(), e.cpu.rip), (CodeSize::Bits32, 0x5000));
-    far_jump(&mut e, sel::CODE0, 0x6000, 4).unwrap();
+    far_jump(&mut e, sel::CODE0, 0x6000, 4, 0x1236).unwrap();
     assert_eq!((e.cpu.mode().code_size(), e.cpu.rip), (CodeSize::Bits64, 0x6000));
     for (s, want) in [(0, gp(0)), (sel::DATA0, gp(0x10)), (sel::CODE3, gp(0x18)), (0x7000, gp(0x7000))] {
         let before = e.cpu.clone();
-        assert_eq!(far_jump(&mut e, s, 0, 4), Err(want));
+        assert_eq!(far_jump(&mut e, s, 0, 4, 0x1236), Err(want));
         assert_eq!(e.cpu, before);
     }
     let mut e = Env::protected(3);
-    far_jump(&mut e, sel::CONFORMING, 0x10, 4).unwrap();
+    far_jump(&mut e, sel::CONFORMING, 0x10, 4, 0x1236).unwrap();
     assert_eq!((e.cpu.cpl, e.cpu.seg(SegReg::Cs).selector), (3, sel::CONFORMING | 3));
 }
 
@@ -150,11 +150,11 @@ fn iret_checks_before_it_changes_anything() {
     ] {
         push(&e, frame);
         let before = e.cpu.clone();
-        assert_eq!(iret(&mut e, 8), Err(want), "{frame:x?}");
+        assert_eq!(iret(&mut e, 8, 0x1236), Err(want), "{frame:x?}");
         assert_eq!(e.cpu, before);
     }
     push(&e, [0x10, sel::COMPAT3.into(), 0x202 | bit::IOPL, 0x1_8000, sel::DATA3.into()]);
-    iret(&mut e, 8).unwrap();
+    iret(&mut e, 8, 0x1236).unwrap();
     assert_eq!((e.cpu.cpl, e.cpu.mode().code_size(), e.sp()), (3, CodeSize::Bits32, 0x1_8000));
     assert_eq!(e.cpu.rflags(), 0x3202);
 }
@@ -166,7 +166,7 @@ fn iret_at_cpl_3_cannot_raise_iopl_or_if() {
     for (i, v) in [0x10u64, sel::CODE3.into(), 0x3_7fd7].into_iter().enumerate() {
         e.poke(0x9000 + i as u64 * 4, 4, v & !bit::VM & !bit::NT);
     }
-    iret(&mut e, 4).unwrap();
+    iret(&mut e, 4, 0x1236).unwrap();
     assert_eq!(e.cpu.rflags() & (bit::IOPL | bit::IF), 0);
     assert_ne!(e.cpu.rflags() & bit::CF, 0);
 }

@@ -45,10 +45,10 @@ fn one(e: &mut Env, r: &mut Rng) -> Result<(), Fault> {
     match r.below(20) {
         0 => software_int(e, v as u8, v, Source::SoftInt),
         1 => software_int(e, 3, v, Source::SoftException),
-        2 => far_jump(e, selector, v, size),
+        2 => far_jump(e, selector, v, size, 0x1236),
         3 => far_call(e, selector, v, size, v),
         4 => far_ret(e, size, v & 0xffff),
-        5 => iret(e, size),
+        5 => iret(e, size, 0x1236),
         6 => load_seg(e, seg, selector),
         7 => load_ldt(e, selector),
         8 => load_tr(e, selector),

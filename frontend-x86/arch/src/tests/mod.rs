@@ -5,6 +5,7 @@ mod deliver;
 mod far;
 mod hostile;
 mod paging;
+mod task;
 
 use crate::cpuid::CpuConfigured;
 use crate::flags::bit;
