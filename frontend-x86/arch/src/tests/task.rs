@@ -16,6 +16,9 @@ const LDT: u16 = 0x78;
 const AVAILABLE: u64 = 0x0000_8900_5000_0067;
 const BUSY: u64 = 2 << 40;
 
+/// What is wrong, how it comes about, what it raises.
+type Row = (&'static str, fn(&mut Env), Fault);
+
 /// A protected-mode CPU of privilege `cpl` whose own task is busy, and another 32-bit task of DPL 3 at CPL 0.
 fn two_tasks(cpl: u8) -> Env {
     let mut e = Env::protected(cpl);
@@ -122,7 +125,7 @@ fn a_task_gate_serves_a_fault() {
 #[test]
 fn faults_before_the_switch_are_the_old_tasks() {
     let o = u32::from(OTHER);
-    let rows: [(&str, fn(&mut Env), Fault); 8] = [
+    let rows: [Row; 8] = [
         ("not present", |e| e.desc(OTHER, AVAILABLE & !(1 << 47)), np(o)),
         ("busy", |e| e.desc(OTHER, AVAILABLE | BUSY), gp(o)),
         ("limit", |e| e.desc(OTHER, AVAILABLE - 1), ts(o)),
@@ -158,7 +161,7 @@ fn faults_before_the_switch_are_the_old_tasks() {
 
 #[test]
 fn faults_after_the_switch_are_the_new_tasks() {
-    let rows: [(&str, fn(&Env), Fault); 16] = [
+    let rows: [Row; 16] = [
         ("LDT selector in the LDT", |e| e.poke(TSS2 + 0x60, 4, 0x7c), ts(0x7c)),
         ("LDT is none", |e| e.poke(TSS2 + 0x60, 4, sel::DATA0.into()), ts(sel::DATA0.into())),
         ("LDT not present", |e| e.desc(LDT, 0x0000_0200_6000_000f), ts(LDT.into())),
@@ -178,7 +181,7 @@ fn faults_after_the_switch_are_the_new_tasks() {
     ];
     for (what, change, want) in rows {
         let mut e = two_tasks(0);
-        change(&e);
+        change(&mut e);
         far_jump(&mut e, OTHER, 0, 4, 0x1236).unwrap();
         assert_eq!(due(&e), Some(want), "{what}");
         assert_eq!((e.cpu.tr.selector, e.cpu.rip, e.peek(at::TSS + 0x20, 4)), (OTHER, 0x4567, 0x1236), "{what}");
