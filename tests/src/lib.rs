@@ -1,5 +1,5 @@
 //! Test harness: filetests, a bare x86 guest on the engines under test, runs on the host processor, boots of the built
-//! program, and the workspace seen from outside.
+//! program, a guest for several processors, and the workspace seen from outside.
 
 pub mod boot;
 pub mod counters;
@@ -8,5 +8,6 @@ pub mod filetest;
 #[cfg(target_arch = "x86_64")]
 pub mod hostrun;
 pub mod qmp;
+pub mod smp;
 pub mod workspace;
 pub mod x86;
