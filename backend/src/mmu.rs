@@ -80,9 +80,10 @@ impl<C: GuestCpu> VcpuBlock<C> {
 
     fn enter(&mut self, va: u64, ctx: usize, m: &Mapping, page_offset: u64, writable: bool, bits: PageBits) {
         let host = (self.machine().ram().host_base() as u64).wrapping_add(page_offset);
+        let watched = self.cpu.watches(Va(va));
         let serves = Serves {
-            read: m.read && !bits.contains(PageBits::WATCHED),
-            write: m.write && writable && bits.is_empty(),
+            read: m.read && !bits.contains(PageBits::WATCHED) && !watched,
+            write: m.write && writable && bits.is_empty() && !watched,
             exec: m.exec,
             global: m.global,
         };
@@ -177,11 +178,13 @@ impl<C: GuestCpu> GuestEnv for VcpuBlock<C> {
         let first = 4096 - (va.0 & 0xfff);
         if u64::from(size) <= first {
             let p = self.place(va, Access::Read, ctx)?;
+            self.cpu.accessed(va, size, false);
             return Ok(self.read_place(p, size));
         }
         let first = first as u8;
         let lo = self.place(va, Access::Read, ctx)?;
         let hi = self.place(Va(va.0.wrapping_add(first.into())), Access::Read, ctx)?;
+        self.cpu.accessed(va, size, false);
         let lo = self.read_bytes(lo, first);
         let hi = self.read_bytes(hi, size - first);
         Ok(lo | hi << (8 * u32::from(first)))
@@ -195,6 +198,7 @@ impl<C: GuestCpu> GuestEnv for VcpuBlock<C> {
         let first = 4096 - (va.0 & 0xfff);
         if u64::from(size) <= first {
             let p = self.place(va, Access::Write, ctx)?;
+            self.cpu.accessed(va, size, true);
             return self.write_place(p, size, value);
         }
         let first = first as u8;
@@ -207,6 +211,7 @@ impl<C: GuestCpu> GuestEnv for VcpuBlock<C> {
                 self.write_to_code_page(offset, len.into())?;
             }
         }
+        self.cpu.accessed(va, size, true);
         self.write_bytes(lo, first, value)?;
         self.write_bytes(hi, size - first, value >> (8 * u32::from(first)))
     }

@@ -1,4 +1,4 @@
-//! What only system software sees, in guests of a few routines on every engine: task switches.
+//! What only system software sees, in guests of a few routines on every engine: task switches, breakpoints.
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
@@ -188,4 +188,112 @@ fn invalid_tss(a: &mut CodeAssembler) -> Result<(), IcedError> {
 fn tasks_are_switched() {
     let elf = guest("tasks", &[set_up, tasks, other_task, invalid_tss]);
     says("tasks", &elf, "T1T2T345S.");
+}
+
+/// Where the guests below keep what they watch.
+const WATCHED: u32 = GDT + 0xb000;
+
+/// DR7 for breakpoint 0: R/W and LEN in `how`.
+fn break_on(a: &mut CodeAssembler, addr: u32, how: u32) -> Result<(), IcedError> {
+    a.mov(eax, addr)?;
+    a.mov(dr0, eax)?;
+    a.mov(eax, how << 16 | 1)?;
+    a.mov(dr7, eax)
+}
+
+/// Each line: what must trap, between letters that tell what has been done by then. The handler says `!` and the low digit of
+/// DR6, or `b`, `s` for BD and BS.
+fn breakpoints(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    a.mov(ax, SEL1)?;
+    a.ltr(ax)?;
+    gate(a, 1, 0x8e00, CODE, routine(2))?;
+    put(a, WATCHED, 0)?;
+    a.mov(eax, 0x200)?;
+    a.mov(cr4, eax)?;
+    // An instruction, also after it has been compiled.
+    let mut again = a.create_label();
+    break_on(a, routine(3), 0)?;
+    a.mov(ecx, routine(3))?;
+    a.mov(ebx, 3)?;
+    a.set_label(&mut again)?;
+    a.call(ecx)?;
+    a.dec(ebx)?;
+    a.jne(again)?;
+    // Four bytes, written: not by the first, by the others.
+    break_on(a, WATCHED + 4, 1 | 3 << 2)?;
+    a.mov(eax, dword_ptr(WATCHED + 4))?;
+    a.mov(dword_ptr(WATCHED), eax)?;
+    say(a, 'w')?;
+    a.mov(dword_ptr(WATCHED + 1), eax)?;
+    say(a, 'x')?;
+    a.inc(byte_ptr(WATCHED + 7))?;
+    say(a, 'y')?;
+    a.movups(xmmword_ptr(WATCHED), xmm0)?;
+    // One byte, read; a string instruction traps after the element, and goes on.
+    break_on(a, WATCHED + 2, 3)?;
+    a.mov(esi, WATCHED)?;
+    a.mov(edi, WATCHED + 0x100)?;
+    a.mov(ecx, 4)?;
+    a.rep().movsb()?;
+    a.cmp(ecx, 0)?;
+    let mut wrong = a.create_label();
+    a.jne(wrong)?;
+    // A push to a watched stack.
+    break_on(a, GDT + 0x9000 - 4, 1 | 3 << 2)?;
+    a.push(5)?;
+    a.pop(eax)?;
+    // A port: CR4.DE.
+    a.mov(eax, 0x208)?;
+    a.mov(cr4, eax)?;
+    break_on(a, 0x80, 2)?;
+    a.mov(eax, 0)?;
+    a.out(0x80, al)?;
+    // Single steps: after the instruction that follows POPF, and still after the POPF that ends them.
+    break_on(a, 0, 0)?;
+    a.mov(eax, 0)?;
+    a.mov(dr7, eax)?;
+    a.push(2)?;
+    a.push(0x102)?;
+    a.popfd()?;
+    a.nop()?;
+    a.popfd()?;
+    say(a, 'z')?;
+    // ICEBP, and general detect.
+    a.db(&[0xf1])?;
+    a.mov(eax, 1 << 13)?;
+    a.mov(dr7, eax)?;
+    a.mov(eax, dr0)?;
+    a.set_label(&mut wrong)?;
+    say(a, '.')?;
+    exit(a)
+}
+
+/// #DB: says what DR6 tells, clears it, and sets RF in the frame.
+fn debug_handler(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    a.pushad()?;
+    say(a, '!')?;
+    a.mov(ecx, dr6)?;
+    for (bit, c) in [(0, '0'), (13, 'b'), (14, 's')] {
+        let mut not = a.create_label();
+        a.bt(ecx, bit)?;
+        a.jae(not)?;
+        say(a, c)?;
+        a.set_label(&mut not)?;
+    }
+    a.mov(ecx, 0)?;
+    a.mov(dr6, ecx)?;
+    a.or(dword_ptr(esp + 40), 1 << 16)?;
+    a.popad()?;
+    a.iretd()
+}
+
+fn called(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    a.nop()?;
+    a.ret()
+}
+
+#[test]
+fn breakpoints_trap_where_they_should() {
+    let elf = guest("breakpoints", &[set_up, breakpoints, debug_handler, called]);
+    says("breakpoints", &elf, "!0!0!0w!0x!0y!0!0!0!0!s!sz!!b.");
 }

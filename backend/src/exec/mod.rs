@@ -187,13 +187,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
         loop {
             let (shadow, trap) = (b.cpu.in_shadow(), b.cpu.single_step());
             if shadow || trap {
-                let done = self.step(b)?;
-                if shadow {
-                    b.cpu.end_shadow();
-                }
-                if done && trap {
-                    C::after_insn(b)?;
-                }
+                self.step_watched(b, shadow, trap)?;
             } else {
                 self.run_block(b)?;
             }
@@ -206,6 +200,30 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
                 return Ok(());
             }
         }
+    }
+
+    /// One instruction with events held, or with work before and after it.
+    fn step_watched(&mut self, b: &mut VcpuBlock<C>, shadow: bool, trap: bool) -> Result<(), Shutdown> {
+        if trap && self.between(b, C::before_insn)? {
+            return Ok(());
+        }
+        let done = self.step(b)?;
+        if shadow {
+            b.cpu.end_shadow();
+        }
+        if done && trap {
+            self.between(b, C::after_insn)?;
+        }
+        Ok(())
+    }
+
+    /// Lets the CPU enter a handler between two instructions.
+    fn between<T>(&mut self, b: &mut VcpuBlock<C>, f: fn(&mut VcpuBlock<C>) -> Result<T, Shutdown>) -> Result<T, Shutdown> {
+        b.eng.single = true;
+        let r = f(b);
+        b.eng.single = false;
+        b.cache.apply_writes(b.machine().ram());
+        r
     }
 
     /// Runs from the program counter until code comes back to the dispatcher for more than the next block.

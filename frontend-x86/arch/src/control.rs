@@ -1,12 +1,12 @@
 //! Control, debug and extended control registers with their checks and side effects (SDM 3A §2.5, §9.8; SDM 2B "MOV").
 
 use crate::cpuid::feature;
-use crate::fault::{gp, ud, vector};
+use crate::fault::{gp, ud};
 use crate::flags::bit;
 use crate::paging::{PHYS_BITS, load_pdptes};
 use crate::state::{CpuState, SegReg, Segment, cr0, cr4, efer};
 use vm_core::guest::{Flush, GuestEnv};
-use vm_core::{Fault, Pa, Va, dlog};
+use vm_core::{Fault, Pa, Va};
 
 pub(crate) const CR0_KNOWN: u64 =
     cr0::PE | cr0::MP | cr0::EM | cr0::TS | cr0::ET | cr0::NE | cr0::WP | cr0::AM | cr0::NW | cr0::CD | cr0::PG;
@@ -235,49 +235,6 @@ pub fn invpcid<E: GuestEnv<Cpu = CpuState>>(env: &mut E, kind: u64, pcid: u64, v
         3 => env.flush(Flush::NonGlobal),
         _ => return Err(gp(0)),
     }
-    Ok(())
-}
-
-/// DR4 and DR5 are DR6 and DR7 unless CR4.DE is set. With DR7.GD every access is a #DB.
-fn debug_register(cpu: &mut CpuState, n: u8) -> Result<usize, Fault> {
-    let n = usize::from(n & 7);
-    if matches!(n, 4 | 5) && cpu.cr4 & cr4::DE != 0 {
-        return Err(ud());
-    }
-    privileged(cpu)?;
-    if cpu.dr[7] & 1 << 13 != 0 {
-        cpu.dr[6] |= 1 << 13;
-        cpu.dr[7] &= !(1 << 13);
-        return Err(Fault { vector: vector::DB, error: None, addr: 0 });
-    }
-    Ok(if matches!(n, 4 | 5) { n + 2 } else { n })
-}
-
-/// MOV from DRn. Errors: #UD, #GP(0), #DB.
-pub fn read_dr(cpu: &mut CpuState, n: u8) -> Result<u64, Fault> {
-    let i = debug_register(cpu, n)?;
-    Ok(cpu.dr[i])
-}
-
-/// MOV to DRn. Errors: #UD, #GP(0), #DB.
-pub fn write_dr(cpu: &mut CpuState, n: u8, value: u64) -> Result<(), Fault> {
-    let i = debug_register(cpu, n)?;
-    let value = if cpu.mode().is_64() { value } else { value & 0xffff_ffff };
-    cpu.dr[i] = match i {
-        6 => {
-            check(value >> 32 == 0)?;
-            value & 0xe00f | 0xffff_0ff0
-        }
-        7 => {
-            check(value >> 32 == 0)?;
-            if value & 0xff != 0 {
-                dlog!(UNIMP, "DR7={value:#x}: hardware breakpoints are not implemented");
-            }
-            value & 0xffff_23ff | 0x400
-        }
-        _ => value,
-    };
-    cpu.update_mode();
     Ok(())
 }
 

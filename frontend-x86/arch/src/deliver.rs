@@ -1,5 +1,6 @@
 //! Delivery of exceptions and interrupts in all modes (SDM 3A chapter 6).
 
+use crate::debug::{dr6, dr7};
 use crate::desc::{self, Desc, code, is_null, set_type_bits, system, system_va};
 use crate::fault::{gp, np, vector};
 use crate::flags::bit;
@@ -105,7 +106,12 @@ pub fn deliver<E: GuestEnv<Cpu = CpuState>>(env: &mut E, mut ev: Event, mut cr2:
 
 /// The event of a fault raised by the instruction at RIP.
 pub fn from_fault(cpu: &CpuState, f: Fault) -> Event {
-    let rf = !matches!(f.vector, vector::DB | vector::DF | vector::MC);
+    // Of debug faults general detect sets RF, an instruction breakpoint leaves that to the handler.
+    let rf = match f.vector {
+        vector::DB => f.addr & dr6::BD != 0,
+        vector::DF | vector::MC => false,
+        _ => true,
+    };
     Event { vector: f.vector, error: f.error, source: Source::Exception, rip: cpu.rip, rf }
 }
 
@@ -161,6 +167,7 @@ fn log(cpu: &CpuState, ev: &Event, cr2: u64) {
 /// One attempt. On `Err` no register has changed; `Ok(Some)` is a fault of the task that was switched to.
 fn enter<E: GuestEnv<Cpu = CpuState>>(env: &mut E, ev: &Event) -> Result<Option<Fault>, Fault> {
     let cpu = env.cpu_ref();
+    let debug = ev.vector == vector::DB && ev.source == Source::Exception;
     match (cpu.protected(), cpu.long_mode()) {
         (false, _) => enter_real(env, ev)?,
         (_, true) => enter_long(env, ev)?,
@@ -172,6 +179,10 @@ fn enter<E: GuestEnv<Cpu = CpuState>>(env: &mut E, ev: &Event) -> Result<Option<
             enter_protected(env, ev, gate)?;
         }
     }
+    // The handler of #DB may use the debug registers.
+    if debug {
+        env.cpu().dr[7] &= !dr7::GD;
+    }
     Ok(None)
 }
 
@@ -179,7 +190,11 @@ fn enter<E: GuestEnv<Cpu = CpuState>>(env: &mut E, ev: &Event) -> Result<Option<
 fn enter_task<E: GuestEnv<Cpu = CpuState>>(env: &mut E, ev: &Event, gate: &Desc) -> Result<Option<Fault>, Fault> {
     let new = task::behind_gate(env, gate, ev.ext())?;
     let flags = ev.flags(env.cpu_ref());
-    task::switch(env, new, Cause::Nest, &Leaving { rip: ev.rip, flags, ext: ev.ext(), error: ev.error })
+    let fault = task::switch(env, new, Cause::Nest, &Leaving { rip: ev.rip, flags, ext: ev.ext(), error: ev.error })?;
+    if ev.vector == vector::DB {
+        env.cpu().dr[7] &= !dr7::GD;
+    }
+    Ok(fault)
 }
 
 fn enter_real<E: GuestEnv<Cpu = CpuState>>(env: &mut E, ev: &Event) -> Result<(), Fault> {
@@ -211,6 +226,7 @@ fn enter_real<E: GuestEnv<Cpu = CpuState>>(env: &mut E, ev: &Event) -> Result<()
 fn finish(cpu: &mut CpuState, rflags: u64) {
     cpu.halted = false;
     cpu.shadow = 0;
+    cpu.no_step();
     cpu.set_rflags(rflags);
 }
 

@@ -411,7 +411,7 @@ pub fn iret<E: GuestEnv<Cpu = CpuState>>(env: &mut E, size: u8, next_rip: u64) -
         drop_privileged(cpu);
     }
     cpu.nmi_blocked = false;
-    cpu.set_rflags(rflags);
+    cpu.set_rflags(cpu.keep_rf(rflags));
     Ok(())
 }
 
@@ -437,7 +437,7 @@ fn iret_real<E: GuestEnv<Cpu = CpuState>>(env: &mut E, size: u8) -> Result<(), F
     cpu.gpr[4] = stack.sp;
     arrive(cpu, &t);
     cpu.nmi_blocked = false;
-    cpu.set_rflags(rflags);
+    cpu.set_rflags(cpu.keep_rf(rflags));
     Ok(())
 }
 
@@ -458,6 +458,6 @@ fn iret_v86<E: GuestEnv<Cpu = CpuState>>(env: &mut E, mut stack: Stack, rip: u64
     cpu.cpl = 3;
     cpu.nmi_blocked = false;
     let all = bit::ARITH | bit::TF | bit::IF | bit::DF | bit::IOPL | bit::NT | bit::RF | bit::VM | bit::AC;
-    cpu.set_rflags(flags & (all | bit::VIF | bit::VIP | bit::ID));
+    cpu.set_rflags(cpu.keep_rf(flags & (all | bit::VIF | bit::VIP | bit::ID)));
     Ok(())
 }

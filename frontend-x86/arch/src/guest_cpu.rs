@@ -1,16 +1,14 @@
 //! `CpuState` as engines see it: `vm_core::GuestCpu`.
 
+use crate::debug;
 use crate::deliver::{self, Event, Source, deliver};
 use crate::fault::vector;
 use crate::flags::bit;
 use crate::mode::Mode;
-use crate::state::{CpuState, SegReg, shadow};
+use crate::state::{CpuState, PendingEvent, SegReg, shadow};
 use crate::{dump, paging};
 use vm_core::guest::{GuestCpu, GuestEnv, Mapping, PhysMem, Shutdown};
 use vm_core::{Access, Events, Fault, Pa, Va};
-
-/// DR6.BS: single step (SDM 3B "Debug Status Register").
-const DR6_BS: u64 = 1 << 14;
 
 impl GuestCpu for CpuState {
     fn mode(&self) -> u64 {
@@ -65,7 +63,7 @@ impl GuestCpu for CpuState {
     }
 
     fn single_step(&self) -> bool {
-        self.eflags & bit::TF != 0
+        self.eflags & bit::TF != 0 || self.pending.valid || self.breakpoints()
     }
 
     fn deliver_event<E: GuestEnv<Cpu = Self>>(env: &mut E) -> Result<bool, Shutdown> {
@@ -82,11 +80,8 @@ impl GuestCpu for CpuState {
             env.io().signals().clear(Events::SIPI);
         }
         let cpu = env.cpu_ref();
-        if pending.contains(Events::DUE) && (cpu.shadow == shadow::NONE || !cpu.pending.valid) {
-            env.io().signals().clear(Events::DUE);
-        }
         if cpu.shadow == shadow::NONE && cpu.pending.valid {
-            return take_pending(env).map(|()| true);
+            return debug::take_pending(env).map(|()| true);
         }
         if pending.contains(Events::SMI) {
             env.io().signals().clear(Events::SMI);
@@ -108,25 +103,32 @@ impl GuestCpu for CpuState {
     }
 
     fn deliver_fault<E: GuestEnv<Cpu = Self>>(env: &mut E, fault: Fault) -> Result<(), Shutdown> {
-        let event = deliver::from_fault(env.cpu_ref(), fault);
+        let cpu = env.cpu();
+        // Breakpoints that the instruction met before it faulted are met again when it is run anew.
+        if cpu.pending.vector == vector::DB {
+            cpu.pending = PendingEvent::default();
+        }
+        let event = deliver::from_fault(cpu, fault);
+        if fault.vector == vector::DB {
+            cpu.dr[6] |= fault.addr & debug::dr6::WRITABLE;
+        }
         deliver(env, event, fault.addr)
     }
 
+    fn before_insn<E: GuestEnv<Cpu = Self>>(env: &mut E) -> Result<bool, Shutdown> {
+        debug::before_insn(env)
+    }
+
+    fn watches(&self, va: Va) -> bool {
+        self.watches_page(va)
+    }
+
+    fn accessed(&mut self, va: Va, size: u8, write: bool) {
+        self.note_access(va, size, write);
+    }
+
     fn after_insn<E: GuestEnv<Cpu = Self>>(env: &mut E) -> Result<(), Shutdown> {
-        // An instruction that entered a handler has cleared TF and traps no more; MOV SS holds the trap back.
-        let cpu = env.cpu();
-        if cpu.eflags & bit::TF == 0 || cpu.shadow == shadow::MOV_SS {
-            return Ok(());
-        }
-        if cpu.pending.valid {
-            // With a trap that is due they are one exception; a fault of the task switched to comes first.
-            if cpu.pending.vector == vector::DB {
-                cpu.pending.payload |= DR6_BS;
-            }
-            return Ok(());
-        }
-        cpu.dr[6] |= DR6_BS;
-        debug_trap(env)
+        debug::after_insn(env)
     }
 
     fn dump(&self) -> String {
@@ -138,36 +140,11 @@ impl GuestCpu for CpuState {
     }
 }
 
-/// #DB as a trap: RIP is already behind the instruction.
-fn debug_trap<E: GuestEnv<Cpu = CpuState>>(env: &mut E) -> Result<(), Shutdown> {
-    let rip = env.cpu_ref().rip;
-    // Any #DB clears DR7.GD so that the handler may use the debug registers.
-    env.cpu().dr[7] &= !(1 << 13);
-    deliver(env, Event { vector: vector::DB, error: None, source: Source::Exception, rip, rf: false }, 0)
-}
-
-fn external<E: GuestEnv<Cpu = CpuState>>(env: &mut E, vector: u8) -> Result<(), Shutdown> {
+/// An interrupt of the machine.
+pub(crate) fn external<E: GuestEnv<Cpu = CpuState>>(env: &mut E, vector: u8) -> Result<(), Shutdown> {
     env.cpu().halted = false;
     let rip = env.cpu_ref().rip;
     deliver(env, Event { vector, error: None, source: Source::External, rip, rf: false }, 0)
-}
-
-/// An event whose delivery was interrupted before this engine took over (KVM_VCPU_EVENTS).
-fn take_pending<E: GuestEnv<Cpu = CpuState>>(env: &mut E) -> Result<(), Shutdown> {
-    let cpu = env.cpu();
-    let p = std::mem::take(&mut cpu.pending);
-    cpu.halted = false;
-    let error = p.has_error.then_some(p.error);
-    // Vectors the CPU raises itself are below 32; NMI among them.
-    let exception = p.vector < 32 && p.vector != vector::NMI;
-    if exception && p.vector == vector::DB {
-        cpu.dr[6] |= p.payload;
-        return debug_trap(env);
-    }
-    if exception {
-        return CpuState::deliver_fault(env, Fault { vector: p.vector, error, addr: p.payload });
-    }
-    external(env, p.vector)
 }
 
 fn take_init<E: GuestEnv<Cpu = CpuState>>(env: &mut E) -> bool {

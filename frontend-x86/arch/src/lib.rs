@@ -3,6 +3,7 @@
 
 pub mod control;
 pub mod cpuid;
+pub mod debug;
 pub mod deliver;
 pub mod desc;
 mod dump;

@@ -317,7 +317,7 @@ impl CpuState {
             (has(self.cr0, cr0::MP), Mode::MP),
             (has(self.cr4, cr4::OSFXSR), Mode::OSFXSR),
             (avx, Mode::AVX),
-            (has(self.eflags, bit::TF), Mode::STEP),
+            (has(self.eflags, bit::TF) || self.breakpoints(), Mode::STEP),
             (has(self.cr4, cr4::SMAP) && !ac && self.cpl < 3, Mode::SMAP),
             (has(self.cr0, cr0::AM) && ac && self.cpl == 3, Mode::ALIGN),
             (!self.protected() || self.cpl <= self.iopl() && !self.v86(), Mode::IO_OK),

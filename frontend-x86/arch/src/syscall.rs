@@ -37,6 +37,10 @@ pub fn syscall(cpu: &mut CpuState, next_rip: u64) -> Result<(), Fault> {
         cpu.rip = if cpu.mode().is_64() { cpu.lstar } else { cpu.cstar };
         set_segments(cpu, selector, selector.wrapping_add(8), Segment::L, 0);
         cpu.set_rflags(flags & !cpu.sfmask & !bit::RF);
+        // Unlike other instructions it is stepped over by what TF is then.
+        if cpu.eflags & bit::TF == 0 {
+            cpu.no_step();
+        }
     } else {
         cpu.rip = cpu.star & 0xffff_ffff;
         cpu.gpr[1] &= 0xffff_ffff;

@@ -1,8 +1,9 @@
 //! Hardware task switches through TSS descriptors and task gates (SDM 3A chapter 8 "Task Management"; SDM 2 "CALL", "JMP",
 //! "IRET", "INT n": SWITCH-TASKS).
 
+use crate::debug::{db, dr6, dr7};
 use crate::desc::{self, Desc, code, is_null, set_type_bits, system, system_va};
-use crate::fault::{gp, np, ss, ts, vector};
+use crate::fault::{gp, np, ss, ts};
 use crate::flags::bit;
 use crate::paging::load_pdptes;
 use crate::segment::{null_segment, v86_segment};
@@ -10,12 +11,8 @@ use crate::stack::{Stack, in_limit, system_ctx};
 use crate::state::{CpuState, PendingEvent, SegReg, Segment, cr0, cr4};
 use crate::tss;
 use vm_core::guest::{Flush, GuestEnv};
-use vm_core::{Access, Events, Fault, Pa, Va};
+use vm_core::{Access, Fault, Pa, Va};
 
-/// DR6.BT: a task switch to a task whose T flag is set (SDM 3B "Task-Switch Exception Condition").
-const DR6_BT: u64 = 1 << 15;
-/// DR7.L0-L3 and LE, which a task switch clears.
-const DR7_LOCAL: u64 = 0x155;
 /// Type bit of TSS descriptors: busy.
 const BUSY: u64 = 2;
 /// Vectors from here on are not exceptions of the CPU.
@@ -121,7 +118,6 @@ pub(crate) fn previous<E: GuestEnv<Cpu = CpuState>>(env: &mut E) -> Result<Task,
 pub(crate) fn pend<E: GuestEnv<Cpu = CpuState>>(env: &mut E, f: Fault) {
     let (has_error, error) = (f.error.is_some(), f.error.unwrap_or(0));
     env.cpu().pending = PendingEvent { valid: true, vector: f.vector, has_error, error, payload: f.addr };
-    env.io().signals().raise(Events::DUE);
 }
 
 /// Switches to `task`. `Err`: the fault is the old task's, and nothing has changed. `Ok(Some)`: the switch is done, and the
@@ -159,7 +155,7 @@ pub(crate) fn switch<E: GuestEnv<Cpu = CpuState>>(
         return Ok(Some(f));
     }
     if image.trap {
-        pend(env, Fault { vector: vector::DB, error: None, addr: DR6_BT });
+        pend(env, db(dr6::BT));
     }
     Ok(None)
 }
@@ -240,7 +236,7 @@ fn commit(cpu: &mut CpuState, task: &Task, image: &Image, cause: Cause) {
     cpu.tr = task.desc.segment(task.selector);
     cpu.tr.attr |= (BUSY as u32) << 8;
     cpu.cr0 |= cr0::TS;
-    cpu.dr[7] &= !DR7_LOCAL;
+    cpu.dr[7] &= !dr7::LOCAL;
     cpu.gpr[..8].copy_from_slice(&image.gpr);
     cpu.rip = image.rip;
     for (s, &sel) in SegReg::ALL.into_iter().zip(&image.sel) {
@@ -248,12 +244,13 @@ fn commit(cpu: &mut CpuState, task: &Task, image: &Image, cause: Cause) {
     }
     cpu.ldt = null_segment(image.ldt);
     let nested = if cause == Cause::Nest { bit::NT } else { 0 };
-    let flags = image.flags & crate::flags::KNOWN | nested;
+    let flags = cpu.keep_rf(image.flags & crate::flags::KNOWN | nested);
     cpu.cpl = if flags & bit::VM != 0 { 3 } else { (image.sel[SegReg::Cs as usize] & 3) as u8 };
     (cpu.halted, cpu.shadow) = (false, crate::state::shadow::NONE);
     if cause == Cause::Return {
         cpu.nmi_blocked = false;
     }
+    cpu.no_step();
     cpu.set_rflags(flags);
 }
 

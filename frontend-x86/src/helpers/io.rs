@@ -29,12 +29,14 @@ pub(super) fn check<E: Env>(env: &mut E, port: u16, bytes: u8) -> Result<(), Fau
 /// Reads the port in DX.
 pub(super) fn read_port<E: Env>(env: &mut E, bytes: u8) -> u64 {
     let port = env.cpu_ref().gpr[2] as u16;
+    env.cpu().note_port(port, bytes);
     env.io().port_read(port, bytes).into()
 }
 
 /// Writes the port in DX.
 pub(super) fn write_port<E: Env>(env: &mut E, bytes: u8, v: u64) {
     let port = env.cpu_ref().gpr[2] as u16;
+    env.cpu().note_port(port, bytes);
     env.io().port_write(port, bytes, v as u32);
 }
 
@@ -43,10 +45,12 @@ fn io_check<E: Env>(env: &mut E, port: u64, bytes: u64, _: u64) -> Res {
 }
 
 fn input<E: Env>(env: &mut E, port: u64, bytes: u64, _: u64) -> Res {
+    env.cpu().note_port(port as u16, bytes as u8);
     Ok(env.io().port_read(port as u16, bytes as u8).into())
 }
 
 fn output<E: Env>(env: &mut E, port: u64, bytes: u64, v: u64) -> Res {
+    env.cpu().note_port(port as u16, bytes as u8);
     env.io().port_write(port as u16, bytes as u8, v as u32);
     Ok(0)
 }

@@ -119,6 +119,10 @@ fn string<E: Env>(env: &mut E, how: u64, _: u64, _: u64) -> Res {
             return Ok(1);
         }
     }
+    if h.one && part != left {
+        // The breakpoint at this instruction was met when it began (SDM 3B "Instruction-Breakpoint Exception Condition").
+        env.cpu().eflags |= bit::RF;
+    }
     Ok((part == left).into())
 }
 

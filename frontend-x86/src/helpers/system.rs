@@ -4,7 +4,7 @@
 use super::{ANY, CHECKS, Env, Res, STATE};
 use arch_x86::flags::bit;
 use arch_x86::state::{cr4, shadow};
-use arch_x86::{SegReg, control, cpuid, fault, msr, segment, syscall};
+use arch_x86::{SegReg, control, cpuid, debug, fault, msr, segment, syscall};
 use vm_core::{Fault, dlog};
 
 rows! {
@@ -79,11 +79,11 @@ fn write_cr<E: Env>(env: &mut E, n: u64, v: u64, _: u64) -> Res {
 }
 
 fn read_dr<E: Env>(env: &mut E, n: u64, _: u64, _: u64) -> Res {
-    control::read_dr(env.cpu(), n as u8)
+    debug::read_dr(env.cpu_ref(), n as u8)
 }
 
 fn write_dr<E: Env>(env: &mut E, n: u64, v: u64, _: u64) -> Res {
-    done(control::write_dr(env.cpu(), n as u8, v))
+    done(debug::write_dr(env, n as u8, v))
 }
 
 fn lmsw<E: Env>(env: &mut E, v: u64, _: u64, _: u64) -> Res {

@@ -83,7 +83,8 @@ pub trait GuestCpu: Send + 'static {
     /// with events held, then calls `end_shadow`.
     fn in_shadow(&self) -> bool;
     fn end_shadow(&mut self);
-    /// Something must be done after each instruction (x86: TF): blocks of one instruction, then `after_insn`.
+    /// Something must be done before or after each instruction (x86: TF, breakpoints): `before_insn`, a block of one
+    /// instruction, `after_insn`.
     fn single_step(&self) -> bool;
     /// Takes the most urgent event that the CPU accepts now and enters its handler. `Ok(false)`: none was accepted.
     fn deliver_event<E: GuestEnv<Cpu = Self>>(env: &mut E) -> Result<bool, Shutdown>
@@ -94,7 +95,16 @@ pub trait GuestCpu: Send + 'static {
     fn deliver_fault<E: GuestEnv<Cpu = Self>>(env: &mut E, fault: Fault) -> Result<(), Shutdown>
     where
         Self: Sized;
-    /// Work due after an instruction in single-step mode (x86: #DB with DR6.BS).
+    /// Work due before an instruction in single-step mode (x86: breakpoints). `Ok(true)`: a handler was entered instead.
+    fn before_insn<E: GuestEnv<Cpu = Self>>(env: &mut E) -> Result<bool, Shutdown>
+    where
+        Self: Sized;
+    /// Must `accessed` be called for each access to the page of `va` (x86: data breakpoints)? Asked when a page would enter the
+    /// TLB; a change of the answer flushes it. True only in single-step mode.
+    fn watches(&self, va: Va) -> bool;
+    /// `size` bytes at `va` were accessed, at least where `watches` says so.
+    fn accessed(&mut self, va: Va, size: u8, write: bool);
+    /// Work due after an instruction in single-step mode that did not fault (x86: #DB with DR6.BS).
     fn after_insn<E: GuestEnv<Cpu = Self>>(env: &mut E) -> Result<(), Shutdown>
     where
         Self: Sized;

@@ -20,8 +20,6 @@ bitflags::bitflags! {
         const STOP = 1 << 5;
         /// Guest memory that holds translated code was written from outside the vCPU.
         const CODE = 1 << 6;
-        /// An exception that the CPU itself found after an instruction, due before the next one.
-        const DUE = 1 << 7;
     }
 }
 

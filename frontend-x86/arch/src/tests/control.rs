@@ -1,8 +1,9 @@
 //! Control registers, MSRs, CPUID, reset.
 
 use super::{Env, at, sel};
-use crate::control::{lmsw, popf, read_dr, write_cr, write_dr, xsetbv};
+use crate::control::{lmsw, popf, write_cr, xsetbv};
 use crate::cpuid::{Word, cpuid};
+use crate::debug::{read_dr, write_dr};
 use crate::fault::{gp, ud};
 use crate::features::feature_name;
 use crate::flags::bit;
@@ -70,13 +71,13 @@ fn lmsw_debug_registers_and_xsetbv() {
     lmsw(&mut e, 0).unwrap();
     assert!(e.cpu.protected());
     let mut e = Env::long(0);
-    write_dr(&mut e.cpu, 7, 0).unwrap();
-    assert_eq!(read_dr(&mut e.cpu, 5), Ok(0x400));
-    assert_eq!(write_dr(&mut e.cpu, 6, 1 << 32), Err(gp(0)));
+    write_dr(&mut e, 7, 0).unwrap();
+    assert_eq!(read_dr(&e.cpu, 5), Ok(0x400));
+    assert_eq!(write_dr(&mut e, 6, 1 << 32), Err(gp(0)));
     e.cpu.cr4 |= cr4::DE;
-    assert_eq!(read_dr(&mut e.cpu, 5), Err(ud()));
-    write_dr(&mut e.cpu, 7, 1 << 13).unwrap();
-    assert_eq!(read_dr(&mut e.cpu, 0).unwrap_err().vector, 1);
+    assert_eq!(read_dr(&e.cpu, 5), Err(ud()));
+    write_dr(&mut e, 7, 1 << 13).unwrap();
+    assert_eq!(read_dr(&e.cpu, 0).unwrap_err().vector, 1);
     assert_eq!(xsetbv(&mut e.cpu, 0, 3), Err(ud()));
 }
 

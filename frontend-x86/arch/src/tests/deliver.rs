@@ -100,7 +100,7 @@ fn long_mode_frames_are_aligned_and_ist_works() {
         // And back: IRETQ restores everything.
         e.cpu.gpr[4] += 8;
         crate::far::iret(&mut e, 8, 0x1236).unwrap();
-        assert_eq!((e.cpu.cpl, e.sp(), e.cpu.rip, e.cpu.rflags()), (cpl, 0x8ff8, 0x1234, f | bit::RF));
+        assert_eq!((e.cpu.cpl, e.sp(), e.cpu.rip, e.cpu.rflags()), (cpl, 0x8ff8, 0x1234, f), "RF means nothing here");
         assert_eq!(e.cpu.seg(SegReg::Ss).selector, ss);
     }
 }
@@ -199,7 +199,26 @@ fn single_steps_trap_with_bs() {
     e.gate(vector::DB, INT, 0, sel::CODE0, 0x4000, 0);
     e.cpu.set_rflags(bit::TF);
     assert!(e.cpu.single_step());
+    assert_eq!(CpuState::before_insn(&mut e), Ok(false));
+    // The instruction was POPF, say.
+    e.cpu.set_rflags(0);
     CpuState::after_insn(&mut e).unwrap();
+    assert_eq!((e.cpu.rip, e.cpu.dr[6] & 1 << 14, e.stack(8, 2) & bit::TF), (0x4000, 1 << 14, 0));
+    // INT n and faults are no steps.
+    let mut e = Env::long(0);
+    e.gate(vector::DB, INT, 0, sel::CODE0, 0x4000, 0);
+    e.gate(0x30, INT, 0, sel::CODE0, 0x5000, 0);
+    e.cpu.set_rflags(bit::TF);
+    assert_eq!(CpuState::before_insn(&mut e), Ok(false));
+    software_int(&mut e, 0x30, 0x1236, Source::SoftInt).unwrap();
+    CpuState::after_insn(&mut e).unwrap();
+    assert_eq!(e.cpu.rip, 0x5000);
+    let mut e = Env::long(0);
+    e.gate(vector::DB, INT, 0, sel::CODE0, 0x4000, 0);
+    e.cpu.set_rflags(bit::TF);
+    assert_eq!(CpuState::before_insn(&mut e), Ok(false));
+    CpuState::after_insn(&mut e).unwrap();
+    assert_eq!((e.cpu.rip, e.cpu.dr[6] & 1 << 14), (0x4000, 1 << 14));
     assert_eq!((e.cpu.rip, e.cpu.dr[6] & 1 << 14), (0x4000, 1 << 14));
     assert_eq!(e.stack(8, 2) & (bit::TF | bit::RF), bit::TF);
 }

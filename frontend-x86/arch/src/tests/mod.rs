@@ -1,6 +1,7 @@
 //! Tests of this crate, and the environment they run in: flat RAM behind the crate's own page walk.
 
 mod control;
+mod debug;
 mod deliver;
 mod far;
 mod hostile;

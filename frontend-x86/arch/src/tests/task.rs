@@ -5,9 +5,9 @@ use crate::far::{far_call, far_jump, iret};
 use crate::fault::{gp, np, ss, ts, vector};
 use crate::flags::bit;
 use crate::state::{CpuState, SegReg, Segment, cr0, cr4};
+use vm_core::Fault;
 use vm_core::guest::{Flush, GuestCpu};
 use vm_core::testing::Rng;
-use vm_core::{Events, Fault};
 
 /// The other task's TSS descriptor, and where its TSS lies.
 const OTHER: u16 = 0x70;
@@ -49,7 +49,6 @@ fn gdt(e: &Env, s: u16) -> u64 {
 fn due(e: &Env) -> Option<Fault> {
     let p = e.cpu.pending;
     let error = p.has_error.then_some(p.error);
-    assert_eq!(p.valid, e.io.signals.pending().contains(Events::DUE));
     p.valid.then_some(Fault { vector: p.vector, error, addr: p.payload })
 }
 
@@ -192,7 +191,7 @@ fn faults_after_the_switch_are_the_new_tasks() {
     e.poke(TSS2 + 0x54, 4, sel::ABSENT_DATA.into());
     e.gate(11, 14, 0, sel::CODE0, 0x7000, 0);
     far_jump(&mut e, OTHER, 0, 4, 0x1236).unwrap();
-    assert!(CpuState::deliver_event(&mut e).unwrap());
+    assert!(CpuState::before_insn(&mut e).unwrap());
     assert_eq!((e.cpu.rip, e.stack(4, 0), e.stack(4, 1)), (0x7000, sel::ABSENT_DATA.into(), 0x4567));
     assert_eq!(due(&e), None);
     // A fault of the switch that an exception caused escalates: #GP, then #TS, is a double fault.
@@ -210,7 +209,7 @@ fn the_t_flag_traps_before_the_first_instruction() {
     e.poke(TSS2 + 0x64, 4, 1);
     e.gate(1, 14, 0, sel::CODE0, 0x7100, 0);
     far_jump(&mut e, OTHER, 0, 4, 0x1236).unwrap();
-    assert!(CpuState::deliver_event(&mut e).unwrap());
+    assert!(CpuState::before_insn(&mut e).unwrap());
     assert_eq!((e.cpu.rip, e.cpu.dr[6], e.stack(4, 0)), (0x7100, 0xffff_8ff0, 0x4567));
     assert_eq!(e.stack(4, 2) & bit::RF, 0, "a trap");
 }
@@ -314,7 +313,7 @@ fn random_tasks_never_panic_and_refused_switches_change_nothing() {
             Err(_) => assert_eq!(e.cpu, before, "round {round}"),
             Ok(()) if due(&e).is_some_and(|f| f.vector != vector::DB) => {
                 pended += 1;
-                let _ = CpuState::deliver_event(&mut e);
+                let _ = CpuState::before_insn(&mut e);
             }
             Ok(()) => done += 1,
         }
