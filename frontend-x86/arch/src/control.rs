@@ -240,7 +240,8 @@ pub fn invpcid<E: GuestEnv<Cpu = CpuState>>(env: &mut E, kind: u64, pcid: u64, v
 
 /// State components that XCR0 may enable on this model.
 pub(crate) fn xcr0_known(cpu: &CpuState) -> u64 {
-    if cpu.has(feature::AVX) { 7 } else { 3 }
+    let component = |f, bit: u64| if cpu.has(f) { 1 << bit } else { 0 };
+    3 | component(feature::AVX, 2) | component(feature::PKU, 9)
 }
 
 /// XSETBV. Errors: #UD without CR4.OSXSAVE, #GP(0).
@@ -264,6 +265,35 @@ pub fn xgetbv(cpu: &CpuState, index: u32) -> Result<u64, Fault> {
     }
     check(index == 0)?;
     Ok(cpu.xcr0)
+}
+
+/// RDPKRU. Errors: #UD without CR4.PKE, #GP(0) unless ECX is 0.
+pub fn rdpkru(cpu: &CpuState) -> Result<u64, Fault> {
+    if cpu.cr4 & cr4::PKE == 0 {
+        return Err(ud());
+    }
+    check(cpu.gpr[1] as u32 == 0)?;
+    Ok(cpu.pkru.into())
+}
+
+/// WRPKRU of EAX. Errors: as RDPKRU, and #GP(0) unless EDX is 0.
+pub fn wrpkru<E: GuestEnv<Cpu = CpuState>>(env: &mut E) -> Result<(), Fault> {
+    let cpu = env.cpu_ref();
+    rdpkru(cpu)?;
+    check(cpu.gpr[2] as u32 == 0)?;
+    let v = cpu.gpr[0] as u32;
+    set_pkru(env, v);
+    Ok(())
+}
+
+/// Sets PKRU; translations hold what it allowed.
+pub fn set_pkru<E: GuestEnv<Cpu = CpuState>>(env: &mut E, v: u32) {
+    if env.cpu_ref().pkru != v {
+        env.cpu().pkru = v;
+        if env.cpu_ref().cr4 & cr4::PKE != 0 {
+            env.flush(Flush::All);
+        }
+    }
 }
 
 /// RDTSC and RDTSCP: allowed above CPL 0 unless CR4.TSD.

@@ -129,7 +129,7 @@ pub fn cpuid(cpu: &CpuState, leaf: u32, subleaf: u32) -> [u32; 4] {
         // MONITOR/MWAIT: line sizes 0, extensions enumerated as QEMU does.
         5 => [0, 0, 3, 0],
         6 => [f[Word::L6Eax as usize], 0, 0, 0],
-        7 if subleaf == 0 => [0, f[Word::L7Ebx as usize], f[Word::L7Ecx as usize], f[Word::L7Edx as usize]],
+        7 if subleaf == 0 => [0, f[Word::L7Ebx as usize], leaf_7_ecx(cpu), f[Word::L7Edx as usize]],
         0xb => topology(cpu, subleaf),
         0xd => xsave_leaf(cpu, subleaf),
         0x8000_0000 => vendor(m, m.xlevel),
@@ -159,6 +159,11 @@ fn leaf_1(cpu: &CpuState) -> [u32; 4] {
     }
     // EBX: initial APIC ID, CLFLUSH line of 8 quadwords.
     [signature(cpu), cpu.apic_id << 24 | logical | 8 << 8, ecx, edx]
+}
+
+fn leaf_7_ecx(cpu: &CpuState) -> u32 {
+    // OSPKE mirrors CR4.PKE.
+    cpu.features[Word::L7Ecx as usize] | if cpu.cr4 & cr4::PKE != 0 { 1 << 4 } else { 0 }
 }
 
 fn extended_1(cpu: &CpuState) -> [u32; 4] {
@@ -203,25 +208,34 @@ fn topology(cpu: &CpuState, subleaf: u32) -> [u32; 4] {
     }
 }
 
-/// XSAVE areas: x87 and SSE in the legacy region and header, AVX behind them (SDM 1 §13.4).
+/// Components of XSAVE areas behind the legacy region and header: number, feature, bytes, offset in the standard format
+/// (SDM 1 §13.4). The compacted format has those that are there in the same order without gaps.
+pub const XSAVE_COMPONENTS: [(u32, (Word, u32), u32, u32); 2] = [(2, feature::AVX, 256, 576), (9, feature::PKU, 8, 2688)];
+
+/// Bytes of an area for the components in `mask`.
+fn xsave_size(mask: u64, compacted: bool) -> u32 {
+    XSAVE_COMPONENTS.iter().filter(|c| mask >> c.0 & 1 == 1).fold(576, |end, &(_, _, size, at)| {
+        let at = if compacted { end } else { at };
+        at + size
+    })
+}
+
 fn xsave_leaf(cpu: &CpuState, subleaf: u32) -> [u32; 4] {
     if !cpu.has(feature::XSAVE) {
         return [0; 4];
     }
-    let avx = cpu.has(feature::AVX);
+    let known = crate::control::xcr0_known(cpu);
     match subleaf {
-        0 => {
-            let size = |avx: bool| if avx { 832 } else { 576 };
-            [if avx { 7 } else { 3 }, size(cpu.xcr0 & 4 != 0), size(avx), 0]
-        }
+        0 => [known as u32, xsave_size(cpu.xcr0, false), xsave_size(known, false), 0],
         1 => {
             let eax = cpu.features[Word::XsaveEax as usize];
             // The area of XSAVEC and XSAVES for what XCR0 enables.
-            let size = if cpu.xcr0 & 4 != 0 { 832 } else { 576 };
-            [eax, if eax & 2 != 0 { size } else { 0 }, 0, 0]
+            [eax, if eax & 2 != 0 { xsave_size(cpu.xcr0, true) } else { 0 }, 0, 0]
         }
-        2 if avx => [256, 576, 0, 0],
-        _ => [0; 4],
+        n => {
+            let there = XSAVE_COMPONENTS.iter().find(|c| c.0 == n && cpu.has(c.1));
+            there.map_or([0; 4], |&(_, _, size, at)| [size, at, 0, 0])
+        }
     }
 }
 

@@ -31,6 +31,7 @@ pub mod pf {
     pub const U: u32 = 1 << 2;
     pub const RSVD: u32 = 1 << 3;
     pub const I: u32 = 1 << 4;
+    pub const PK: u32 = 1 << 5;
 }
 
 const fn plain(vector: u8) -> Fault {

@@ -7,16 +7,16 @@ use crate::cpuid::{WORDS, Word};
 const IMPLEMENTED: [u32; WORDS] = [
     // fpu de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat pse36 clflush mmx fxsr sse sse2 ht
     0x178b_fbfd,
-    // pni pclmulqdq ssse3 fma cx16 pcid sse4.1 sse4.2 movbe popcnt aes xsave avx f16c rdrand hypervisor
-    0xf6da_3203,
+    // pni pclmulqdq ssse3 fma cx16 pcid sse4.1 sse4.2 x2apic movbe popcnt tsc-deadline aes xsave avx f16c rdrand hypervisor
+    0xf7fa_3203,
     // the copies of 1.EDX, syscall nx mmxext fxsr_opt pdpe1gb rdtscp lm
     0x2fd3_fbfd,
     // lahf_lm cmp_legacy abm 3dnowprefetch
     0x0000_0123,
     // fsgsbase bmi1 avx2 smep bmi2 erms invpcid rdseed adx smap clflushopt clwb sha-ni
     0x219c_07a9,
-    // umip gfni vaes vpclmulqdq la57 rdpid
-    0x0041_0704,
+    // umip pku gfni vaes vpclmulqdq la57 rdpid
+    0x0041_070c,
     // fsrm
     0x10,
     // xsaveopt xsavec xgetbv1 xsaves
@@ -171,7 +171,11 @@ pub const FEATURES: &[Feature] = &[
     n("cr8legacy", Word::ExtEcx, 4),
     n("abm", Word::ExtEcx, 5),
     n("sse4a", Word::ExtEcx, 6),
+    n("misalignsse", Word::ExtEcx, 7),
     n("3dnowprefetch", Word::ExtEcx, 8),
+    n("osvw", Word::ExtEcx, 9),
+    n("topoext", Word::ExtEcx, 22),
+    n("perfctr-core", Word::ExtEcx, 23),
     n("fsgsbase", Word::L7Ebx, 0),
     n("tsc-adjust", Word::L7Ebx, 1),
     n("bmi1", Word::L7Ebx, 3),
@@ -182,12 +186,17 @@ pub const FEATURES: &[Feature] = &[
     n("erms", Word::L7Ebx, 9),
     n("invpcid", Word::L7Ebx, 10),
     n("rtm", Word::L7Ebx, 11),
+    n("avx512f", Word::L7Ebx, 16),
+    n("avx512dq", Word::L7Ebx, 17),
     n("rdseed", Word::L7Ebx, 18),
     n("adx", Word::L7Ebx, 19),
     n("smap", Word::L7Ebx, 20),
     n("clflushopt", Word::L7Ebx, 23),
     n("clwb", Word::L7Ebx, 24),
+    n("avx512cd", Word::L7Ebx, 28),
     n("sha-ni", Word::L7Ebx, 29),
+    n("avx512bw", Word::L7Ebx, 30),
+    n("avx512vl", Word::L7Ebx, 31),
     n("umip", Word::L7Ecx, 2),
     n("pku", Word::L7Ecx, 3),
     n("gfni", Word::L7Ecx, 8),
@@ -203,6 +212,7 @@ pub const FEATURES: &[Feature] = &[
     n("arat", Word::L6Eax, 2),
     n("invtsc", Word::ApmEdx, 8),
     n("clzero", Word::Ext8Ebx, 0),
+    n("xsaveerptr", Word::Ext8Ebx, 2),
     n("wbnoinvd", Word::Ext8Ebx, 9),
 ];
 

@@ -1,5 +1,7 @@
 //! CPU models and `-cpu` (names of models and features as in QEMU).
 
+mod named;
+
 use crate::cpuid::{CpuConfigured, WORDS};
 use crate::features::{self, Feature, find};
 
@@ -84,6 +86,23 @@ pub const MODELS: &[Model] = &[
     virtual_cpu("x86-64-v2", "with SSE4.2 and POPCNT", BRAND, Set::Lists(&[V1, V2])),
     virtual_cpu("x86-64-v3", "with AVX2, BMI2 and FMA", BRAND, Set::Lists(&[V1, V2, V3])),
     virtual_cpu("max", "everything the engine can do", "rhea virtual CPU", Set::All),
+    named::QEMU32,
+    named::KVM32_MODEL,
+    named::KVM64,
+    named::CORE2DUO,
+    named::PENRYN_MODEL,
+    named::NEHALEM_MODEL,
+    named::WESTMERE_MODEL,
+    named::SANDY_BRIDGE_MODEL,
+    named::IVY_BRIDGE_MODEL,
+    named::HASWELL_MODEL,
+    named::HASWELL_NO_TSX,
+    named::BROADWELL_MODEL,
+    named::SKYLAKE_CLIENT,
+    named::SKYLAKE_SERVER_MODEL,
+    named::EPYC,
+    named::EPYC_ROME,
+    named::EPYC_MILAN,
 ];
 
 /// Model names and help, for `-cpu help`.

@@ -112,7 +112,8 @@ pub fn rdmsr<E: GuestEnv<Cpu = CpuState>>(env: &mut E, msr: u32) -> Result<u64, 
         return Err(gp(0));
     }
     if of_machine(msr) {
-        return env.io().msr_read(msr).ok_or_else(|| missing(msr, "read"));
+        let v = env.io().msr_read(msr).ok_or_else(|| missing(msr, "read"))?;
+        return Ok(if msr == index::TSC_DEADLINE { shifted(v, cpu.tsc_offset) } else { v });
     }
     Ok(match msr {
         index::P5_MC_ADDR | index::P5_MC_TYPE | index::PLATFORM_ID => 0,
@@ -162,6 +163,11 @@ pub fn rdmsr<E: GuestEnv<Cpu = CpuState>>(env: &mut E, msr: u32) -> Result<u64, 
     })
 }
 
+/// A TSC deadline moved by an offset; 0 is none, and none becomes 0.
+fn shifted(deadline: u64, by: u64) -> u64 {
+    if deadline == 0 { 0 } else { deadline.wrapping_add(by).max(1) }
+}
+
 fn has_tsc_aux(cpu: &CpuState) -> bool {
     cpu.has(feature::RDTSCP) || cpu.has(feature::RDPID)
 }
@@ -172,6 +178,8 @@ pub fn wrmsr<E: GuestEnv<Cpu = CpuState>>(env: &mut E, msr: u32, value: u64) -> 
         return Err(gp(0));
     }
     if of_machine(msr) {
+        let off = env.cpu_ref().tsc_offset.wrapping_neg();
+        let value = if msr == index::TSC_DEADLINE { shifted(value, off) } else { value };
         let ok = env.io().msr_write(msr, value);
         return if ok { Ok(()) } else { Err(missing(msr, "write")) };
     }
@@ -182,8 +190,13 @@ pub fn wrmsr<E: GuestEnv<Cpu = CpuState>>(env: &mut E, msr: u32, value: u64) -> 
         return write_memory_type(env, msr, value);
     }
     if msr == index::TSC {
-        let now = env.io().tsc();
-        env.cpu().tsc_offset = value.wrapping_sub(now);
+        let (now, old) = (env.io().tsc(), env.cpu_ref().tsc_offset);
+        let new = value.wrapping_sub(now);
+        env.cpu().tsc_offset = new;
+        // A deadline is in the guest's ticks: by the machine's it moves.
+        if let Some(d) = env.io().msr_read(index::TSC_DEADLINE).filter(|d| *d != 0) {
+            env.io().msr_write(index::TSC_DEADLINE, shifted(d, old.wrapping_sub(new)));
+        }
         return Ok(());
     }
     write_plain(env.cpu(), msr, value)

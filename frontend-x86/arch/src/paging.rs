@@ -20,6 +20,8 @@ pub mod pte {
     pub const PS: u64 = 1 << 7;
     pub const G: u64 = 1 << 8;
     pub const NX: u64 = 1 << 63;
+    /// Protection key of a leaf: bits 62:59.
+    pub const KEY_SHIFT: u32 = 59;
 }
 
 const PHYS_MASK: u64 = (1 << PHYS_BITS) - 1;
@@ -185,7 +187,27 @@ fn follow(cpu: &CpuState, va: u64, gate: &Gate, root: Root) -> Result<Path, Brok
 }
 
 /// (read, write, execute) in access context `c` (SDM 3A §4.6 "Access Rights").
-fn allowed(cpu: &CpuState, r: Rights, c: usize) -> (bool, bool, bool) {
+fn allowed(cpu: &CpuState, r: Rights, denied: Denied, c: usize) -> (bool, bool, bool) {
+    let (read, write, exec) = by_tables(cpu, r, c);
+    (read && !denied.access, write && !denied.access && !denied.write, exec)
+}
+
+/// What PKRU takes away of data accesses to a user page (SDM 3A §4.6.2 "Protection Keys").
+#[derive(Clone, Copy, Default)]
+struct Denied {
+    access: bool,
+    write: bool,
+}
+
+fn denied(cpu: &CpuState, path: &Path, c: usize) -> Denied {
+    if cpu.cr4 & cr4::PKE == 0 || !cpu.long_mode() || !path.rights.user {
+        return Denied::default();
+    }
+    let bits = cpu.pkru >> (2 * (path.leaf() >> pte::KEY_SHIFT & 15));
+    Denied { access: bits & 1 != 0, write: bits & 2 != 0 && (c == ctx::USER || cpu.cr0 & cr0::WP != 0) }
+}
+
+fn by_tables(cpu: &CpuState, r: Rights, c: usize) -> (bool, bool, bool) {
     if c == ctx::USER {
         return (r.user, r.user && r.write, r.user && !r.nx);
     }
@@ -244,14 +266,16 @@ pub fn walk(cpu: &CpuState, va: Va, access: Access, c: usize, mem: &dyn PhysMem)
     let mut tries = 0;
     loop {
         let mut path = follow(cpu, lin, &gate, root).map_err(broken)?;
-        let (read, write, exec) = allowed(cpu, path.rights, c);
+        let denied = denied(cpu, &path, c);
+        let (read, write, exec) = allowed(cpu, path.rights, denied, c);
         let ok = match access {
             Access::Read => read,
             Access::Write => write,
             Access::Execute => exec,
         };
         if !ok {
-            return Err(page_fault(va.0, pf::P | bits));
+            let key = access != Access::Execute && (denied.access || denied.write && access == Access::Write);
+            return Err(page_fault(va.0, pf::P | bits | if key { pf::PK } else { 0 }));
         }
         tries += 1;
         if !mark(&gate, &mut path, access == Access::Write) && tries < RETRIES {

@@ -58,6 +58,7 @@ impl CpuState {
             cr3: 0,
             cr4: 0,
             xcr0: 1,
+            pkru: 0,
             efer: 0,
             pdpte: [0; 4],
             dr: [0; 8],
@@ -96,7 +97,7 @@ impl CpuState {
         self.fpr = [F80::default(); 8];
         (self.mxcsr, self.fcw, self.fsw, self.ftw) = (0x1f80, 0x40, 0, 0xff);
         (self.fop, self.fip, self.fdp, self.fcs, self.fds) = (0, 0, 0, 0, 0);
-        (self.xcr0, self.tsc_aux, self.tsc_offset) = (1, 0, 0);
+        (self.xcr0, self.pkru, self.tsc_aux, self.tsc_offset) = (1, 0, 0, 0);
         (self.star, self.lstar, self.cstar, self.sfmask, self.kernel_gs_base) = (0, 0, 0, 0, 0);
         (self.sysenter_cs, self.sysenter_esp, self.sysenter_eip) = (0, 0, 0);
         self.pat = PAT_RESET;

@@ -46,6 +46,8 @@ struct Saved {
     cr3: u64,
     cr4: u64,
     xcr0: u64,
+    #[serde(default)]
+    pkru: u32,
     efer: u64,
     pdpte: [u64; 4],
     dr: [u64; 8],
@@ -94,7 +96,7 @@ impl CpuState {
         let CpuState {
             gpr: _, rip: _, seg: _, ldt: _, tr: _, gdt: _, idt: _, xmm: _, ymmh: _, fpr: _, mxcsr: _, fcw: _, fsw: _, ftw: _,
             fop: _, fip: _, fdp: _, fcs: _, fds: _, cpl: _, halted: _, shadow: _, nmi_blocked: _, smm: _, wait_sipi: _,
-            a20_masked: _, cr0: _, cr2: _, cr3: _, cr4: _, xcr0: _, efer: _, pdpte: _, dr: _, star: _, lstar: _, cstar: _,
+            a20_masked: _, cr0: _, cr2: _, cr3: _, cr4: _, xcr0: _, pkru: _, efer: _, pdpte: _, dr: _, star: _, lstar: _, cstar: _,
             sfmask: _, kernel_gs_base: _, sysenter_cs: _, sysenter_esp: _, sysenter_eip: _, pat: _, tsc_aux: _,
             tsc_offset: _, misc_enable: _, mtrr_def: _, mtrr_fixed: _, mtrr_var: _, smbase: _, pending: _,
             // In `rflags`.
@@ -107,7 +109,7 @@ impl CpuState {
         #[rustfmt::skip]
         let saved = same!(
             self, gpr, rip, seg, ldt, tr, gdt, idt, fpr, mxcsr, fcw, fsw, ftw, fop, fip, fdp, fcs, fds, cpl, halted, shadow,
-            nmi_blocked, smm, wait_sipi, a20_masked, cr0, cr2, cr3, cr4, xcr0, efer, pdpte, dr, star, lstar, cstar, sfmask,
+            nmi_blocked, smm, wait_sipi, a20_masked, cr0, cr2, cr3, cr4, xcr0, pkru, efer, pdpte, dr, star, lstar, cstar, sfmask,
             kernel_gs_base, sysenter_cs, sysenter_esp, sysenter_eip, pat, tsc_aux, tsc_offset, misc_enable, mtrr_def,
             mtrr_fixed, mtrr_var, smbase, pending
         );
@@ -160,7 +162,7 @@ impl Saved {
         #[rustfmt::skip]
         put!(
             gpr, rip, seg, ldt, tr, gdt, idt, fpr, mxcsr, fcw, fsw, ftw, fop, fip, fdp, fcs, fds, cpl, halted, shadow,
-            nmi_blocked, smm, wait_sipi, a20_masked, cr0, cr2, cr3, cr4, xcr0, efer, pdpte, dr, star, lstar, cstar, sfmask,
+            nmi_blocked, smm, wait_sipi, a20_masked, cr0, cr2, cr3, cr4, xcr0, pkru, efer, pdpte, dr, star, lstar, cstar, sfmask,
             kernel_gs_base, sysenter_cs, sysenter_esp, sysenter_eip, pat, tsc_aux, tsc_offset, misc_enable, mtrr_def,
             mtrr_fixed, mtrr_var, smbase, pending
         );

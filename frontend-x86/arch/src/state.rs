@@ -207,6 +207,8 @@ pub struct CpuState {
     pub cr3: u64,
     pub cr4: u64,
     pub xcr0: u64,
+    /// Protection-key rights: for key i bit 2i denies access, bit 2i + 1 writes (SDM 3A §4.6.2).
+    pub pkru: u32,
     pub efer: u64,
     pub pdpte: [u64; 4],
     pub dr: [u64; 8],

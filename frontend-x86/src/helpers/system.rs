@@ -51,6 +51,8 @@ rows! {
     SWAPGS = swapgs(0) ANY;
     XGETBV = xgetbv(1) CHECKS;
     XSETBV = xsetbv(2) ANY;
+    RDPKRU = rdpkru(0) CHECKS;
+    WRPKRU = wrpkru(0) ANY;
     /// (1 for STAC): EFLAGS.AC.
     SET_AC = set_ac(1) ANY;
     /// (segment): base, if CR4.FSGSBASE.
@@ -191,6 +193,14 @@ fn xgetbv<E: Env>(env: &mut E, index: u64, _: u64, _: u64) -> Res {
 
 fn xsetbv<E: Env>(env: &mut E, index: u64, v: u64, _: u64) -> Res {
     done(control::xsetbv(env.cpu(), index as u32, v))
+}
+
+fn rdpkru<E: Env>(env: &mut E, _: u64, _: u64, _: u64) -> Res {
+    control::rdpkru(env.cpu_ref())
+}
+
+fn wrpkru<E: Env>(env: &mut E, _: u64, _: u64, _: u64) -> Res {
+    done(control::wrpkru(env))
 }
 
 fn set_ac<E: Env>(env: &mut E, on: u64, _: u64, _: u64) -> Res {

@@ -62,7 +62,7 @@ const TOPICS: &[fn(&mut Tr<'_>) -> bool] = &[
 /// CPUID features that decide whether instructions translated here exist.
 pub(crate) mod feature {
     use arch_x86::cpuid::Word;
-    pub use arch_x86::cpuid::feature::{FSGSBASE, RDPID, RDTSCP, SMAP};
+    pub use arch_x86::cpuid::feature::{FSGSBASE, PKU, RDPID, RDTSCP, SMAP};
     pub const CLFSH: (Word, u32) = (Word::L1Edx, 19);
     pub const MONITOR: (Word, u32) = (Word::L1Ecx, 3);
     pub const CX16: (Word, u32) = (Word::L1Ecx, 13);

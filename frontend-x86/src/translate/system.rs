@@ -56,6 +56,11 @@ pub fn translate(tr: &mut Tr<'_>) -> bool {
             let aux = tr.b.zext(ty, aux);
             tr.dst(0, aux);
         }
+        Rdpkru if tr.feature(feature::PKU) => {
+            let v = tr.call(h::RDPKRU, &[]);
+            set_pair(tr, v);
+        }
+        Wrpkru if tr.feature(feature::PKU) => simple(tr, h::WRPKRU),
         // There are no performance counters.
         Rdpmc => tr.gp0(),
         Cpuid => {

@@ -103,6 +103,9 @@ impl Guest {
             cpu.cr4 |= cr4::OSXSAVE;
             cpu.xcr0 = if cpu.has(feature::AVX) { 7 } else { 3 };
         }
+        if cpu.has(feature::PKU) {
+            cpu.cr4 |= cr4::PKE;
+        }
         let size = match bits {
             16 => 0,
             32 => Segment::DB,

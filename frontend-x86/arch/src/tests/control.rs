@@ -1,7 +1,7 @@
 //! Control registers, MSRs, CPUID, reset.
 
 use super::{Env, at, sel};
-use crate::control::{lmsw, popf, write_cr, xsetbv};
+use crate::control::{lmsw, popf, rdpkru, write_cr, wrpkru, xsetbv};
 use crate::cpuid::{Word, cpuid};
 use crate::debug::{read_dr, write_dr};
 use crate::fault::{gp, ud};
@@ -219,6 +219,80 @@ fn models_are_levels_and_say_what_they_lack() {
     let c = configure("max", &[(false, "xsave".into()), (true, "avx".into())]).unwrap();
     assert_eq!(c.features[Word::L1Ecx as usize] & (1 << 26 | 1 << 28 | 1 << 12), 0);
     assert_eq!(c.dropped, ["CPUID.01H:ECX.avx [bit 28]"]);
+}
+
+#[test]
+fn named_models_are_what_they_say() {
+    let cpu = |name: &str| CpuState::new(&configure(name, &[]).unwrap(), 0);
+    let rows = [
+        ("qemu32", 0x663, b"GenuineIntel"),
+        ("kvm64", 0xf61, b"GenuineIntel"),
+        ("Nehalem", 0x106a3, b"GenuineIntel"),
+        ("SandyBridge", 0x206a1, b"GenuineIntel"),
+        ("Haswell", 0x306c4, b"GenuineIntel"),
+        ("Skylake-Client", 0x506e3, b"GenuineIntel"),
+        ("EPYC", 0x0080_0f12, b"AuthenticAMD"),
+        ("EPYC-Milan", 0x00a0_0f11, b"AuthenticAMD"),
+    ];
+    for (name, signature, vendor) in rows {
+        let c = cpu(name);
+        let [_, b, x, d] = cpuid(&c, 0, 0);
+        let text: Vec<u8> = [b, d, x].iter().flat_map(|w| w.to_le_bytes()).collect();
+        assert_eq!((cpuid(&c, 1, 0)[0], text.as_slice()), (signature, vendor.as_slice()), "{name}");
+    }
+    assert_eq!(cpuid(&cpu("qemu32"), 0x8000_0001, 0)[3] >> 29 & 1, 0, "no long mode");
+    let has = |name: &str, f: &str| crate::features::find(f).unwrap().is_in(&cpu(name).features);
+    for (name, feature, there) in [
+        ("Nehalem", "sse4.2", true),
+        ("Nehalem", "aes", false),
+        ("SandyBridge", "avx", true),
+        ("SandyBridge", "x2apic", true),
+        ("SandyBridge", "f16c", false),
+        ("Haswell", "avx2", true),
+        ("Haswell", "adx", false),
+        ("Skylake-Client", "smap", true),
+        ("EPYC", "sha-ni", true),
+        ("EPYC", "pku", false),
+        ("EPYC-Milan", "pku", true),
+    ] {
+        assert_eq!(has(name, feature), there, "{name} {feature}");
+    }
+    // Each generation has the features of the one before; what is not implemented is told by name.
+    let line =
+        ["core2duo", "Penryn", "Nehalem", "Westmere", "SandyBridge", "IvyBridge", "Haswell", "Broadwell", "Skylake-Client"];
+    for pair in line.windows(2) {
+        let (a, b) = (cpu(pair[0]).features, cpu(pair[1]).features);
+        assert!(a.iter().zip(&b).all(|(a, b)| a & !b == 0), "{pair:?}");
+    }
+    let dropped = |name: &str| configure(name, &[]).unwrap().dropped;
+    assert_eq!(dropped("Haswell"), ["CPUID.01H:EDX.vme [bit 1]", "CPUID.07H:EBX.hle [bit 4]", "CPUID.07H:EBX.rtm [bit 11]"]);
+    assert!(dropped("kvm64").is_empty());
+    let names: std::collections::BTreeSet<_> = crate::models::model_names().map(|m| m.0).collect();
+    assert_eq!(names.len(), crate::models::MODELS.len());
+}
+
+#[test]
+fn pkru_instructions_and_leaves() {
+    let mut e = Env::with(&configure("max", &[]).unwrap());
+    assert_eq!(rdpkru(&e.cpu), Err(ud()));
+    assert_eq!((cpuid(&e.cpu, 7, 0)[2] >> 3 & 3, cpuid(&e.cpu, 0xd, 9)), (1, [8, 2688, 0, 0]));
+    write_cr(&mut e, 4, cr4::PKE | cr4::OSXSAVE).unwrap();
+    assert_eq!(cpuid(&e.cpu, 7, 0)[2] >> 3 & 3, 3);
+    e.flushes.clear();
+    e.cpu.gpr[..3].copy_from_slice(&[0xffff_ffff_0000_000c, 1 << 32, 1 << 32]);
+    wrpkru(&mut e).unwrap();
+    assert_eq!((rdpkru(&e.cpu), e.flushes.len()), (Ok(12), 1));
+    e.cpu.gpr[2] = 1;
+    assert_eq!(wrpkru(&mut e), Err(gp(0)));
+    e.cpu.gpr[1] = 1;
+    assert_eq!(rdpkru(&e.cpu), Err(gp(0)));
+    // Sizes of XSAVE areas: standard with a hole, compacted without.
+    e.cpu.gpr[1] = 0;
+    xsetbv(&mut e.cpu, 0, 0x203).unwrap();
+    assert_eq!((cpuid(&e.cpu, 0xd, 0)[..3].to_vec(), cpuid(&e.cpu, 0xd, 1)[1]), (vec![0x207, 2696, 2696], 584));
+    xsetbv(&mut e.cpu, 0, 0x207).unwrap();
+    assert_eq!(cpuid(&e.cpu, 0xd, 1)[1], 840);
+    assert_eq!(xsetbv(&mut Env::real().cpu, 0, 0x203), Err(ud()));
 }
 
 #[test]

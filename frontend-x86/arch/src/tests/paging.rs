@@ -242,3 +242,40 @@ fn five_levels() {
     e.cpu.cr4 &= !cr4::LA57;
     assert_eq!(try_walk(&e, va, Access::Read, ctx::KERNEL), Err(gp(0)));
 }
+
+#[test]
+fn protection_keys_guard_data_of_user_pages() {
+    let (mut e, leaf) = mapped(2, pte::P | pte::W | pte::U | pte::D | 5 << pte::KEY_SHIFT);
+    for (rights, wp, c) in (0..4u32).flat_map(|r| [false, true].map(|wp| (r, wp))).flat_map(|(r, wp)| [0, 1].map(|c| (r, wp, c)))
+    {
+        e.cpu.cr0 = e.cpu.cr0 & !cr0::WP | if wp { cr0::WP } else { 0 };
+        e.cpu.pkru = rights << 10;
+        let no_access = rights & 1 != 0;
+        let no_write = no_access || rights & 2 != 0 && (c == ctx::USER || wp);
+        for (pke, access) in
+            [false, true].into_iter().flat_map(|p| [Access::Read, Access::Write, Access::Execute].map(|a| (p, a)))
+        {
+            e.cpu.cr4 = e.cpu.cr4 & !cr4::PKE | if pke { cr4::PKE } else { 0 };
+            let bad = pke
+                && match access {
+                    Access::Read => no_access,
+                    Access::Write => no_write,
+                    Access::Execute => false,
+                };
+            let w = if access == Access::Write { pf::W } else { 0 } | if c == ctx::USER { pf::U } else { 0 };
+            let got = try_walk(&e, 0, access, c);
+            let what = format!("{rights} {wp} {c} {pke} {access:?}");
+            assert_eq!(got.err(), bad.then_some(page(0, pf::P | pf::PK | w)), "{what}");
+            if let Ok(m) = got {
+                assert_eq!((m.read, m.write), (!(pke && no_access), !(pke && no_write)), "{what}: the TLB's entry");
+            }
+        }
+    }
+    // Supervisor pages have no key, nor has 32-bit paging.
+    (e.cpu.pkru, e.cpu.cr4) = (!0, e.cpu.cr4 | cr4::PKE);
+    e.poke(leaf, 8, DATA | pte::P | pte::W | 5 << pte::KEY_SHIFT);
+    assert!(try_walk(&e, 0, Access::Write, ctx::KERNEL).is_ok());
+    let (mut e, _) = mapped(0, pte::P | pte::W | pte::U);
+    (e.cpu.pkru, e.cpu.cr4) = (!0, e.cpu.cr4 | cr4::PKE);
+    assert!(try_walk(&e, 0, Access::Write, ctx::USER).is_ok());
+}

@@ -1,21 +1,32 @@
-//! XSAVE, XSAVEOPT, XSAVEC, XSAVES and XRSTOR, XRSTORS (SDM 1 chapter 13): x87, SSE and AVX state. There are no supervisor
+//! XSAVE, XSAVEOPT, XSAVEC, XSAVES and XRSTOR, XRSTORS (SDM 1 chapter 13): x87, SSE, AVX and PKRU state. There are no supervisor
 //! components: IA32_XSS is 0.
 
 use super::{Env, env, fxsave};
 use arch_x86::state::{cr0, cr4};
-use arch_x86::{CpuState, F80, fault};
+use arch_x86::{CpuState, F80, control, fault};
 use vm_core::{Access, Fault, Va};
 
 /// State components.
 const X87: u64 = 1;
 const SSE: u64 = 2;
 const AVX: u64 = 4;
+const PKRU: u64 = 1 << 9;
 /// XCOMP_BV: the compacted format.
 const COMPACTED: u64 = 1 << 63;
 const MXCSR_INIT: u32 = 0x1f80;
-/// Header and AVX component; with only one extended component both formats have it at the same place.
+/// Header and AVX component, which both formats have at the same place, and the PKRU component in the standard one.
 const HEADER: u64 = 512;
 const UPPER: u64 = 576;
+const KEYS: u64 = 2688;
+
+/// Where the PKRU component is: `format` is XCOMP_BV.
+fn keys_at(format: u64) -> u64 {
+    if format & COMPACTED == 0 {
+        KEYS
+    } else {
+        UPPER + if format & AVX != 0 { 256 } else { 0 }
+    }
+}
 
 /// Beside the kind of an instruction: it has REX.W.
 pub const WIDE: u64 = 1 << 8;
@@ -50,7 +61,10 @@ fn in_use(cpu: &CpuState) -> u64 {
     let regs = cpu.fpr.iter().any(|r| *r != F80::default());
     let control = (cpu.fcw, cpu.fsw, cpu.ftw, cpu.fop) != (0x37f, 0, 0, 0) || (cpu.fip, cpu.fdp) != (0, 0);
     let bit = |on: bool, b: u64| if on { b } else { 0 };
-    bit(regs || control, X87) | bit(cpu.xmm != [0; 16], SSE) | bit(cpu.ymmh != [0; 16], AVX)
+    bit(regs || control, X87)
+        | bit(cpu.xmm != [0; 16], SSE)
+        | bit(cpu.ymmh != [0; 16], AVX)
+        | bit(cpu.pkru != 0, PKRU)
 }
 
 fn registers(cpu: &CpuState) -> usize {
@@ -107,6 +121,10 @@ pub fn save<E: Env>(env: &mut E, addr: u64, asked: u64, kind: Kind, how: u64) ->
         let upper: Vec<u8> = cpu.ymmh.iter().take(registers(cpu)).flat_map(|y| y.to_le_bytes()).collect();
         p.put(UPPER, &upper);
     }
+    if written & PKRU != 0 {
+        let format = if kind == Kind::Compacted { mask | COMPACTED } else { 0 };
+        p.put(keys_at(format), &u64::from(cpu.pkru).to_le_bytes());
+    }
     if kind == Kind::Compacted {
         p.put(HEADER, &used.to_le_bytes());
         p.put(HEADER + 8, &(mask | COMPACTED).to_le_bytes());
@@ -140,6 +158,10 @@ pub fn restore<E: Env>(env: &mut E, addr: u64, asked: u64, how: u64) -> Result<(
     if mask & there & AVX != 0 {
         super::load(env, addr.wrapping_add(UPPER), &mut upper[..16 * n])?;
     }
+    let mut keys = [0; 8];
+    if mask & there & PKRU != 0 {
+        super::load(env, addr.wrapping_add(keys_at(format)), &mut keys)?;
+    }
     let with_control = if compacted { mask & there & SSE } else { mask & (SSE | AVX) };
     let mxcsr = if with_control != 0 { Some(fxsave::mxcsr(&image)?) } else { None };
     let cpu = env.cpu();
@@ -165,6 +187,9 @@ pub fn restore<E: Env>(env: &mut E, addr: u64, asked: u64, how: u64) -> Result<(
         }
     }
     cpu.update_mode();
+    if mask & PKRU != 0 {
+        control::set_pkru(env, u64::from_le_bytes(keys) as u32);
+    }
     Ok(())
 }
 

@@ -1,0 +1,145 @@
+//! Processors of the market as models, each as its generation and what it added (vendors' data sheets; names and identification
+//! as QEMU gives them).
+
+use super::{Model, Set, V1};
+
+const INTEL: [u8; 12] = *b"GenuineIntel";
+const AMD: [u8; 12] = *b"AuthenticAMD";
+
+type List = &'static [&'static str];
+
+/// The 32-bit baseline, without long mode, NX and SYSCALL.
+const P6: List = &[
+    "fpu",
+    "de",
+    "pse",
+    "tsc",
+    "msr",
+    "pae",
+    "mce",
+    "cx8",
+    "apic",
+    "sep",
+    "pge",
+    "cmov",
+    "pat",
+    "mmx",
+    "fxsr",
+    "sse",
+    "sse2",
+    "pni",
+    "hypervisor",
+];
+/// What 32-bit virtual CPUs of KVM have beyond.
+const KVM32: List = &["mtrr", "clflush", "mca", "pse36"];
+const CORE2: List = &["vme", "pni", "ssse3", "cx16", "lahf-lm"];
+const PENRYN: List = &["sse4.1"];
+const NEHALEM: List = &["sse4.2", "popcnt"];
+const WESTMERE: List = &["aes", "pclmulqdq", "arat"];
+const SANDY_BRIDGE: List = &["avx", "xsave", "xsaveopt", "tsc-deadline", "x2apic", "rdtscp"];
+const IVY_BRIDGE: List = &["f16c", "rdrand", "smep", "fsgsbase", "erms"];
+const HASWELL: List = &["avx2", "bmi1", "bmi2", "fma", "movbe", "pcid", "invpcid", "abm"];
+const TSX: List = &["hle", "rtm"];
+const BROADWELL: List = &["rdseed", "adx", "smap", "3dnowprefetch"];
+const SKYLAKE: List = &["xsavec", "xgetbv1"];
+const SKYLAKE_SERVER: List = &["clwb", "pdpe1gb", "pku", "avx512f", "avx512dq", "avx512bw", "avx512cd", "avx512vl"];
+/// AMD's first Zen, without what `V1` has.
+const ZEN: List = &[
+    "vme",
+    "pni",
+    "pclmulqdq",
+    "ssse3",
+    "fma",
+    "cx16",
+    "sse4.1",
+    "sse4.2",
+    "movbe",
+    "popcnt",
+    "aes",
+    "xsave",
+    "avx",
+    "f16c",
+    "rdrand",
+    "mmxext",
+    "fxsr-opt",
+    "pdpe1gb",
+    "rdtscp",
+    "lahf-lm",
+    "cr8legacy",
+    "abm",
+    "sse4a",
+    "misalignsse",
+    "3dnowprefetch",
+    "osvw",
+    "topoext",
+    "fsgsbase",
+    "bmi1",
+    "avx2",
+    "smep",
+    "bmi2",
+    "rdseed",
+    "adx",
+    "smap",
+    "clflushopt",
+    "sha-ni",
+    "xsaveopt",
+    "xsavec",
+    "xgetbv1",
+    "arat",
+];
+const ZEN2: List = &["clwb", "umip", "rdpid", "wbnoinvd", "clzero", "xsaveerptr", "perfctr-core"];
+const ZEN3: List = &["pcid", "invpcid", "pku", "vaes", "vpclmulqdq", "erms", "fsrm", "xsaves"];
+
+const NEHALEM_SETS: &[List] = &[V1, CORE2, PENRYN, NEHALEM];
+const SANDY_BRIDGE_SETS: &[List] = &[V1, CORE2, PENRYN, NEHALEM, WESTMERE, SANDY_BRIDGE];
+const IVY_BRIDGE_SETS: &[List] = &[V1, CORE2, PENRYN, NEHALEM, WESTMERE, SANDY_BRIDGE, IVY_BRIDGE];
+const HASWELL_NO_TSX_SETS: &[List] = &[V1, CORE2, PENRYN, NEHALEM, WESTMERE, SANDY_BRIDGE, IVY_BRIDGE, HASWELL];
+const HASWELL_SETS: &[List] = &[V1, CORE2, PENRYN, NEHALEM, WESTMERE, SANDY_BRIDGE, IVY_BRIDGE, HASWELL, TSX];
+const BROADWELL_SETS: &[List] = &[V1, CORE2, PENRYN, NEHALEM, WESTMERE, SANDY_BRIDGE, IVY_BRIDGE, HASWELL, TSX, BROADWELL];
+const SKYLAKE_SETS: &[List] = &[V1, CORE2, PENRYN, NEHALEM, WESTMERE, SANDY_BRIDGE, IVY_BRIDGE, HASWELL, TSX, BROADWELL, SKYLAKE];
+const SKYLAKE_SERVER_SETS: &[List] =
+    &[V1, CORE2, PENRYN, NEHALEM, WESTMERE, SANDY_BRIDGE, IVY_BRIDGE, HASWELL, TSX, BROADWELL, SKYLAKE, SKYLAKE_SERVER];
+
+/// Family, model, stepping.
+type Ident = (u32, u32, u32);
+
+const fn intel(name: &'static str, help: &'static str, id: Ident, level: u32, sets: &'static [List]) -> Model {
+    let (family, model, stepping) = id;
+    let (vendor, xlevel, brand) = (INTEL, 0x8000_0008, help);
+    Model { name, help, vendor, family, model, stepping, level, xlevel, brand, features: Set::Lists(sets) }
+}
+
+const fn zen(name: &'static str, help: &'static str, id: Ident, sets: &'static [List]) -> Model {
+    let (family, model, stepping) = id;
+    let (vendor, level, xlevel, brand) = (AMD, 0xd, 0x8000_001e, help);
+    Model { name, help, vendor, family, model, stepping, level, xlevel, brand, features: Set::Lists(sets) }
+}
+
+const KVM_BRAND: &str = "Common KVM processor";
+
+pub(super) const QEMU32: Model =
+    Model { xlevel: 0x8000_0004, ..intel("qemu32", "QEMU Virtual CPU version 2.5+", (6, 6, 3), 4, &[P6]) };
+pub(super) const KVM32_MODEL: Model = intel("kvm32", "Common 32-bit KVM processor", (15, 6, 1), 5, &[P6, KVM32]);
+pub(super) const KVM64: Model = intel("kvm64", KVM_BRAND, (15, 6, 1), 0xd, &[V1, &["pni", "cx16"]]);
+pub(super) const CORE2DUO: Model =
+    intel("core2duo", "Intel(R) Core(TM)2 Duo CPU     T7700  @ 2.40GHz", (6, 15, 11), 10, &[V1, CORE2]);
+pub(super) const PENRYN_MODEL: Model =
+    intel("Penryn", "Intel Core 2 Duo P9xxx (Penryn Class Core 2)", (6, 23, 3), 10, &[V1, CORE2, PENRYN]);
+pub(super) const NEHALEM_MODEL: Model =
+    intel("Nehalem", "Intel Core i7 9xx (Nehalem Class Core i7)", (6, 26, 3), 11, NEHALEM_SETS);
+pub(super) const WESTMERE_MODEL: Model =
+    intel("Westmere", "Westmere E56xx/L56xx/X56xx (Nehalem-C)", (6, 44, 1), 11, &[V1, CORE2, PENRYN, NEHALEM, WESTMERE]);
+pub(super) const SANDY_BRIDGE_MODEL: Model =
+    intel("SandyBridge", "Intel Xeon E312xx (Sandy Bridge)", (6, 42, 1), 0xd, SANDY_BRIDGE_SETS);
+pub(super) const IVY_BRIDGE_MODEL: Model =
+    intel("IvyBridge", "Intel Xeon E3-12xx v2 (Ivy Bridge)", (6, 58, 9), 0xd, IVY_BRIDGE_SETS);
+pub(super) const HASWELL_MODEL: Model = intel("Haswell", "Intel Core Processor (Haswell)", (6, 60, 4), 0xd, HASWELL_SETS);
+pub(super) const HASWELL_NO_TSX: Model =
+    intel("Haswell-noTSX", "Intel Core Processor (Haswell, no TSX)", (6, 60, 1), 0xd, HASWELL_NO_TSX_SETS);
+pub(super) const BROADWELL_MODEL: Model = intel("Broadwell", "Intel Core Processor (Broadwell)", (6, 61, 2), 0xd, BROADWELL_SETS);
+pub(super) const SKYLAKE_CLIENT: Model = intel("Skylake-Client", "Intel Core Processor (Skylake)", (6, 94, 3), 0xd, SKYLAKE_SETS);
+pub(super) const SKYLAKE_SERVER_MODEL: Model =
+    intel("Skylake-Server", "Intel Xeon Processor (Skylake)", (6, 85, 4), 0xd, SKYLAKE_SERVER_SETS);
+pub(super) const EPYC: Model = zen("EPYC", "AMD EPYC Processor", (23, 1, 2), &[V1, ZEN]);
+pub(super) const EPYC_ROME: Model = zen("EPYC-Rome", "AMD EPYC-Rome Processor", (23, 49, 0), &[V1, ZEN, ZEN2]);
+pub(super) const EPYC_MILAN: Model = zen("EPYC-Milan", "AMD EPYC-Milan Processor", (25, 1, 1), &[V1, ZEN, ZEN2, ZEN3]);
