@@ -18,11 +18,13 @@
 mod file;
 mod format;
 mod migration;
+mod reader;
 mod runner;
 
 pub use file::replace;
-pub use format::{Reader, Stats, write};
+pub use format::{Stats, write};
 pub use migration::{Migration, path_of};
+pub use reader::{Reader, Source};
 
 use serde::{Deserialize, Serialize};
 use std::io;

@@ -1,11 +1,10 @@
 //! Saving and loading the machine on its vCPU's thread, between two instructions.
 
-use super::{Description, Head, Reader, StateError, Stats, replace, write};
+use super::{Description, Head, Reader, Source, StateError, Stats, replace, write};
 use crate::control::RunState;
 use crate::vcpu_thread::Runner;
 use arch_x86::models::MODELS;
 use std::fs::File;
-use std::io::{BufReader, Read, Seek};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 use vm_core::{CpuIo, Events};
@@ -87,16 +86,15 @@ impl Runner {
     /// Loads a machine in place of this one, which goes on as the other if it ran. Nothing has changed on error, but for
     /// `StateError::Lost`.
     pub fn load(&mut self, path: &Path) -> Result<(), StateError> {
-        self.load_from(open(path)?)
+        self.load_from(&open(path)?)
     }
 
-    pub(super) fn load_from(&mut self, mut file: impl Read + Seek) -> Result<(), StateError> {
+    pub(super) fn load_from(&mut self, file: &impl Source) -> Result<(), StateError> {
         // First a look at the whole file, then again to do it: RAM is too large to be held twice.
-        let (reader, head) = Reader::open(BufReader::new(&mut file))?;
+        let (reader, head) = Reader::open(file)?;
         self.check(&head)?;
-        reader.ram(self.io.0.ram.size(), |_, _| {}, |_, _| {})?;
-        file.rewind()?;
-        let (reader, again) = Reader::open(BufReader::new(&mut file))?;
+        reader.plan(self.io.0.ram.size())?.read(|_, _| {})?;
+        let (reader, again) = Reader::open(file)?;
         if again != head {
             return Err(StateError::Damaged("it changes while it is read".into()));
         }
@@ -115,7 +113,7 @@ impl Runner {
 
     /// Loads a machine into this one, which has not run and is of no use on error. Returns whether the saved machine ran.
     pub fn load_fresh(&mut self, path: &Path) -> Result<bool, StateError> {
-        let (reader, head) = Reader::open(BufReader::new(open(path)?))?;
+        let (reader, head) = Reader::open(open(path)?)?;
         self.check(&head)?;
         self.apply(&head, reader, true)?;
         Ok(head.running)
@@ -135,19 +133,24 @@ impl Runner {
     }
 
     /// `fresh`: RAM has hardly been touched.
-    fn apply(&mut self, head: &Head, reader: Reader<impl Read>, fresh: bool) -> Result<(), StateError> {
+    fn apply(&mut self, head: &Head, reader: Reader<impl Source>, fresh: bool) -> Result<(), StateError> {
         let board = self.io.0.clone();
         let (cpu, devices) = split(head)?;
         board.clock.stop();
         board.clock.set(head.clock);
         board.reset();
-        let put = |at, bytes: &[u8]| {
+        let ram = &board.ram;
+        let pages = reader.plan(ram.size())?;
+        pages.stretches(false).into_iter().for_each(|(at, len)| ram.zero(at, len));
+        if fresh {
+            pages.stretches(true).into_iter().for_each(|(at, len)| ram.prefer_large_pages(at, len));
+        }
+        pages.read(|at, bytes| {
             if fresh {
-                board.ram.populate(at, bytes.len() as u64);
+                ram.populate(at, bytes.len() as u64);
             }
-            board.ram.write(at, bytes);
-        };
-        reader.ram(board.ram.size(), put, |at, len| board.ram.zero(at, len))?;
+            ram.write(at, bytes);
+        })?;
         board.load(&devices)?;
         // The CPU's own state of A20 counts: there are two sources, and the last one loaded is any of them.
         self.forget_a20();

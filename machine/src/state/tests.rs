@@ -9,10 +9,9 @@ use crate::options::{Config, Request, RtcClock, parse};
 use crate::vcpu_thread::{Policy, Runner};
 use devices::chr::NullSink;
 use serde_json::Value;
-use std::io::Cursor;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use vm_core::testing::Rng;
@@ -110,8 +109,19 @@ fn head_of(file: &[u8]) -> Value {
     serde_json::from_slice(&file[20..20 + len]).unwrap()
 }
 
+/// A file in memory.
+struct Bytes<'a>(&'a [u8]);
+
+impl Source for Bytes<'_> {
+    fn read_at(&self, at: u64, buf: &mut [u8]) -> std::io::Result<()> {
+        let from = self.0.get(at as usize..).and_then(|rest| rest.get(..buf.len()));
+        buf.copy_from_slice(from.ok_or(std::io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+}
+
 fn load(r: &mut Runner, file: &[u8]) -> Result<(), StateError> {
-    r.load_from(Cursor::new(file))
+    r.load_from(&Bytes(file))
 }
 
 #[test]
@@ -160,15 +170,65 @@ fn runs_of_pages_at_both_ends_and_over_chunks() {
         let mut file = vec![];
         write(&mut file, &head, &ram).unwrap();
         let (mut there, mut seen) = (vec![0xee; 600 * 4096], vec![0; 600 * 4096]);
-        let cell = std::cell::RefCell::new(&mut there);
-        let (reader, again) = Reader::open(&file[..]).unwrap();
+        let (reader, again) = Reader::open(Bytes(&file)).unwrap();
         assert_eq!(again, head);
-        let run = |at: u64, b: &[u8]| cell.borrow_mut()[at as usize..][..b.len()].copy_from_slice(b);
-        let gap = |at: u64, n: u64| cell.borrow_mut()[at as usize..(at + n) as usize].fill(0);
-        reader.ram(600 * 4096, run, gap).unwrap();
+        let pages = reader.plan(600 * 4096).unwrap();
+        let mut known: Vec<(u64, u64)> = [pages.stretches(true), pages.stretches(false)].concat();
+        known.sort();
+        assert_eq!(known.iter().fold(0, |end, (at, n)| if *at == end { end + n } else { panic!("{known:?}") }), 600 * 4096);
+        pages.stretches(false).iter().for_each(|(at, n)| there[*at as usize..(at + n) as usize].fill(0));
+        let cell = parking_lot::Mutex::new(&mut there);
+        pages.read_on(round % 5 + 1, |at, b| cell.lock()[at as usize..][..b.len()].copy_from_slice(b)).unwrap();
         ram.read(0, &mut seen);
         assert!(there == seen, "round {round}");
     }
+}
+
+/// A file of which somebody writes one byte after some reads.
+struct Changing {
+    file: Vec<u8>,
+    at: usize,
+    reads: AtomicUsize,
+}
+
+impl Source for Changing {
+    fn read_at(&self, at: u64, buf: &mut [u8]) -> std::io::Result<()> {
+        Bytes(&self.file).read_at(at, buf)?;
+        let changed = self.reads.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_err();
+        if let Some(b) = self.at.checked_sub(at as usize).and_then(|i| buf.get_mut(i)).filter(|_| changed) {
+            *b ^= 4;
+        }
+        Ok(())
+    }
+}
+
+/// Whatever is written into it meanwhile: a load says so, or has read all before.
+#[test]
+fn a_file_that_changes_while_it_is_read_is_noticed() {
+    let head = runner("").head(false);
+    let ram = Ram::new(32 * 4096).unwrap();
+    (0..32).filter(|p| p % 5 != 0).for_each(|p| ram.write(p * 4096, &[7; 4096]));
+    let mut file = vec![];
+    write(&mut file, &head, &ram).unwrap();
+    let mut rng = Rng(17);
+    let (mut good, mut bad) = (0, 0);
+    for n in 0..2000 {
+        let at = rng.below(file.len() as u64) as usize;
+        let from = Changing { file: file.clone(), at, reads: AtomicUsize::new(rng.below(40) as usize) };
+        let there = parking_lot::Mutex::new(vec![0; 32 * 4096]);
+        let put = |at: u64, b: &[u8]| there.lock()[at as usize..][..b.len()].copy_from_slice(b);
+        let read = Reader::open(&from).and_then(|(r, again)| r.plan(32 * 4096)?.read_on(n % 3 + 1, put).map(|()| again));
+        match read {
+            Ok(again) => {
+                let mut want = vec![0; 32 * 4096];
+                ram.read(0, &mut want);
+                assert!(again == head && there.into_inner() == want, "number {n}");
+                good += 1;
+            }
+            Err(_) => bad += 1,
+        }
+    }
+    assert!(good > 100 && bad > 100, "{good} read, {bad} refused");
 }
 
 #[test]
@@ -347,7 +407,7 @@ fn runs_out_of_place_are_refused() {
         }
         file.extend([u64::MAX.to_le_bytes(), [0; 8]].concat());
         file.extend(crc32fast::hash(&file).to_le_bytes());
-        Reader::open(&file[..]).unwrap().0.ram(16 * 4096, |_, _| {}, |_, _| {})
+        Reader::open(Bytes(&file)).unwrap().0.plan(16 * 4096)?.read(|_, _| {})
     };
     read(&[(0, 1), (3, 2), (15, 1)]).unwrap();
     for bad in [

@@ -96,6 +96,18 @@ impl Ram {
         let _ = self.map.advise_range(memmap2::Advice::PopulateWrite, offset as usize, len as usize);
     }
 
+    /// Asks the host to use large pages where they fit into a range that is about to be written whole.
+    pub fn prefer_large_pages(&self, offset: u64, len: u64) {
+        const LARGE: u64 = 2 << 20;
+        let base = self.at(offset, len as usize) as u64 - offset;
+        let start = (base + offset).next_multiple_of(LARGE) - base;
+        let end = ((base + offset + len) / LARGE * LARGE).saturating_sub(base);
+        if start < end {
+            #[cfg(target_os = "linux")]
+            let _ = self.map.advise_range(memmap2::Advice::HugePage, start as usize, (end - start) as usize);
+        }
+    }
+
     /// Sets a range to zero. Whole pages are given back to the host, so that zeroing what was never touched costs nothing.
     pub fn zero(&self, offset: u64, len: u64) {
         if len == 0 {
