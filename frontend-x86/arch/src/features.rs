@@ -11,8 +11,8 @@ const IMPLEMENTED: [u32; WORDS] = [
     0xf7fa_3203,
     // the copies of 1.EDX, syscall nx mmxext fxsr_opt pdpe1gb rdtscp lm
     0x2fd3_fbfd,
-    // lahf_lm cmp_legacy abm 3dnowprefetch
-    0x0000_0123,
+    // lahf_lm cmp_legacy abm sse4a 3dnowprefetch
+    0x0000_0163,
     // fsgsbase bmi1 avx2 smep bmi2 erms invpcid rdseed adx smap clflushopt clwb sha-ni
     0x219c_07a9,
     // umip pku gfni vaes vpclmulqdq la57 rdpid

@@ -1,4 +1,4 @@
-//! PDEP, PEXT, CRC32, and random numbers of the host (SDM 2 "PDEP", "CRC32", "RDRAND").
+//! PDEP, PEXT, CRC32, and random numbers of the host (SDM 2 "PDEP", "CRC32", "RDRAND"), and SSE4A's bit fields (APM 4).
 
 use super::{Env, PURE, Res, STATE};
 use arch_x86::flags::{Cc, bit};
@@ -12,6 +12,9 @@ rows! {
     /// (value, mask)
     PDEP = pdep(2) PURE;
     PEXT = pext(2) PURE;
+    /// (value, length | index << 8): SSE4A's bit field, and (destination, source, the same) for its insertion.
+    EXTRACT_FIELD = extract_field(2) PURE;
+    INSERT_FIELD = insert_field(3) PURE;
     /// (checksum so far, data, bytes of data)
     CRC32 = crc32(3) PURE;
     /// (bytes): a random number; CF = 1 and the other flags 0, or all 0 and the number 0 if the host has none.
@@ -39,6 +42,22 @@ fn extract(v: u64, mask: u64) -> u64 {
         mask &= mask - 1;
     }
     r
+}
+
+/// Mask and index of an SSE4A field: six bits each, and length 0 means 64 (APM 4 "EXTRQ").
+fn field(how: u64) -> (u64, u32) {
+    let (len, index) = (how & 63, how >> 8 & 63);
+    (if len == 0 { !0 } else { (1 << len) - 1 }, index as u32)
+}
+
+fn extract_field<E: Env>(_: &mut E, v: u64, how: u64, _: u64) -> Res {
+    let (mask, index) = field(how);
+    Ok(v >> index & mask)
+}
+
+fn insert_field<E: Env>(_: &mut E, dst: u64, src: u64, how: u64) -> Res {
+    let (mask, index) = field(how);
+    Ok(dst & !(mask << index) | (src & mask) << index)
 }
 
 fn pdep<E: Env>(_: &mut E, v: u64, mask: u64, _: u64) -> Res {

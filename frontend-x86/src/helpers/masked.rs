@@ -1,15 +1,17 @@
 //! Masked moves and gathers of AVX (SDM 2 "VMASKMOV", "VPGATHERDD"): elements that the mask leaves out are not accessed.
 
+use super::segment::linear;
 use super::vector::half;
 use super::{ANY, Env, Res};
-use vm_core::{Access, Va};
+use arch_x86::{Mode, SegReg, fault};
+use vm_core::{Access, Fault, Va};
 
 rows! {
     topic masked;
     /// (`code`, linear address): elements left out become 0.
     MASKED_LOAD = masked_load(2) ANY;
     MASKED_STORE = masked_store(2) ANY;
-    /// (`Gather::pack`, offset, base of the segment)
+    /// (`Gather::pack`, offset, segment)
     GATHER = gather(3) ANY;
 }
 
@@ -103,27 +105,50 @@ impl Gather {
     }
 }
 
+/// Loads an element, with the checks of its address.
+fn one<E: Env>(env: &mut E, seg: SegReg, offset: u64, bytes: usize) -> Result<u64, Fault> {
+    let mode = env.cpu_ref().mode();
+    let offset = if mode.is_64() { offset } else { offset & 0xffff_ffff };
+    let va = linear(env.cpu_ref(), seg, offset, bytes as u64, false)?;
+    if mode.has(Mode::ALIGN) && va & (bytes as u64 - 1) != 0 {
+        return Err(fault::ac());
+    }
+    env.load(Va(va), bytes as u8, mode.ctx())
+}
+
 /// Little-endian number, sign-extended.
 fn signed(b: &[u8]) -> u64 {
     if b.len() == 4 { i32::from_le_bytes([b[0], b[1], b[2], b[3]]) as u64 } else { b.iter().rev().fold(0, |v, b| v << 8 | u64::from(*b)) }
 }
 
-fn gather<E: Env>(env: &mut E, code: u64, offset: u64, start: u64) -> Res {
+/// Elements are gathered in order. A fault leaves those before it in the destination, their masks cleared, and the masks of the
+/// others all ones or zeroes (SDM 2 "VPGATHERDD").
+fn gather<E: Env>(env: &mut E, code: u64, offset: u64, seg: u64) -> Res {
     let [bytes, index_bytes, n, dst, mask, index, scale, narrow] = code.to_le_bytes();
     let (bytes, index_bytes) = (usize::from(bytes).clamp(4, 8), usize::from(index_bytes).clamp(4, 8));
     let n = usize::from(n).min(32 / bytes.max(index_bytes));
-    let (index, masks) = (register(env, index.into()), register(env, mask.into()));
-    let (ctx, is_64) = (env.cpu_ref().mode().ctx(), env.cpu_ref().mode().is_64());
+    let seg = SegReg::from_index(seg).unwrap_or(SegReg::Ds);
+    let (index, mut masks) = (register(env, index.into()), register(env, mask.into()));
+    for m in masks[..n * bytes].chunks_exact_mut(bytes) {
+        let all = if m[bytes - 1] & 0x80 != 0 { 0xff } else { 0 };
+        m.fill(all);
+    }
     let mut r = register(env, dst.into());
     for i in 0..n {
-        if masks[i * bytes + bytes - 1] & 0x80 == 0 {
+        if masks[i * bytes] == 0 {
             continue;
         }
         let at = signed(&index[i * index_bytes..][..index_bytes]).wrapping_mul(scale.into()).wrapping_add(offset);
         let at = if narrow != 0 { at & 0xffff_ffff } else { at };
-        let va = start.wrapping_add(at);
-        let v = env.load(Va(if is_64 { va } else { va & 0xffff_ffff }), bytes as u8, ctx)?;
-        r[i * bytes..][..bytes].copy_from_slice(&v.to_le_bytes()[..bytes]);
+        match one(env, seg, at, bytes) {
+            Ok(v) => r[i * bytes..][..bytes].copy_from_slice(&v.to_le_bytes()[..bytes]),
+            Err(f) => {
+                set_register(env, dst.into(), &r);
+                set_register(env, mask.into(), &masks);
+                return Err(f);
+            }
+        }
+        masks[i * bytes..][..bytes].fill(0);
     }
     // What lies above the last element is cleared, and the mask wholly.
     r[n * bytes..].fill(0);

@@ -5,7 +5,7 @@ use super::segment::linear;
 use super::stack::merge;
 use super::{ANY, Env, Res};
 use arch_x86::flags::{Cc, CcKind, bit};
-use arch_x86::{CpuState, SegReg};
+use arch_x86::{CpuState, Mode, SegReg, fault};
 use vm_core::{Access, Fault, Va};
 
 rows! {
@@ -147,14 +147,20 @@ fn advance(cpu: &mut CpuState, h: &How, n: u64) {
     }
 }
 
+/// #AC(0) for an element that is not aligned where that is checked.
+fn placed(cpu: &CpuState, h: &How, va: u64) -> Result<Va, Fault> {
+    let bad = cpu.mode().has(Mode::ALIGN) && va & (u64::from(h.bytes) - 1) != 0;
+    if bad { Err(fault::ac()) } else { Ok(Va(va)) }
+}
+
 fn source<E: Env>(env: &E, h: &How) -> Result<Va, Fault> {
     let cpu = env.cpu_ref();
-    linear(cpu, h.seg, cpu.gpr[SI] & h.mask(), h.bytes.into(), false).map(Va)
+    placed(cpu, h, linear(cpu, h.seg, cpu.gpr[SI] & h.mask(), h.bytes.into(), false)?)
 }
 
 fn dest<E: Env>(env: &E, h: &How, write: bool) -> Result<Va, Fault> {
     let cpu = env.cpu_ref();
-    linear(cpu, SegReg::Es, cpu.gpr[DI] & h.mask(), h.bytes.into(), write).map(Va)
+    placed(cpu, h, linear(cpu, SegReg::Es, cpu.gpr[DI] & h.mask(), h.bytes.into(), write)?)
 }
 
 /// One element, registers but RAX and flags untouched. CMPS and SCAS give whether the operands were equal.
@@ -219,7 +225,7 @@ fn extend(v: u64, size: u8) -> u64 {
 /// As many whole elements of MOVS or STOS upwards as one step may do; 0: go one by one.
 fn bulk<E: Env>(env: &mut E, h: &How, left: u64) -> Result<u64, Fault> {
     let cpu = env.cpu_ref();
-    if cpu.eflags & bit::DF != 0 {
+    if cpu.eflags & bit::DF != 0 || cpu.mode().has(Mode::ALIGN) {
         return Ok(0);
     }
     let (ctx, size, mask) = (cpu.mode().ctx(), u64::from(h.bytes.max(1)), h.mask());
@@ -244,4 +250,30 @@ fn bulk<E: Env>(env: &mut E, h: &How, left: u64) -> Result<u64, Fault> {
     }
     // `room` makes the copy end with a whole element.
     env.bulk_copy(Va(d), Va(s), n * size, ctx).map(|done| (done / size).min(n))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{FlatEnv, FlatMemory};
+    use arch_x86::state::cr0;
+
+    #[test]
+    fn elements_are_aligned_where_that_is_checked() {
+        let config = arch_x86::models::configure("max", &[]).expect("a model");
+        for (kind, wrong) in [(Kind::Movs, Some(2)), (Kind::Stos, Some(2)), (Kind::Lods, None)] {
+            let mut cpu = CpuState::new(&config, 0);
+            cpu.cr0 |= cr0::PE | cr0::AM;
+            cpu.cpl = 3;
+            cpu.seg.iter_mut().for_each(|s| s.limit = u32::MAX);
+            cpu.set_rflags(bit::AC);
+            (cpu.gpr[CX], cpu.gpr[SI], cpu.gpr[DI]) = (3, 0x100, 0x200 + wrong.unwrap_or(0));
+            let mut mem = FlatMemory { base: 0, bytes: vec![7; 0x400] };
+            let mut env = FlatEnv { cpu: &mut cpu, mem: &mut mem };
+            let h = How { kind, bytes: 4, addr_bytes: 4, seg: SegReg::Ds, repeats: true, while_zero: false, one: false };
+            let want = if wrong.is_some() { Err(fault::ac()) } else { Ok(1) };
+            assert_eq!(string(&mut env, h.pack(), 0, 0), want, "{kind:?}");
+            assert_eq!(cpu.gpr[CX], if wrong.is_some() { 3 } else { 0 });
+        }
+    }
 }

@@ -86,13 +86,19 @@ impl Tr<'_> {
             let (s, how) = (self.i64(seg as u64), self.i64(how));
             (self.call(SEG_ADDR, &[s, off, how]), disp)
         };
-        if self.mode.has(Mode::ALIGN) && matches!(bytes, 2 | 4 | 8) {
-            self.check_alignment(a, disp, bytes);
+        if matches!(bytes, 2 | 4 | 8) {
+            self.alignment(a, disp, bytes);
         }
         (a, disp)
     }
 
-    /// #AC(0) unless the address is a multiple of `bytes` (SDM 3A "Alignment Check Exception").
+    /// #AC(0) unless the address is a multiple of `bytes`, if it is checked (SDM 3A "Alignment Check Exception").
+    pub(super) fn alignment(&mut self, a: Val, disp: i64, bytes: u32) {
+        if self.mode.has(Mode::ALIGN) {
+            self.check_alignment(a, disp, bytes);
+        }
+    }
+
     fn check_alignment(&mut self, a: Val, disp: i64, bytes: u32) {
         let a = self.b.bin_imm(Op::Add, a, disp as u64);
         let low = self.b.bin_imm(Op::And, a, u64::from(bytes) - 1);

@@ -11,6 +11,7 @@ mod int;
 mod mov;
 mod names;
 mod shuffle;
+mod sse4a;
 
 pub(super) use int::{shift, vec_op};
 
@@ -41,13 +42,29 @@ pub fn translate(tr: &mut Tr<'_>) -> bool {
         || fma::translate(tr)
         || avx::translate(tr)
         || crypto::translate(tr)
+        || sse4a::translate(tr)
 }
 
 fn is_ours(f: &CpuidFeature) -> bool {
     use CpuidFeature::*;
     matches!(
         f,
-        SSE | SSE2 | SSE3 | SSSE3 | SSE4_1 | SSE4_2 | AES | PCLMULQDQ | SHA | AVX | AVX2 | FMA | F16C | VAES | VPCLMULQDQ | GFNI
+        SSE | SSE2
+            | SSE3
+            | SSSE3
+            | SSE4_1
+            | SSE4_2
+            | AES
+            | PCLMULQDQ
+            | SHA
+            | AVX
+            | AVX2
+            | FMA
+            | F16C
+            | VAES
+            | VPCLMULQDQ
+            | GFNI
+            | SSE4A
     )
 }
 
@@ -79,6 +96,7 @@ impl Tr<'_> {
                 FMA => (Word::L1Ecx, 12),
                 SSE4_1 => (Word::L1Ecx, 19),
                 SSE4_2 => (Word::L1Ecx, 20),
+                SSE4A => (Word::ExtEcx, 6),
                 AES => (Word::L1Ecx, 25),
                 AVX => (Word::L1Ecx, 28),
                 F16C => (Word::L1Ecx, 29),
@@ -191,11 +209,19 @@ impl Tr<'_> {
         self.b.raise_if(bad, vector::GP, Some(0));
     }
 
+    /// The checks of a vector's address: #GP(0) where it must be aligned, else #AC(0), to 16 bytes, if that is checked.
+    fn vector_place(&mut self, a: Val, disp: i64, aligned: Option<u8>) {
+        match aligned {
+            Some(bytes) => self.aligned(a, disp, bytes),
+            None => self.alignment(a, disp, 16),
+        }
+    }
+
     /// Loads the memory operand as `ty`.
     fn vload(&mut self, ty: Ty, aligned: bool) -> Val {
         let (a, disp) = self.mem(ty.bytes(), false);
-        if aligned && ty == Ty::V128 {
-            self.aligned(a, disp, 16);
+        if ty == Ty::V128 {
+            self.vector_place(a, disp, aligned.then_some(16));
         }
         let ctx = self.ctx();
         self.b.load(ty, a, disp, ctx)
@@ -203,8 +229,8 @@ impl Tr<'_> {
 
     fn vstore(&mut self, v: Val, aligned: bool) {
         let (a, disp) = self.mem(self.b.ty(v).bytes(), true);
-        if aligned && self.b.ty(v) == Ty::V128 {
-            self.aligned(a, disp, 16);
+        if self.b.ty(v) == Ty::V128 {
+            self.vector_place(a, disp, aligned.then_some(16));
         }
         let ctx = self.ctx();
         self.b.store(a, disp, v, ctx);
@@ -213,9 +239,7 @@ impl Tr<'_> {
     /// Loads 256 bits.
     fn yload(&mut self, aligned: bool) -> Halves {
         let (a, disp) = self.mem(32, false);
-        if aligned {
-            self.aligned(a, disp, 32);
-        }
+        self.vector_place(a, disp, aligned.then_some(32));
         let ctx = self.ctx();
         [self.b.load(Ty::V128, a, disp, ctx), self.b.load(Ty::V128, a, disp + 16, ctx)]
     }
@@ -223,9 +247,7 @@ impl Tr<'_> {
     /// Stores 256 bits.
     fn ystore(&mut self, v: Halves, aligned: bool) {
         let (a, disp) = self.mem(32, true);
-        if aligned {
-            self.aligned(a, disp, 32);
-        }
+        self.vector_place(a, disp, aligned.then_some(32));
         let ctx = self.ctx();
         self.b.probe_w(a, disp, 32, ctx);
         self.b.store(a, disp, v[0], ctx);

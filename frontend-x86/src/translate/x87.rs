@@ -113,6 +113,10 @@ fn area(tr: &mut Tr<'_>, h: HelperId, write: bool) {
         _ => (512, u64::from(matches!(tr.insn.mnemonic(), M::Fxsave64 | M::Fxrstor64))),
     };
     let a = tr.mem_addr(bytes, write);
+    // Of an environment its fields; FXSAVE has a rule of its own.
+    if bytes < 512 {
+        tr.alignment(a, 0, if format == 1 { 2 } else { 4 });
+    }
     let format = tr.i64(format);
     tr.call(h, &[a, format]);
 }
@@ -129,6 +133,9 @@ fn compute(tr: &mut Tr<'_>) -> bool {
         code.seg = Tr::seg_of(tr.insn.memory_segment()).unwrap_or(SegReg::Ds) as u8;
         let write = matches!(code.form, Form::Store | Form::StoreF80);
         addr = tr.mem_addr(code.bytes.into(), write);
+        if code.bytes == 10 {
+            tr.alignment(addr, 0, 8);
+        }
         let (off, disp) = tr.offset();
         ptr = tr.b.bin_imm(Op::Add, off, disp as u64);
     } else if code.form == Form::Move {

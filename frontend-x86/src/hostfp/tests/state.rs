@@ -105,6 +105,66 @@ fn aligned_operands_and_reserved_mxcsr_bits_are_checked() {
     assert_eq!(a.fx[24..28], 0x9fc0u32.to_le_bytes());
 }
 
+/// Where alignment is checked (CPL 3, EFLAGS.AC, CR0.AM): to how many bytes each form must be aligned, as AMD's processors have
+/// it, and the exception.
+#[test]
+fn alignment_is_checked_to_the_size_of_elements() {
+    use arch_x86::fault::vector::{AC, GP};
+    let rows: [(&[u8], i8, u8); 20] = [
+        (&[0x0f, 0x10, 0x4e], 16, AC),             // movups xmm1, [rsi+d]
+        (&[0xf3, 0x0f, 0x7f, 0x4e], 16, AC),       // movdqu [rsi+d], xmm1
+        (&[0x0f, 0x28, 0x4e], 16, GP),             // movaps
+        (&[0x0f, 0x58, 0x4e], 16, GP),             // addps
+        (&[0xc5, 0xf0, 0x58, 0x4e], 16, AC),       // vaddps xmm1, xmm1, [rsi+d]
+        (&[0xc5, 0xfc, 0x10, 0x4e], 16, AC),       // vmovups ymm1
+        (&[0xc5, 0xfc, 0x11, 0x4e], 16, AC),       // vmovups [rsi+d], ymm1
+        (&[0xc5, 0xf4, 0x58, 0x4e], 16, AC),       // vaddps ymm1
+        (&[0xc5, 0xfc, 0x28, 0x4e], 32, GP),       // vmovaps ymm1
+        (&[0xc4, 0xe2, 0x7d, 0x30, 0x4e], 16, AC), // vpmovzxbw ymm1, [rsi+d]
+        (&[0x66, 0x0f, 0x38, 0x30, 0x4e], 8, AC),  // pmovzxbw xmm1
+        (&[0xf3, 0x0f, 0x10, 0x4e], 4, AC),        // movss
+        (&[0x0f, 0x16, 0x4e], 8, AC),              // movhps
+        (&[0xc4, 0xe2, 0x71, 0x2c, 0x4e], 1, AC),  // vmaskmovps xmm1, xmm1, [rsi+d]
+        (&[0xdb, 0x6e], 8, AC),                    // fld tbyte [rsi+d]
+        (&[0xdd, 0x46], 8, AC),                    // fld qword
+        (&[0xd9, 0x76], 4, AC),                    // fnstenv
+        (&[0x66, 0xd9, 0x76], 2, AC),              // fnstenv of 14 bytes
+        (&[0xdd, 0x76], 4, AC),                    // fnsave
+        (&[0x0f, 0x6f, 0x4e], 8, AC),              // movq mm1
+    ];
+    let mut g = Guest::new();
+    g.cpu.cr0 |= arch_x86::state::cr0::AM;
+    g.cpu.cpl = 3;
+    for (bytes, align, vector) in rows {
+        for d in 0..33i8 {
+            let mut a = Area::zeroed();
+            set_mxcsr(&mut a, 0x1f80);
+            a.gpr[3] = arch_x86::flags::bit::AC;
+            g.cpu.set_rflags(a.gpr[3]);
+            let outcome = guest(&mut g, &[bytes, &[d as u8]].concat(), &mut a);
+            let raised = match outcome {
+                Outcome::Raise { vector, .. } => Some(vector),
+                Outcome::Fault { fault, .. } => Some(fault.vector),
+                _ => None,
+            };
+            assert_eq!(raised, (d % align != 0).then_some(vector), "{bytes:02x?} at {d}");
+        }
+    }
+    // With AC clear nothing is checked.
+    g.cpu.set_rflags(0);
+    let mut a = Area::zeroed();
+    set_mxcsr(&mut a, 0x1f80);
+    assert!(matches!(guest(&mut g, &[0x0f, 0x10, 0x4e, 1], &mut a), Outcome::Jump { .. }));
+    // Elements of gathers: vpgatherdd xmm0, [rsi+xmm1+1], xmm2.
+    let mut a = Area::zeroed();
+    set_mxcsr(&mut a, 0x1f80);
+    a.gpr[3] = arch_x86::flags::bit::AC;
+    a.fx[192..208].fill(0xff);
+    g.cpu.set_rflags(a.gpr[3]);
+    let outcome = guest(&mut g, &[0xc4, 0xe2, 0x69, 0x90, 0x44, 0x0e, 0x01], &mut a);
+    assert_eq!(outcome, Outcome::Fault { at: 0, fault: arch_x86::fault::ac() });
+}
+
 /// Zeroes what the CPU models differ in: FOP, instruction and data pointers, MXCSR_MASK.
 fn mask_pointers(image: &mut [u8]) {
     image[5..24].fill(0);

@@ -46,12 +46,13 @@ fn decode(bytes: &[u8]) -> Option<Instruction> {
 }
 
 /// Features after SSE3 that are compared here, their names, and whether the host has them.
-fn later_features() -> [(F, &'static str, bool); 12] {
+fn later_features() -> [(F, &'static str, bool); 13] {
     use std::is_x86_feature_detected as has;
     [
         (F::SSSE3, "SSSE3", has!("ssse3")),
         (F::SSE4_1, "SSE4.1", has!("sse4.1")),
         (F::SSE4_2, "SSE4.2", has!("sse4.2")),
+        (F::SSE4A, "SSE4A", has!("sse4a")),
         (F::AES, "AES", has!("aes")),
         (F::PCLMULQDQ, "PCLMULQDQ", has!("pclmulqdq")),
         (F::SHA, "SHA", has!("sha")),
@@ -185,6 +186,11 @@ fn normalize(a: &mut Area, i: &Instruction) {
     let c1_open = [M::Fcomi, M::Fcomip, M::Fucomi, M::Fucomip, M::Ffree, M::Ffreep, M::Fcmovb, M::Fcmovnb, M::Fcmove, M::Fcmovne];
     if c1_open.contains(&i.mnemonic()) || matches!(i.mnemonic(), M::Fcmovbe | M::Fcmovnbe | M::Fcmovu | M::Fcmovnu) {
         a.fx[3] &= !2;
+    }
+    // The upper half of a bit field's register is undefined.
+    if matches!(i.mnemonic(), M::Extrq | M::Insertq) {
+        let at = 160 + 16 * i.op0_register().number();
+        a.fx[at + 8..at + 16].fill(0);
     }
     if matches!(i.mnemonic(), M::Fnstenv | M::Fnsave) {
         a.mem[12..28].fill(0);

@@ -157,8 +157,6 @@ fn gather(tr: &mut Tr<'_>, index_bytes: u32, bytes: u32) {
     };
     let offset = tr.b.bin_imm(Op::Add, base, tr.insn.memory_displacement64());
     let seg = Tr::seg_of(tr.insn.memory_segment()).unwrap_or(SegReg::Ds);
-    let fs_gs = matches!(seg, SegReg::Fs | SegReg::Gs);
-    let start = if tr.is_64() && !fs_gs { tr.i64(0) } else { tr.b.get(Ty::I64, layout::seg_base(seg), 0) };
     let how = masked::Gather {
         bytes,
         index_bytes,
@@ -170,7 +168,8 @@ fn gather(tr: &mut Tr<'_>, index_bytes: u32, bytes: u32) {
         narrow,
     };
     let code = tr.i64(how.pack());
-    tr.call(GATHER, &[code, offset, start]);
+    let seg = tr.i64(seg as u64);
+    tr.call(GATHER, &[code, offset, seg]);
 }
 
 fn zero(tr: &mut Tr<'_>, all: bool) {

@@ -83,7 +83,14 @@ pub(super) fn lanes(tr: &mut Tr<'_>, v: Halves) -> [(Val, Val); 2] {
 
 /// Operand `i` for a helper that reads it itself: its number and the address.
 pub(super) fn wide_operand(tr: &mut Tr<'_>, i: u32, bytes: u32) -> (u32, Val) {
-    if tr.is_mem(i) { (MEMORY, tr.mem_addr(bytes, false)) } else { (number(tr.insn.op_register(i)), tr.i64(0)) }
+    if !tr.is_mem(i) {
+        return (number(tr.insn.op_register(i)), tr.i64(0));
+    }
+    let a = tr.mem_addr(bytes, false);
+    if bytes >= 16 {
+        tr.alignment(a, 0, 16);
+    }
+    (MEMORY, a)
 }
 
 /// VCVTPS2PH: the destination, half as wide as the source, may be in memory.
@@ -95,6 +102,9 @@ fn to_half(tr: &mut Tr<'_>) {
         let code = code(0) | wide(source, Shape::Narrow);
         let bytes = if is_wide { 16 } else { 8 };
         let at = tr.mem_addr(bytes, true);
+        if is_wide {
+            tr.alignment(at, 0, 16);
+        }
         let (code, bytes) = (tr.i64(code), tr.i64(bytes.into()));
         tr.call(STORE_HALF, &[code, at, bytes]);
         return;
