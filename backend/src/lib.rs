@@ -2,17 +2,20 @@
 //! tier 2 (regions, by Cranelift), execution loop.
 //! Guest-neutral: it knows the guest only through `ir::Frontend` and `vm_core::GuestCpu`.
 
+mod atomic;
 mod cache;
 mod dump;
 mod exec;
 mod jit;
 mod mmu;
+mod peers;
 mod tier0;
 mod tier1;
 mod tlb;
 mod vblock;
 
 pub use exec::{Engine, Settings};
+pub use peers::{MAX_CPUS, Member, Peers};
 pub use vblock::{Helper, VcpuBlock};
 
 /// Whether this host has the quick compiler, tier 1.

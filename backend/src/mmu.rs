@@ -81,12 +81,12 @@ impl<C: GuestCpu> VcpuBlock<C> {
     fn enter(&mut self, va: u64, ctx: usize, m: &Mapping, page_offset: u64, writable: bool, bits: PageBits) {
         let host = (self.machine().ram().host_base() as u64).wrapping_add(page_offset);
         let watched = self.cpu.watches(Va(va));
-        let serves = Serves {
-            read: m.read && !bits.contains(PageBits::WATCHED) && !watched,
-            write: m.write && writable && bits.is_empty() && !watched,
-            exec: m.exec,
-            global: m.global,
-        };
+        let mut write = m.write && writable && bits.is_empty() && !watched;
+        if let (true, Some(member)) = (write, &self.cache.member) {
+            write = member.may_write(self.machine().ram(), page_offset >> 12);
+        }
+        let read = m.read && !bits.contains(PageBits::WATCHED) && !watched;
+        let serves = Serves { read, write, exec: m.exec, global: m.global };
         self.fills.fill(&mut self.eng.tlb, va, ctx, serves, host.wrapping_sub(va & !0xfff));
     }
 
@@ -137,15 +137,27 @@ impl<C: GuestCpu> VcpuBlock<C> {
                     self.write_to_code_page(offset, size.into())?;
                 }
                 self.machine().ram().store_uint(offset, size, v);
+                self.tell_peers(offset, size.into());
             }
         }
         Ok(())
+    }
+
+    /// After a store that no TLB entry served: other vCPUs may have translated what it changed.
+    pub fn tell_peers(&self, offset: u64, len: u64) {
+        if let Some(member) = &self.cache.member {
+            member.wrote(self.machine().ram(), offset, len);
+        }
     }
 
     /// A store is about to change bytes of a page that translated code came from. `Err`: it concerns a block that may be
     /// running, so the instruction must run alone first.
     pub fn write_to_code_page(&mut self, offset: u64, len: u64) -> Result<(), Fault> {
         if !self.cache.overlaps(offset, len) {
+            // Claimed for code that was not kept: stores need not come this way again.
+            if !self.cache.has_code(offset >> 12) {
+                self.cache.release_page(self.machine().ram(), offset >> 12);
+            }
             return Ok(());
         }
         if !self.eng.single {
@@ -258,6 +270,16 @@ impl<C: GuestCpu> GuestEnv for VcpuBlock<C> {
         let Some(to) = self.plain(dst, Access::Write, ctx)? else { return Ok(0) };
         self.machine().ram().fill(to, size, value, count);
         Ok(count)
+    }
+
+    fn cas_128(&mut self, va: Va, expected: u128, new: u128, ctx: usize) -> Result<u128, Fault> {
+        self.atomic_128(va.0, expected, new, ctx)
+    }
+
+    fn relax(&mut self) {
+        if self.cache.member.is_some() {
+            std::thread::yield_now();
+        }
     }
 
     fn flush(&mut self, what: Flush) {

@@ -1,6 +1,6 @@
 //! What other threads, and devices, ask of the vCPU thread: requests, and jobs that need the CPU to stand still.
 
-use crate::vcpu_thread::Runner;
+use crate::runner::Runner;
 use devices::power::PowerSink;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
@@ -117,7 +117,8 @@ pub struct Requests {
 }
 
 struct Inner {
-    signals: Arc<VcpuSignals>,
+    /// Of all vCPUs.
+    signals: Vec<Arc<VcpuSignals>>,
     requests: Mutex<Requests>,
     state: Mutex<RunState>,
     observers: Mutex<Vec<Arc<dyn Observer>>>,
@@ -125,20 +126,31 @@ struct Inner {
     threads: Mutex<Vec<i32>>,
 }
 
-/// Handle to the vCPU thread; cheap to clone. All but `with_runner` only notes the request, so devices may call it
+/// Handle to the machine that runs; cheap to clone. All but `with_runner` only notes the request, so devices may call it
 /// with their lock held.
 #[derive(Clone)]
 pub struct Control(Arc<Inner>);
 
 impl Control {
-    pub fn new(signals: Arc<VcpuSignals>, state: RunState) -> Self {
+    /// `signals` of all vCPUs; at least one.
+    pub fn new(signals: Vec<Arc<VcpuSignals>>, state: RunState) -> Self {
         let (observers, threads) = Default::default();
         Self(Arc::new(Inner { signals, requests: Mutex::default(), state: Mutex::new(state), observers, threads }))
     }
 
     fn ask(&self, what: impl FnOnce(&mut Requests)) {
         what(&mut self.0.requests.lock());
-        self.0.signals.raise(Events::STOP);
+        self.stop_all();
+    }
+
+    /// Makes all vCPUs come back.
+    pub fn stop_all(&self) {
+        self.0.signals.iter().for_each(|s| s.raise(Events::STOP));
+    }
+
+    /// Where `Events::STOP` is seen while the machine stands still.
+    pub fn signals(&self) -> &VcpuSignals {
+        &self.0.signals[0]
     }
 
     /// Ends the program with this status. The first one asked for counts.
@@ -161,18 +173,18 @@ impl Control {
         self.0.threads.lock().clone()
     }
 
-    /// For a vCPU thread, when it starts.
-    pub fn add_thread(&self, id: i32) {
-        self.0.threads.lock().push(id);
+    /// For `vcpu_thread`, when they have started.
+    pub fn set_threads(&self, ids: Vec<i32>) {
+        *self.0.threads.lock() = ids;
     }
 
     pub fn set_a20(&self, on: bool) {
         self.ask(|r| r.a20 = Some(on));
     }
 
-    /// Takes all requests. `Events::STOP` is cleared first: what is asked later raises it again.
+    /// Takes all requests. `Events::STOP` is cleared first: what is asked later raises it again. All vCPUs stand still.
     pub fn take(&self) -> Requests {
-        self.0.signals.clear(Events::STOP);
+        self.0.signals.iter().for_each(|s| s.clear(Events::STOP));
         std::mem::take(&mut self.0.requests.lock())
     }
 
@@ -196,7 +208,7 @@ impl Control {
             // A receiver that has given up is no error.
             r.jobs.push_back(Box::new(move |runner| drop(tx.send(job(runner)))));
         }
-        self.0.signals.raise(Events::STOP);
+        self.stop_all();
         Some(rx)
     }
 
@@ -241,7 +253,7 @@ mod tests {
     #[test]
     fn requests_raise_stop_and_are_taken_once() {
         let signals = Arc::new(VcpuSignals::default());
-        let c = Control::new(signals.clone(), RunState::Running);
+        let c = Control::new(vec![signals.clone()], RunState::Running);
         c.exit(33);
         c.end(0, Some(Cause::HostQuit));
         c.reset();
@@ -254,7 +266,7 @@ mod tests {
 
     #[test]
     fn jobs_beyond_the_bound_are_refused() {
-        let c = Control::new(Arc::default(), RunState::Running);
+        let c = Control::new(vec![Arc::default()], RunState::Running);
         let mut full = VecDeque::new();
         full.resize_with(MAX_JOBS, || Box::new(|_: &mut Runner| ()) as Job);
         c.0.requests.lock().jobs = full;
@@ -263,7 +275,7 @@ mod tests {
 
     #[test]
     fn jobs_for_a_thread_that_has_ended_return_at_once() {
-        let c = Control::new(Arc::default(), RunState::Running);
+        let c = Control::new(vec![Arc::default()], RunState::Running);
         let waiting = c.clone();
         let job = std::thread::spawn(move || waiting.with_runner(|_| 1));
         while c.0.requests.lock().jobs.is_empty() {

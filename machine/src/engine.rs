@@ -4,7 +4,7 @@ use crate::options::{AccelConfig, CpuConfig, JitConfig, RegionKind};
 use crate::vcpu_thread::Engine;
 use arch_x86::CpuState;
 use arch_x86::models;
-use backend::{Settings, VcpuBlock};
+use backend::{Peers, Settings, VcpuBlock};
 use frontend_x86::X86;
 use std::sync::Arc;
 use vm_core::VcpuSignals;
@@ -81,18 +81,25 @@ fn jit_settings(jit: &JitConfig, host_cpus: u32) -> Settings {
     }
 }
 
-/// The CPU at power-on and its engine.
-pub fn make(cpu: &CpuConfig, settings: Settings, signals: &Arc<VcpuSignals>) -> Result<(Engine, Arc<X86>), EngineError> {
+/// Each CPU at power-on and its engine.
+pub fn make(cpu: &CpuConfig, settings: Settings, signals: &[Arc<VcpuSignals>]) -> Result<(Vec<Engine>, Arc<X86>), EngineError> {
     let tweaks: Vec<_> = cpu.features.iter().map(|(name, on)| (*on, (*name).to_owned())).collect();
-    let configured = models::configure(cpu.model, &tweaks).map_err(EngineError::Cpu)?;
+    let mut configured = models::configure(cpu.model, &tweaks).map_err(EngineError::Cpu)?;
+    configured.topology = cpu.topology;
     for feature in &configured.dropped {
         eprintln!("rhea: warning: TCG doesn't support requested feature: {feature}");
     }
-    let frontend = Arc::new(X86::new(configured.features));
-    let helpers = frontend_x86::helpers::table::<VcpuBlock<CpuState>>().into();
-    let engine = backend::Engine::new(frontend.clone(), CpuState::new(&configured, 0), helpers, settings)?;
-    signals.set_kick(engine.kick());
-    Ok((Box::new(engine), frontend))
+    let frontend = Arc::new(X86::new(configured.features).with_peers(signals.len() > 1));
+    let helpers: Arc<[_]> = frontend_x86::helpers::table::<VcpuBlock<CpuState>>().into();
+    let peers = Peers::new(signals);
+    let mut engines: Vec<Engine> = Vec::new();
+    for (n, signals) in signals.iter().enumerate() {
+        let state = CpuState::new(&configured, cpu.topology.apic_id(n as u32));
+        let engine = backend::Engine::new(frontend.clone(), state, helpers.clone(), settings.clone(), peers.member(n))?;
+        signals.set_kick(engine.kick());
+        engines.push(Box::new(engine));
+    }
+    Ok((engines, frontend))
 }
 
 #[cfg(test)]

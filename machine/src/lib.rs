@@ -14,5 +14,6 @@ pub mod monitor;
 pub mod options;
 pub mod qmp;
 pub mod run;
+pub mod runner;
 pub mod state;
 pub mod vcpu_thread;

@@ -3,19 +3,21 @@
 use crate::board::Board;
 use crate::chardev::Chardev;
 use crate::control::{Cause, Control, Notice, RunState};
-use crate::monitor::MonitorTarget;
+use crate::monitor::{CpuInfo, MonitorTarget};
+use crate::runner::Runner;
 use crate::state::{Migration, StateError, path_of};
-use crate::vcpu_thread::Runner;
-use arch_x86::CpuState;
+use crate::vcpu_thread::Cpu;
+use arch_x86::{CpuState, Topology};
 use frontend_x86::X86;
 use ir::Frontend;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 use vm_core::addr::PAGE_SIZE;
-use vm_core::{CpuIo, GuestCpu, MemMap, Pa, Ram, Target, Va};
+use vm_core::{GuestCpu, MemMap, Pa, Ram, Target, Va};
 
 /// Handles to the parts that run; dropping it does not end them.
 pub struct Machine {
@@ -26,6 +28,9 @@ pub struct Machine {
     /// `-name`.
     pub name: Option<String>,
     pub migration: Arc<Mutex<Migration>>,
+    pub topology: Topology,
+    /// The CPU that the monitor's commands are about.
+    pub cpu: AtomicUsize,
     /// `-S`: what is loaded later waits for `cont`, too.
     pub hold: bool,
 }
@@ -69,10 +74,10 @@ fn read_phys(ram: &Ram, map: &MemMap, pa: u64, buf: &mut [u8]) -> bool {
     })
 }
 
-fn read_virt(r: &mut Runner, va: u64, buf: &mut [u8]) -> bool {
-    let board = r.io.0.clone();
-    pieces(va, buf, |at, piece| match r.engine.debug_translate(&r.io, Va(at)) {
-        Some(pa) => read_phys(r.io.ram(), &board.map, pa.0, piece),
+fn read_virt(r: &mut Runner, cpu: usize, va: u64, buf: &mut [u8]) -> bool {
+    let (board, cpu) = (&r.board, &mut r.cpus[cpu]);
+    pieces(va, buf, |at, piece| match cpu.engine.debug_translate(&cpu.io, Va(at)) {
+        Some(pa) => read_phys(&board.ram, &board.map, pa.0, piece),
         None => false,
     })
 }
@@ -92,8 +97,14 @@ fn pieces(mut addr: u64, mut buf: &mut [u8], mut read: impl FnMut(u64, &mut [u8]
 }
 
 impl Machine {
-    fn text(&self, f: impl FnOnce(&mut Runner) -> String + Send + 'static) -> String {
-        self.control.with_runner(f).unwrap_or_else(|| "the CPU does not answer\n".into())
+    /// Something about the monitor's current CPU.
+    fn of_cpu<R: Send + 'static>(&self, f: impl FnOnce(&mut Cpu) -> R + Send + 'static) -> Option<R> {
+        let n = self.cpu.load(Ordering::Relaxed);
+        self.control.with_runner(move |r| f(&mut r.cpus[n]))
+    }
+
+    fn text(&self, f: impl FnOnce(&mut Cpu) -> String + Send + 'static) -> String {
+        self.of_cpu(f).unwrap_or_else(|| "the CPU does not answer\n".into())
     }
 
     fn act(&self, f: impl FnOnce(&mut Runner) + Send + 'static) {
@@ -138,15 +149,15 @@ fn outcome<T>(path: &str, r: Option<Result<T, StateError>>) -> Result<T, String>
 
 impl MonitorTarget for Machine {
     fn info_registers(&self) -> String {
-        self.text(|r| r.engine.cpu().dump())
+        self.text(|c| c.engine.cpu().dump())
     }
 
     fn info_tlb(&self) -> String {
-        self.text(|r| r.engine.info_tlb(&r.io))
+        self.text(|c| c.engine.info_tlb(&c.io))
     }
 
     fn info_jit(&self) -> String {
-        self.text(|r| r.engine.info_jit())
+        self.text(|c| c.engine.info_jit())
     }
 
     fn info_chardev(&self) -> String {
@@ -162,8 +173,21 @@ impl MonitorTarget for Machine {
         self.control.state()
     }
 
-    fn cpu_threads(&self) -> Vec<i32> {
-        self.control.threads()
+    fn cpus(&self) -> Vec<CpuInfo> {
+        let t = self.topology;
+        let one = |(n, thread): (u32, i32)| {
+            let place = [n / t.package(), n / t.threads % t.cores, n % t.threads];
+            CpuInfo { thread, place, current: self.cpu.load(Ordering::Relaxed) == n as usize }
+        };
+        (0..).zip(self.control.threads()).map(one).collect()
+    }
+
+    fn select_cpu(&self, n: usize) -> bool {
+        let known = n < self.topology.cpus() as usize;
+        if known {
+            self.cpu.store(n, Ordering::Relaxed);
+        }
+        known
     }
 
     fn name(&self) -> Option<String> {
@@ -175,10 +199,10 @@ impl MonitorTarget for Machine {
     }
 
     fn read_virt(&self, va: u64, buf: &mut [u8]) -> bool {
-        let len = buf.len();
+        let (len, cpu) = (buf.len(), self.cpu.load(Ordering::Relaxed));
         let read = self.control.with_runner(move |r| {
             let mut bytes = vec![0; len];
-            read_virt(r, va, &mut bytes).then_some(bytes)
+            read_virt(r, cpu, va, &mut bytes).then_some(bytes)
         });
         match read.flatten() {
             Some(bytes) => {
@@ -191,11 +215,11 @@ impl MonitorTarget for Machine {
 
     fn register(&self, name: &str) -> Option<u64> {
         let name = name.to_owned();
-        self.control.with_runner(move |r| register(r.engine.cpu(), &name)).flatten()
+        self.of_cpu(move |c| register(c.engine.cpu(), &name)).flatten()
     }
 
     fn disassemble(&self, va: u64, code: &[u8]) -> Option<(usize, String)> {
-        let mode = self.control.with_runner(|r| GuestCpu::mode(r.engine.cpu()))?;
+        let mode = self.of_cpu(|c| GuestCpu::mode(c.engine.cpu()))?;
         let (text, len) = self.frontend.disassemble(mode, va, code);
         Some((len, text))
     }

@@ -9,13 +9,14 @@ use crate::event_loop::EventLoop;
 use crate::loader::{Images, LoadError};
 use crate::machine::Machine;
 use crate::options::{Config, Incoming, LogConfig, RtcBase, RtcClock, RtcConfig};
+use crate::runner::{Policy, Runner};
 use crate::state::StateError;
-use crate::vcpu_thread::{Policy, Runner};
 use std::fs::File;
 use std::io::{self, LineWriter};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::{SystemTime, UNIX_EPOCH};
 use vm_core::{Clock, VcpuSignals};
 
@@ -42,7 +43,7 @@ pub enum RunError {
     State(PathBuf, #[source] StateError),
     #[error("cannot start a thread: {0}")]
     Thread(#[source] io::Error),
-    #[error("the CPU's thread panicked")]
+    #[error("a CPU's thread panicked")]
     Panicked,
 }
 
@@ -54,14 +55,15 @@ pub fn run(config: Config) -> Result<ExitCode, RunError> {
     let kernel = config.kernel.as_deref().ok_or(RunError::NoKernel)?;
     let images = Images::read(kernel, config.initrd.as_deref(), &config.append, config.mem_bytes)?;
     let unix_seconds = rtc_base(&config.rtc)?;
-    let signals = Arc::new(VcpuSignals::default());
+    let topology = config.cpu.topology;
+    let signals: Vec<Arc<VcpuSignals>> = (0..topology.cpus()).map(|_| Arc::default()).collect();
     let state = match config.incoming {
         Some(Incoming::Later) => RunState::InMigrate,
         _ if config.start_paused => RunState::Prelaunch,
         _ => RunState::Running,
     };
     let control = Control::new(signals.clone(), state);
-    let (engine, frontend) = engine::make(&config.cpu, settings, &signals)?;
+    let (engines, frontend) = engine::make(&config.cpu, settings, &signals)?;
 
     let clock = Clock::new();
     let events = EventLoop::start(clock.clone()).map_err(RunError::Thread)?;
@@ -70,7 +72,7 @@ pub fn run(config: Config) -> Result<ExitCode, RunError> {
     let a20 = control.clone();
     let outside = Outside {
         clock,
-        signals: signals.clone(),
+        cpus: (0..).map(|n| topology.apic_id(n)).zip(signals.iter().cloned()).collect(),
         power: Arc::new(control.clone()),
         a20: Arc::new(move |on| a20.set_a20(on)),
         serials: consoles.serials(&config),
@@ -78,13 +80,13 @@ pub fn run(config: Config) -> Result<ExitCode, RunError> {
         unix_seconds,
     };
     let board = Arc::new(Board::new(config.machine, config.mem_bytes, outside)?);
-    board.ram.add_listener(signals);
+    signals.into_iter().for_each(|s| board.ram.add_listener(s));
     let policy = Policy {
         reset_ends: config.no_reboot,
         power_off_pauses: config.no_shutdown,
         rtc_follows_host: config.rtc.clock == RtcClock::Host,
     };
-    let mut runner = Runner::new(engine, board.clone(), images, control.clone(), policy)?;
+    let mut runner = Runner::new(engines, board.clone(), images, control.clone(), policy)?;
     start_from(&mut runner, &config)?;
     let machine = Arc::new(Machine {
         board,
@@ -93,6 +95,8 @@ pub fn run(config: Config) -> Result<ExitCode, RunError> {
         frontend,
         name: config.name.clone(),
         migration: Arc::default(),
+        topology,
+        cpu: AtomicUsize::new(0),
         hold: config.start_paused,
     });
     consoles.connect(&config, &machine).map_err(RunError::Thread)?;
@@ -104,8 +108,7 @@ pub fn run(config: Config) -> Result<ExitCode, RunError> {
     })
     .map_err(RunError::Thread)?;
     let _pidfile = config.pidfile.as_deref().map(PidFile::write).transpose()?;
-    let vcpu = std::thread::Builder::new().name("vcpu0".into()).spawn(move || runner.run()).map_err(RunError::Thread)?;
-    let status = vcpu.join().map_err(|_| RunError::Panicked)?;
+    let status = runner.run()?;
     consoles.drain();
     drop(events);
     vm_core::log::flush();

@@ -1,200 +1,126 @@
-//! The vCPU's thread: owns the engine, runs it, sleeps while the guest is halted, and serves requests between
-//! instructions.
+//! The vCPUs' threads: each owns its CPU while the machine runs, sleeps while the guest's CPU is halted, and gives the CPU
+//! back when it is asked to stop.
 
-use crate::board::{Board, BoardIo};
-use crate::boot;
-use crate::control::{Cause, Control, Notice, RunState};
-use crate::loader::{Images, LoadError};
+use crate::board::BoardIo;
+use crate::control::Control;
 use arch_x86::CpuState;
-use std::sync::Arc;
+use crossbeam_channel::{Receiver, Sender, bounded};
+use std::io;
 use std::time::Duration;
-use vm_core::{CpuIo, Events, StopReason, Vcpu, dlog};
+use vm_core::{CpuIo, Events, StopReason, Vcpu};
 
-/// A halted or stopped vCPU looks around this often even if nothing wakes it.
-const NAP: Duration = Duration::from_secs(1);
+/// A halted vCPU looks around this often even if nothing wakes it.
+pub const NAP: Duration = Duration::from_secs(1);
 const IF: u64 = 1 << 9;
-
-/// What happens on reset and power-off (`-no-reboot`, `-no-shutdown`).
-#[derive(Clone, Copy, Debug)]
-pub struct Policy {
-    pub reset_ends: bool,
-    pub power_off_pauses: bool,
-    /// A loaded machine's time of day is the host's (`-rtc clock=host`), not that of saving.
-    pub rtc_follows_host: bool,
-}
 
 pub type Engine = Box<dyn Vcpu<Cpu = CpuState>>;
 
-/// The vCPU, and what it takes to start over.
-pub struct Runner {
+/// A vCPU and its way to the board.
+pub struct Cpu {
     pub engine: Engine,
     pub io: BoardIo,
-    images: Images,
-    control: Control,
-    policy: Policy,
-    /// Whether the observers believe that the guest runs.
-    running: bool,
-    /// Set when the program is to end.
-    end: Option<u8>,
-    /// A board to try saved states on.
-    pub(crate) trial: Option<Board>,
 }
 
-impl Runner {
-    /// A vCPU at the entry of the kernel in `images`.
-    pub fn new(engine: Engine, board: Arc<Board>, images: Images, control: Control, policy: Policy) -> Result<Self, LoadError> {
-        let mut r = Self { engine, io: BoardIo(board), images, control, policy, running: false, end: None, trial: None };
-        r.start_over()?;
-        Ok(r)
-    }
+/// What a thread gives back.
+pub enum Back {
+    Stopped(Cpu),
+    /// The machine must be reset (SDM 3A "Interrupt 8").
+    TripleFault(Cpu),
+    Panicked,
+}
 
-    /// Devices and CPU as after power-on, the kernel loaded anew.
-    fn start_over(&mut self) -> Result<(), LoadError> {
-        let board = self.io.0.clone();
-        board.reset();
-        let cpu = self.engine.cpu();
-        cpu.reset();
-        let loaded = boot::start(&board, &self.images, cpu);
-        self.engine.cpu_changed();
-        loaded
-    }
+/// Threads for all vCPUs of a machine. They end when this is dropped.
+pub struct Threads {
+    to: Vec<Sender<Cpu>>,
+    back: Receiver<(usize, Back)>,
+}
 
-    /// Reset of the machine; with `-no-reboot` the end of the program. A machine that does not run waits for `cont` then.
-    pub fn reset(&mut self, cause: Cause) {
-        if self.policy.reset_ends {
-            return self.shut_down(cause);
-        }
-        if let Err(e) = self.start_over() {
-            eprintln!("rhea: cannot load the kernel again: {e}");
-            self.end = self.end.or(Some(1));
-            return;
-        }
-        self.control.tell(Notice::Reset(cause));
-        if self.control.state() != RunState::Running {
-            self.set_state(RunState::Prelaunch);
+/// A vCPU's thread has panicked.
+#[derive(Debug)]
+pub struct Panicked;
+
+/// Says so if the thread unwinds.
+struct Alarm(usize, Sender<(usize, Back)>);
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let _ = self.1.send((self.0, Back::Panicked));
         }
     }
+}
 
-    /// Power-off; with `-no-shutdown` the machine only stops.
-    fn shut_down(&mut self, cause: Cause) {
-        self.control.tell(Notice::Shutdown(cause));
-        match self.policy.power_off_pauses {
-            true => self.set_state(RunState::Shutdown),
-            false => self.end = self.end.or(Some(0)),
-        }
-    }
-
-    /// Pauses a running guest; one that has not started, or has ended, stays as it is.
-    pub fn pause(&mut self) {
-        if self.control.state() == RunState::Running {
-            self.set_state(RunState::Paused);
-        }
-    }
-
-    /// Lets the guest run, or go on. `Err`: it has ended; the text is for the user.
-    pub fn cont(&mut self) -> Result<(), String> {
-        match self.control.state() {
-            RunState::Shutdown | RunState::InternalError => Err("Resetting the Virtual Machine is required".into()),
-            RunState::InMigrate => Err("The machine waits for 'migrate_incoming'".into()),
-            RunState::Running => Ok(()),
-            RunState::Prelaunch | RunState::Paused | RunState::PostMigrate => {
-                self.set_state(RunState::Running);
-                Ok(())
-            }
-        }
-    }
-
-    pub(crate) fn state(&self) -> RunState {
-        self.control.state()
-    }
-
-    #[cfg(test)]
-    pub(crate) fn control(&self) -> &Control {
-        &self.control
-    }
-
-    pub(crate) fn forget_a20(&self) {
-        self.control.forget_a20();
-    }
-
-    pub(crate) fn rtc_follows_host(&self) -> bool {
-        self.policy.rtc_follows_host
-    }
-
-    /// Lets the guest and its time stand still, or go on.
-    pub fn set_state(&mut self, state: RunState) {
-        let clock = &self.io.0.clock;
-        let run = state == RunState::Running;
-        if run {
-            clock.start()
-        } else {
-            clock.stop()
-        }
-        self.control.set_state(state);
-        if std::mem::replace(&mut self.running, run) != run {
-            self.control.tell(if run { Notice::Resume } else { Notice::Stop });
-        }
-    }
-
-    /// Runs until the program is to end; gives its exit status.
-    pub fn run(mut self) -> u8 {
-        self.control.add_thread(rustix::thread::gettid().as_raw_nonzero().get());
-        self.set_state(self.control.state());
-        loop {
-            if let Some(status) = self.end {
-                self.io.0.clock.stop();
-                self.control.close();
-                return status;
-            }
-            if self.control.state() != RunState::Running {
-                self.io.signals().wait(Events::STOP, NAP);
-                self.serve();
-                continue;
-            }
-            match self.engine.run(&self.io) {
-                StopReason::Stopped => self.serve(),
-                StopReason::Halted => self.sleep(),
-                StopReason::TripleFault => {
-                    dlog!(INT, "triple fault\n{}", vm_core::GuestCpu::dump(self.engine.cpu()));
-                    self.reset(Cause::GuestReset);
+impl Threads {
+    /// Starts `n` threads, which wait for their CPUs.
+    pub fn start(n: usize, control: &Control) -> io::Result<Self> {
+        let (tell, back) = bounded(n);
+        let mut to = Vec::new();
+        let mut ids = Vec::new();
+        for i in 0..n {
+            let (send, get) = bounded::<Cpu>(1);
+            let (named, id) = bounded(1);
+            let alarm = Alarm(i, tell.clone());
+            std::thread::Builder::new().name(format!("vcpu{i}")).spawn(move || {
+                let _ = named.send(rustix::thread::gettid().as_raw_nonzero().get());
+                while let Ok(cpu) = get.recv() {
+                    if alarm.1.send((alarm.0, run(cpu))).is_err() {
+                        return;
+                    }
                 }
+            })?;
+            ids.extend(id.recv());
+            to.push(send);
+        }
+        control.set_threads(ids);
+        Ok(Self { to, back })
+    }
+
+    /// Runs all CPUs until one of them stops for whatever reason, then stops the others. Gives them back, and whether there
+    /// was a triple fault.
+    pub fn run(&self, cpus: Vec<Cpu>, control: &Control) -> Result<(Vec<Cpu>, bool), Panicked> {
+        let mut home: Vec<Option<Cpu>> = cpus.iter().map(|_| None).collect();
+        for (to, cpu) in self.to.iter().zip(cpus) {
+            to.send(cpu).map_err(|_| Panicked)?;
+        }
+        let mut triple_fault = false;
+        for n in 0..home.len() {
+            let (i, back) = self.back.recv().map_err(|_| Panicked)?;
+            home[i] = Some(match back {
+                Back::Stopped(cpu) => cpu,
+                Back::TripleFault(cpu) => {
+                    triple_fault = true;
+                    cpu
+                }
+                Back::Panicked => return Err(Panicked),
+            });
+            if n == 0 {
+                control.stop_all();
             }
         }
+        Ok((home.into_iter().flatten().collect(), triple_fault))
     }
+}
 
-    /// Sleeps until an event comes that ends HLT (SDM 2A "HLT"), or something to be done that the engine sees to.
-    fn sleep(&mut self) {
-        let mut mask = Events::all() - Events::INTR - Events::NMI - Events::SIPI;
-        let cpu = self.engine.cpu();
-        if cpu.wait_sipi {
-            mask |= Events::SIPI;
-        } else {
-            mask.set(Events::INTR, cpu.eflags & IF != 0);
-            mask.set(Events::NMI, !cpu.nmi_blocked);
+/// Runs a CPU until it is asked to stop or cannot go on.
+fn run(mut cpu: Cpu) -> Back {
+    loop {
+        match cpu.engine.run(&cpu.io) {
+            StopReason::Stopped => return Back::Stopped(cpu),
+            StopReason::TripleFault => return Back::TripleFault(cpu),
+            StopReason::Halted => sleep(&mut cpu),
         }
-        self.io.signals().wait(mask, NAP);
     }
+}
 
-    /// Does what was asked for.
-    fn serve(&mut self) {
-        let mut asked = self.control.take();
-        if let Some(on) = asked.a20 {
-            self.engine.cpu().a20_masked = !on;
-            self.engine.cpu_changed();
-        }
-        if let Some((status, cause)) = asked.end {
-            cause.into_iter().for_each(|c| self.control.tell(Notice::Shutdown(c)));
-            self.end = self.end.or(Some(status));
-        }
-        if self.end.is_none() && asked.power_off {
-            self.shut_down(Cause::GuestShutdown);
-        }
-        if let (None, Some(cause)) = (self.end, asked.reset) {
-            self.reset(cause);
-        }
-        // Last, so that a job never sees the machine between the guest's asking for a reset and the reset.
-        for job in asked.jobs.drain(..) {
-            job(self);
-        }
+/// Sleeps until an event comes that ends HLT (SDM 2A "HLT"), or something to be done that the engine sees to.
+fn sleep(cpu: &mut Cpu) {
+    let mut mask = Events::all() - Events::INTR - Events::NMI - Events::SIPI;
+    let state = cpu.engine.cpu();
+    if state.wait_sipi {
+        mask |= Events::SIPI;
+    } else {
+        mask.set(Events::INTR, state.eflags & IF != 0);
+        mask.set(Events::NMI, !state.nmi_blocked);
     }
+    cpu.io.signals().wait(mask, NAP);
 }

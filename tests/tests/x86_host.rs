@@ -254,7 +254,7 @@ enum End {
 fn run(x86: &X86, code: &[u8], insns: u32, optimize: bool, regs: &Regs, mem: &mut FlatMemory) -> End {
     let mode = 2 << Mode::CODE_SHIFT | Mode::FLAT | Mode::PE | Mode::LMA | Mode::OSFXSR | 3;
     let mut page = CodePage::new(code);
-    let config = CpuConfigured { model: 0, features: [!0; 16], cpus: 1, dropped: Vec::new() };
+    let config = CpuConfigured { model: 0, features: [!0; 16], topology: arch_x86::Topology::SINGLE, dropped: Vec::new() };
     let mut cpu = CpuState::new(&config, 0);
     cpu.gpr = regs.gpr;
     cpu.mode = mode;

@@ -16,7 +16,9 @@ mod code;
 pub use code::Tier1Code;
 
 use crate::jit::arena::{Arena, Range};
+use crate::jit::compile::Compiled;
 use crate::jit::runtime::{THUNK, THUNK_FULL};
+use crate::peers::{Member, granules};
 use crate::tier0::form::{COp, Edge, Handler};
 use ir::BlockKey;
 use rustc_hash::FxHashMap;
@@ -143,11 +145,6 @@ struct PageCode {
     granules: u64,
 }
 
-fn granules(from: u64, to: u64) -> u64 {
-    let (a, b) = ((from & 0xfff) >> 6, ((to - 1) & 0xfff) >> 6);
-    (u64::MAX >> (63 - (b - a))) << a
-}
-
 #[derive(Default)]
 pub struct Cache {
     blocks: FxHashMap<BlockKey, *mut Record>,
@@ -167,6 +164,8 @@ pub struct Cache {
     writes: Vec<(u64, u64)>,
     pub invalidations: u64,
     pub insns: u64,
+    /// The vCPU among others of its machine, if there are any.
+    pub member: Option<Member>,
 }
 
 impl Cache {
@@ -229,9 +228,36 @@ impl Cache {
         })
     }
 
+    /// Whether any code of the page is kept.
+    pub fn has_code(&self, page: u64) -> bool {
+        self.pages.contains_key(&page)
+    }
+
     /// Remembers a store to code, to be applied when the instruction has ended.
     pub fn note_write(&mut self, offset: u64, len: u64) {
         self.writes.push((offset, len));
+    }
+
+    /// Lets other vCPUs know where the source bytes of a kept record lie (`VcpuBlock::fetched_in_time`).
+    pub fn publish(&self, ram: &Ram, rec: *mut Record) {
+        if let Some(m) = &self.member {
+            // SAFETY: by the caller's promise `rec` is live.
+            for (from, to) in unsafe { &*rec }.ranges().into_iter().flatten() {
+                m.note_source(ram, from, to);
+            }
+        }
+    }
+
+    /// Where other vCPUs may have written unseen: publishes a region's source, and tells whether it is what was compiled.
+    pub fn source_is_still(&self, ram: &Ram, c: &Compiled) -> bool {
+        let (Some(m), Some(then)) = (&self.member, &c.bytes) else { return true };
+        let mut now = [0; 4096];
+        c.ranges.iter().filter(|(from, to)| from < to).all(|&(from, to)| {
+            m.note_source(ram, from, to);
+            let (start, len) = ((from & 0xfff) as usize, (to - from) as usize);
+            ram.read(from, &mut now[..len]);
+            then[start..start + len] == now[..len]
+        })
     }
 
     /// Applies noted writes: drops every block whose source bytes they changed.
@@ -239,6 +265,11 @@ impl Cache {
         for (offset, len) in std::mem::take(&mut self.writes) {
             self.drop_range(ram, offset, len, true);
         }
+    }
+
+    /// Another vCPU stored to code, all of it in one page.
+    pub fn peer_wrote(&mut self, ram: &Ram, offset: u64, len: u64) {
+        self.drop_range(ram, offset, len, true);
     }
 
     /// Drops every block with a source byte in the range; neighbours in the page stay.
@@ -285,8 +316,16 @@ impl Cache {
             }
             if self.pages.get(&page).is_some_and(|c| c.records.is_empty() && c.regions.is_empty()) {
                 self.pages.remove(&page);
-                ram.clear_page_bits(page, PageBits::CODE);
+                self.release_page(ram, page);
             }
+        }
+    }
+
+    /// No code of the page is left here.
+    pub fn release_page(&self, ram: &Ram, page: u64) {
+        match &self.member {
+            Some(m) => m.forget_page(ram, page),
+            None => ram.clear_page_bits(page, PageBits::CODE),
         }
     }
 
@@ -444,7 +483,7 @@ impl Cache {
         self.drop_regions();
         for page in std::mem::take(&mut self.pages).into_keys() {
             ram.bump_version(page);
-            ram.clear_page_bits(page, PageBits::CODE);
+            self.release_page(ram, page);
         }
         for (_, r) in std::mem::take(&mut self.blocks) {
             self.unlink(r);

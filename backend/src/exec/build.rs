@@ -45,6 +45,8 @@ struct Fetch<'a, C: GuestCpu> {
     ctx: usize,
     /// RAM page number of the second page.
     second: Option<u64>,
+    /// Whether what is made of it may be kept.
+    keep: bool,
 }
 
 impl<C: GuestCpu> CodeFetch for Fetch<'_, C> {
@@ -67,7 +69,11 @@ impl<C: GuestCpu> CodeFetch for Fetch<'_, C> {
             },
         };
         if let Some(o) = offset {
-            self.b.claim_code_page(o >> 12);
+            self.keep &= self.b.claim_code_page(o >> 12);
+            if let Some(m) = &self.b.cache.member {
+                // Before they are read: the instruction's part in this page is not looked at again.
+                m.note_source(self.b.machine().ram(), o & !0xfff, (o & !0xfff) + MAX_INSN_BYTES as u64);
+            }
             self.b.machine().ram().read(o & !0xfff, &mut buf[..]);
             self.second = Some(o >> 12);
         }
@@ -76,13 +82,37 @@ impl<C: GuestCpu> CodeFetch for Fetch<'_, C> {
 }
 
 impl<C: GuestCpu> VcpuBlock<C> {
-    /// Before bytes of a page are decoded for keeping: no store may go by unseen from now on.
-    pub(super) fn claim_code_page(&mut self, page: u64) {
+    /// Before bytes of a page are decoded for keeping: no store may go by unseen from now on. `false`: another vCPU can still
+    /// store unseen, so nothing may be kept yet.
+    pub(super) fn claim_code_page(&mut self, page: u64) -> bool {
         let ram = self.machine().ram();
-        if !ram.page_bits(page).contains(PageBits::CODE) {
-            ram.set_page_bits(page, PageBits::CODE);
-            let host = (ram.host_base() as u64).wrapping_add(page << 12);
-            self.fills.revoke_host_page(&mut self.eng.tlb, host, false);
+        match &self.cache.member {
+            None if !ram.page_bits(page).contains(PageBits::CODE) => {
+                ram.set_page_bits(page, PageBits::CODE);
+                self.revoke(page);
+                true
+            }
+            None => true,
+            Some(m) => {
+                if m.claim(ram, page) {
+                    self.stop_writing(page);
+                }
+                self.cache.member.as_ref().is_none_or(|m| m.is_ours(ram, page))
+            }
+        }
+    }
+
+    /// Write entries for a page go.
+    fn revoke(&mut self, page: u64) {
+        let host = (self.machine().ram().host_base() as u64).wrapping_add(page << 12);
+        self.fills.revoke_host_page(&mut self.eng.tlb, host, false);
+    }
+
+    /// The same, and other vCPUs may rely on it.
+    pub(super) fn stop_writing(&mut self, page: u64) {
+        self.revoke(page);
+        if let Some(m) = &self.cache.member {
+            m.stopped_writing(self.machine().ram(), page);
         }
     }
 
@@ -96,10 +126,49 @@ impl<C: GuestCpu> VcpuBlock<C> {
 }
 
 impl<F: Frontend, C: GuestCpu> Driver<F, C> {
-    pub(super) fn translate(&mut self, b: &mut VcpuBlock<C>, key: BlockKey, va: Va, ctx: usize) -> Result<*mut Record, Fault> {
-        b.claim_code_page(key.phys >> 12);
-        let rec = self.build_from_ram(b, Wanted { key, va, ctx, better: false })?;
+    /// The record for `key`, and whether it is kept: else it is good for one run.
+    pub(super) fn translate(
+        &mut self,
+        b: &mut VcpuBlock<C>,
+        key: BlockKey,
+        va: Va,
+        ctx: usize,
+    ) -> Result<(*mut Record, bool), Fault> {
+        let keep = b.claim_code_page(key.phys >> 12);
+        if keep {
+            let (rec, keep) = self.build_from_ram(b, Wanted { key, va, ctx, better: false })?;
+            if let (true, Some(rec)) = (keep, self.keep(b, rec)) {
+                self.compile_at_first_sight(b, rec);
+                return Ok((rec, true));
+            }
+        }
+        let key = BlockKey { mode: key.mode | ONE, ..key };
+        let (mut rec, _) = self.build_from_ram(b, Wanted { key, va, ctx, better: false })?;
+        rec.threshold = u32::MAX;
+        Ok((b.cache.insert_transient(rec), false))
+    }
+
+    /// Takes a record in that was just built from RAM. `None`: its source has changed meanwhile.
+    fn keep(&mut self, b: &mut VcpuBlock<C>, rec: Box<Record>) -> Option<*mut Record> {
+        let (phys, end) = (rec.key.phys, rec.end.min(4096));
+        let ram = b.machine().ram();
         let rec = b.cache.insert(rec);
+        if b.cache.member.is_some() {
+            b.cache.publish(ram, rec);
+            let (start, mut now) = ((phys & 0xfff) as usize, [0; 4096]);
+            let len = (end as usize).saturating_sub(start);
+            ram.read(phys, &mut now[..len]);
+            if self.page.as_ref().is_some_and(|then| then[start..start + len] != now[..len]) {
+                b.cache.invalidate(ram, phys, len.max(1) as u64);
+                return None;
+            }
+        }
+        Some(rec)
+    }
+
+    fn compile_at_first_sight(&mut self, b: &mut VcpuBlock<C>, rec: *mut Record) {
+        // SAFETY: `rec` was just taken in.
+        let key = unsafe { (*rec).key };
         if self.settings.threshold == 0
             && key.mode & ONE == 0
             && !self.left
@@ -108,7 +177,6 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
         {
             jit.hot(b, rec);
         }
-        Ok(rec)
     }
 
     /// Code outside RAM: decoded afresh each time, one instruction at a time, never kept.
@@ -123,12 +191,12 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
         let mut page = [0xff; 4096];
         b.read_mmio_code(pa, &mut page);
         let key = BlockKey { phys: u64::MAX << 12 | pa.0 & 0xfff, mode: mode | ONE };
-        let mut rec = self.build(b, &page, Wanted { key, va, ctx, better: false })?;
+        let (mut rec, _) = self.build(b, &page, Wanted { key, va, ctx, better: false })?;
         rec.threshold = u32::MAX;
         Ok(b.cache.insert_transient(rec))
     }
 
-    fn build_from_ram(&mut self, b: &mut VcpuBlock<C>, want: Wanted) -> Result<Box<Record>, Fault> {
+    fn build_from_ram(&mut self, b: &mut VcpuBlock<C>, want: Wanted) -> Result<(Box<Record>, bool), Fault> {
         let mut page = self.page.take().unwrap_or_else(|| Box::new([0; 4096]));
         read_code(b.machine().ram(), want.key.phys, &mut page);
         let rec = self.build(b, &page, want);
@@ -136,7 +204,8 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
         rec
     }
 
-    fn build(&mut self, b: &mut VcpuBlock<C>, page: &[u8; 4096], want: Wanted) -> Result<Box<Record>, Fault> {
+    /// The record, and whether it may be kept as far as its second page goes.
+    fn build(&mut self, b: &mut VcpuBlock<C>, page: &[u8; 4096], want: Wanted) -> Result<(Box<Record>, bool), Fault> {
         let t = Instant::now();
         let Wanted { key, va, ctx, better } = want;
         let start = (va.0 & 0xfff) as u32;
@@ -146,7 +215,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
             _ => 1,
         };
         let next_va = Va((va.0 & !0xfff).wrapping_add(4096));
-        let mut fetch = Fetch { b, page, next: None, next_va, ctx, second: None };
+        let mut fetch = Fetch { b, page, next: None, next_va, ctx, second: None, keep: true };
         loop {
             let done = self.fe.translate(key.mode & !ONE, start, max, &mut fetch, &mut self.block);
             if let Err(TranslateError::Fetch(f)) = done {
@@ -163,7 +232,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
                     let rec = self.record(formed, &want, second, changing);
                     fetch.b.eng.stats.insns_translated += u64::from(rec.insns);
                     fetch.b.eng.stats.translate_ns += t.elapsed().as_nanos() as u64;
-                    return Ok(rec);
+                    return Ok((rec, fetch.keep));
                 }
                 Err(TooLarge) => max = (max / 2).max(1),
             }
@@ -215,8 +284,8 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
         let (key, start) = unsafe { ((*rec).key, (*rec).start) };
         let va = Va(b.cpu.linear(b.cpu.pc()).0 & !0xfff | u64::from(start));
         let want = Wanted { key, va, ctx: C::mode_ctx(key.mode), better: true };
-        if let Ok(better) = self.build_from_ram(b, want) {
-            b.cache.insert(better);
+        if let Ok((better, true)) = self.build_from_ram(b, want) {
+            self.keep(b, better);
         }
     }
 

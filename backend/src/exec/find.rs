@@ -48,7 +48,10 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
         };
         let rec = match rec {
             Some(r) => r,
-            None => self.translate(b, key, va, ctx)?,
+            None => match self.translate(b, key, va, ctx)? {
+                (r, true) => r,
+                (r, false) => return Ok(r),
+            },
         };
         // SAFETY: just found or made.
         let straddles = unsafe { (*rec).second.is_some() };

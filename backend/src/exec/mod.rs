@@ -11,6 +11,7 @@ pub use build::read_code;
 
 use crate::cache::Record;
 use crate::jit::Jit;
+use crate::peers::{Mail, Member, Note};
 use crate::tier0::form::{Edge, Former};
 use crate::tier0::ops;
 use crate::vblock::{Helper, LEAVE, SAMPLE, VcpuBlock, VcpuRef, Why};
@@ -68,8 +69,16 @@ struct Driver<F: Frontend, C: GuestCpu> {
 
 impl<F: Frontend, C: GuestCpu> Engine<F, C> {
     /// `helpers`: code of the front end's helper table, in its order. `Err`: the host gives no executable memory.
-    pub fn new(fe: Arc<F>, cpu: C, helpers: Arc<[Helper<C>]>, settings: Settings) -> std::io::Result<Self> {
+    /// `member`: its place among the machine's vCPUs, if it is not the only one.
+    pub fn new(
+        fe: Arc<F>,
+        cpu: C,
+        helpers: Arc<[Helper<C>]>,
+        settings: Settings,
+        member: Option<Member>,
+    ) -> std::io::Result<Self> {
         let mut b = VcpuBlock::new(cpu, helpers);
+        b.cache.member = member;
         let l = fe.layout();
         b.eng.pc_off = l.slot(l.pc).offset;
         b.eng.pc_page_off = l.slot(l.pc_page).offset;
@@ -101,11 +110,29 @@ impl<F: Frontend, C: GuestCpu> Engine<F, C> {
     }
 }
 
+/// While it lives, the vCPU runs guest code.
+struct Running<'a>(&'a Member);
+
+impl<'a> Running<'a> {
+    fn start(m: &'a Member) -> Self {
+        m.enter();
+        Self(m)
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.leave();
+    }
+}
+
 impl<F: Frontend, C: GuestCpu> Vcpu for Engine<F, C> {
     type Cpu = C;
 
     fn run(&mut self, io: &dyn CpuIo) -> StopReason {
         let driver = &mut self.driver;
+        let member = self.vref.get().cache.member.clone();
+        let _among_peers = member.as_ref().map(Running::start);
         self.vref.get().with_io(io, |b| driver.run(b))
     }
 
@@ -142,8 +169,12 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
                 if pending.contains(Events::STOP) {
                     return StopReason::Stopped;
                 }
+                if let (true, Some(m)) = (pending.contains(Events::EXCLUSIVE), &b.cache.member) {
+                    m.give_way();
+                }
                 if pending.contains(Events::CODE) {
                     self.host_wrote_code(b);
+                    self.read_mail(b);
                 }
                 if self.deliver_events(b).is_err() {
                     return StopReason::TripleFault;
@@ -164,8 +195,30 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
     fn host_wrote_code(&mut self, b: &mut VcpuBlock<C>) {
         let io = b.machine();
         io.signals().clear(Events::CODE);
-        for (first, last) in io.ram().take_code_writes() {
+        for (first, last) in io.ram().take_code_writes(io.index()) {
             b.cache.invalidate(io.ram(), first, last - first + 1);
+        }
+    }
+
+    /// Does what other vCPUs ask for.
+    fn read_mail(&mut self, b: &mut VcpuBlock<C>) {
+        let Some(m) = b.cache.member.clone() else { return };
+        let ram = b.machine().ram();
+        match m.mail() {
+            Mail::Notes(notes) => {
+                for note in notes {
+                    match note {
+                        Note::Written { offset, len } => b.cache.peer_wrote(ram, offset, len),
+                        Note::Revoke { page } => b.stop_writing(page),
+                    }
+                }
+            }
+            Mail::Everything => {
+                b.cache.clear(ram);
+                b.fills.flush_all(&mut b.eng.tlb);
+                b.jc_clear_all();
+                (0..ram.size() >> 12).for_each(|page| m.stopped_writing(ram, page));
+            }
         }
     }
 

@@ -48,6 +48,8 @@ pub struct Compiled {
     /// Page offsets of the members, in the order of their thunks.
     pub starts: Vec<u32>,
     pub insns: u32,
+    /// The page that it was made from; `None`: not compiled.
+    pub bytes: Option<Box<[u8; 4096]>>,
     /// The region, then a thunk for each member.
     pub code: Vec<u8>,
     /// Offset of the first thunk.
@@ -60,7 +62,7 @@ pub struct Compiled {
 impl Compiled {
     pub fn skipped(key: BlockKey) -> Self {
         let (also, ranges, starts, code) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        Self { key, also, version: 0, ranges, starts, insns: 0, code, thunks: 0, nanos: 0, skipped: true }
+        Self { key, also, version: 0, ranges, starts, insns: 0, bytes: None, code, thunks: 0, nanos: 0, skipped: true }
     }
 }
 
@@ -151,6 +153,7 @@ impl<F: Frontend> Compiler<F> {
             ranges,
             starts,
             insns,
+            bytes: Some(job.bytes),
             code,
             thunks,
             nanos,

@@ -2,7 +2,7 @@
 //! page, loops inside), compiled by Cranelift on a thread of its own, or at once with `threshold=0`.
 
 pub mod arena;
-mod compile;
+pub mod compile;
 pub mod lower;
 mod pads;
 mod region;
@@ -225,7 +225,7 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
             }
             return;
         }
-        if ram.version(page) != c.version {
+        if ram.version(page) != c.version || !b.cache.source_is_still(ram, &c) {
             self.stats.stale += 1;
             return;
         }
@@ -273,13 +273,13 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
             return;
         }
         let t = Instant::now();
-        let (key, start, insns) = region::source(rec);
+        let (key, start, end, insns) = region::source(rec);
         crate::exec::read_code(b.machine().ram(), key.phys, &mut self.page);
         let (mut block, emitter) = (std::mem::take(&mut self.block), self.tier1.take());
         let Some(mut emitter) = emitter else { return };
         let fe = self.fe.clone();
         let done = fe.translate(key.mode, start, insns, &mut compile::Bytes(&self.page), &mut block);
-        if done.is_err() || block.straddles {
+        if done.is_err() || block.straddles || i64::from(end) != block.next {
             region::never_ask(rec);
             (self.block, self.tier1) = (block, Some(emitter));
             return;

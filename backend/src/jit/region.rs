@@ -99,11 +99,11 @@ pub fn tier(rec: *mut Record) -> u32 {
     }
 }
 
-/// What to translate for a live record: key, page offset, instructions.
-pub fn source(rec: *mut Record) -> (ir::BlockKey, u32, u32) {
+/// What to translate for a live record: key, page offsets of start and end, instructions.
+pub fn source(rec: *mut Record) -> (ir::BlockKey, u32, u32, u32) {
     // SAFETY: by the caller's promise.
     let r = unsafe { &*rec };
-    (r.key, r.start, r.insns)
+    (r.key, r.start, r.end, r.insns)
 }
 
 /// Whether a live record goes into the next page.

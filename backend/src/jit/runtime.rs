@@ -4,7 +4,7 @@
 //! UNSAFE: called from generated code with the seam of the running block.
 #![allow(unsafe_code)]
 
-use crate::tier0::ops::AtomicArgs;
+use crate::atomic::AtomicArgs;
 use crate::vblock::{Engine, JC_ENTRIES, JcEntry, LEAVE, VcpuBlock, Why};
 use ir::{Rmw, Ty, VecOp};
 use std::arch::naked_asm;

@@ -4,7 +4,8 @@
 //! UNSAFE: only the reading of handlers and edges out of slots that this module wrote.
 #![allow(unsafe_code)]
 
-use super::ops::{self, AtomicArgs};
+use super::ops;
+use crate::atomic::AtomicArgs;
 use crate::cache::Record;
 use crate::vblock::{TEMPS, VcpuBlock};
 use ir::{Block, Effects, HelperDesc, Inst, Op, Rmw, StateLayout, Ty, Val};

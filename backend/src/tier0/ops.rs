@@ -12,9 +12,9 @@ use super::form::{COp, Edge, Handler};
 use crate::tlb;
 use crate::vblock::{LEAVE, VcpuBlock, Why, jc_index};
 use ir::vec::VecShift;
-use ir::{Cond, Op, Rmw, Ty, VecOp};
+use ir::{Cond, Op, Ty, VecOp};
 use std::ptr;
-use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use vm_core::guest::GuestCpu;
 use vm_core::{Access, Fault, GuestEnv, Va};
 
@@ -477,15 +477,6 @@ pub unsafe extern "C" fn probe_w<C: GuestCpu>(s: *mut u8, op: *mut COp) -> *mut 
     }
 }
 
-/// What an atomic op does: the parameters beside address and operands, in the slot after it.
-#[derive(Clone, Copy)]
-pub struct AtomicArgs {
-    pub ty: Ty,
-    pub ctx: u8,
-    /// `None`: compare-and-swap.
-    pub rmw: Option<Rmw>,
-}
-
 /// Operands: address a, value (or expected) b, new value c; `AtomicArgs` packed in the next slot.
 pub unsafe extern "C" fn atomic<C: GuestCpu>(s: *mut u8, op: *mut COp) -> *mut COp {
     // SAFETY: module note.
@@ -528,58 +519,6 @@ impl<C: GuestCpu> VcpuBlock<C> {
         self.probe(Va(va), 16, Access::Write, ctx)?;
         self.store(Va(va), 8, v as u64, ctx)?;
         self.store(Va(va.wrapping_add(8)), 8, (v >> 64) as u64, ctx)
-    }
-
-    /// Atomic read-modify-write or compare-and-swap; gives the old value. Aligned accesses to RAM are host atomics.
-    pub fn atomic(&mut self, va: u64, args: AtomicArgs, b: u64, c: u64) -> Result<u64, Fault> {
-        let (size, ctx) = (args.ty.bytes() as u8, usize::from(args.ctx));
-        if self.quick(va, size, Access::Write, ctx).is_none() {
-            self.probe(Va(va), size.into(), Access::Write, ctx)?;
-        }
-        if let (true, Some(offset)) = (va.is_multiple_of(size.into()), self.quick(va, size, Access::Write, ctx)) {
-            let p = self.machine().ram().host_base().wrapping_add(offset as usize);
-            // SAFETY: a TLB hit for `size` aligned bytes of RAM.
-            return Ok(unsafe { host_atomic(p, args, b, c) });
-        }
-        let old = self.load(Va(va), size, ctx)?;
-        let mask = args.ty.mask();
-        let new = match args.rmw {
-            Some(Rmw::Add) => old.wrapping_add(b),
-            Some(Rmw::And) => old & b,
-            Some(Rmw::Or) => old | b,
-            Some(Rmw::Xor) => old ^ b,
-            Some(Rmw::Xchg) => b,
-            None if old == b & mask => c,
-            // A failed compare writes the old value back (SDM 2 CMPXCHG).
-            None => old,
-        };
-        self.store(Va(va), size, new & mask, ctx)?;
-        Ok(old)
-    }
-}
-
-unsafe fn host_atomic(p: *mut u8, args: AtomicArgs, b: u64, c: u64) -> u64 {
-    macro_rules! go {
-        ($t:ty, $a:ty) => {{
-            // SAFETY: the caller gives an aligned address of guest RAM, which outlives the call.
-            let a = unsafe { <$a>::from_ptr(p.cast::<$t>()) };
-            let (b, c) = (b as $t, c as $t);
-            let o = Ordering::SeqCst;
-            (match args.rmw {
-                Some(Rmw::Add) => a.fetch_add(b, o),
-                Some(Rmw::And) => a.fetch_and(b, o),
-                Some(Rmw::Or) => a.fetch_or(b, o),
-                Some(Rmw::Xor) => a.fetch_xor(b, o),
-                Some(Rmw::Xchg) => a.swap(b, o),
-                None => a.compare_exchange(b, c, o, o).unwrap_or_else(|old| old),
-            }) as u64
-        }};
-    }
-    match args.ty {
-        Ty::I8 => go!(u8, AtomicU8),
-        Ty::I16 => go!(u16, AtomicU16),
-        Ty::I32 => go!(u32, AtomicU32),
-        _ => go!(u64, AtomicU64),
     }
 }
 

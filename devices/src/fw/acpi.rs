@@ -34,8 +34,8 @@ pub const HPET_BLOCK_ID: u32 = 0x8086_a201;
 /// The board as its tables describe it.
 #[derive(Clone, Debug)]
 pub struct AcpiConfig {
-    /// 1..=255 processors; local APIC ids are 0, 1, 2, …
-    pub cpus: u8,
+    /// Local APIC ids of the processors, 1..=255 of them, each below 255.
+    pub apic_ids: Vec<u8>,
     pub io_apic_id: u8,
     /// COM1.. that exist, 0..=4.
     pub com_ports: u8,
@@ -54,7 +54,7 @@ pub struct AcpiConfig {
 impl Default for AcpiConfig {
     fn default() -> Self {
         Self {
-            cpus: 1,
+            apic_ids: vec![0],
             io_apic_id: 0,
             com_ports: 1,
             hpet: true,
@@ -221,8 +221,8 @@ fn madt(cfg: &AcpiConfig) -> Vec<u8> {
     let mut b = LAPIC_BASE.to_le_bytes().to_vec();
     // PCAT_COMPAT: there are 8259s too.
     b.extend(1u32.to_le_bytes());
-    for id in 0..cfg.cpus {
-        b.extend([0, 8, id, id, 1, 0, 0, 0]);
+    for (uid, id) in (0..).zip(&cfg.apic_ids) {
+        b.extend([0, 8, uid, *id, 1, 0, 0, 0]);
     }
     b.extend([1, 12, cfg.io_apic_id, 0]);
     b.extend(IO_APIC_BASE.to_le_bytes());

@@ -5,7 +5,13 @@ use std::path::Path;
 use std::process::Command;
 
 fn full() -> AcpiConfig {
-    AcpiConfig { cpus: 255, com_ports: 4, vga: true, pci_mmio64: Some(0x80_0000_0000..=0xff_ffff_ffff), ..AcpiConfig::default() }
+    AcpiConfig {
+        apic_ids: (0..255).collect(),
+        com_ports: 4,
+        vga: true,
+        pci_mmio64: Some(0x80_0000_0000..=0xff_ffff_ffff),
+        ..AcpiConfig::default()
+    }
 }
 
 fn find<'a>(t: &'a AcpiTables, signature: &[u8; 4]) -> Option<&'a (Pa, Vec<u8>)> {

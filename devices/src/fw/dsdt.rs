@@ -37,7 +37,7 @@ fn refs<T: Aml>(v: &[T]) -> Vec<&dyn Aml> {
 /// The whole table.
 pub(super) fn build(cfg: &AcpiConfig) -> Vec<u8> {
     let mut body = bytes_of(&Name::new("_S5_".into(), &Package::new(vec![&SLP_TYP_S5, &SLP_TYP_S5, &0u8, &0u8])));
-    let mut devices: Vec<Raw> = (0..cfg.cpus).map(processor).collect();
+    let mut devices: Vec<Raw> = (0..cfg.apic_ids.len() as u8).map(processor).collect();
     devices.push(pci_root(cfg));
     devices.push(board_resources(cfg));
     if cfg.hpet {

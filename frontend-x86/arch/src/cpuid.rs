@@ -3,6 +3,7 @@
 use crate::models::{self, Model};
 use crate::paging::PHYS_BITS;
 use crate::state::{CpuState, cr4};
+use crate::topology::Topology;
 
 /// Index of a feature word in `CpuState::features`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,8 +69,7 @@ pub struct CpuConfigured {
     /// Index into `models::MODELS`.
     pub model: u32,
     pub features: [u32; 16],
-    /// Logical processors of the machine, all in one package.
-    pub cpus: u32,
+    pub topology: Topology,
     /// Asked-for features that were left off, as `features::Feature::describe` shows them.
     pub dropped: Vec<String>,
 }
@@ -97,11 +97,6 @@ pub fn signature(cpu: &CpuState) -> u32 {
     let m = model(cpu);
     let (base, ext) = if m.family > 15 { (15, m.family - 15) } else { (m.family, 0) };
     ext << 20 | (m.model >> 4) << 16 | base << 8 | (m.model & 15) << 4 | m.stepping
-}
-
-/// Bits of the APIC ID that number the logical processors of a package.
-fn core_bits(cpu: &CpuState) -> u32 {
-    32 - (cpu.cpus.max(1) - 1).leading_zeros()
 }
 
 /// EAX, EBX, ECX, EDX of a leaf. Leaves beyond the model's highest ones read as zeros, as on AMD (Intel, and QEMU for all
@@ -148,9 +143,10 @@ fn vendor(m: &Model, level: u32) -> [u32; 4] {
 }
 
 fn leaf_1(cpu: &CpuState) -> [u32; 4] {
-    let logical = if cpu.cpus > 1 { cpu.cpus.min(255) << 16 } else { 0 };
+    let package = cpu.topology.package();
+    let logical = if package > 1 { package.min(255) << 16 } else { 0 };
     let mut edx = cpu.features[Word::L1Edx as usize];
-    if cpu.cpus > 1 {
+    if package > 1 {
         edx |= 1 << feature::HTT.1;
     }
     let mut ecx = cpu.features[Word::L1Ecx as usize];
@@ -168,7 +164,7 @@ fn leaf_7_ecx(cpu: &CpuState) -> u32 {
 
 fn extended_1(cpu: &CpuState) -> [u32; 4] {
     let mut ecx = cpu.features[Word::ExtEcx as usize];
-    if cpu.cpus > 1 && model(cpu).amd() {
+    if cpu.topology.package() > 1 && model(cpu).amd() {
         ecx |= 1 << feature::CMP_LEGACY.1;
     }
     [signature(cpu), 0, ecx, cpu.features[Word::ExtEdx as usize]]
@@ -187,23 +183,25 @@ fn cache_leaf(cpu: &CpuState, m: &Model, subleaf: u32) -> [u32; 4] {
     if m.amd() {
         return [0; 4];
     }
-    let cores = (cpu.cpus.max(1) - 1).min(63) << 26;
-    // Type (1 data, 2 code, 3 unified), level, ways, sets; lines of 64 bytes.
-    let (kind, level, ways, sets, share) = match subleaf {
-        0 => (1, 1, 8, 64, 0),
-        1 => (2, 1, 8, 64, 0),
-        2 => (3, 2, 16, 4096, 0),
+    let t = cpu.topology;
+    let cores = (t.cores - 1).min(63) << 26;
+    let share = t.threads - 1;
+    // Type (1 data, 2 code, 3 unified), level, ways, sets; lines of 64 bytes. A core's threads share its caches.
+    let (kind, level, ways, sets) = match subleaf {
+        0 => (1, 1, 8, 64),
+        1 => (2, 1, 8, 64),
+        2 => (3, 2, 16, 4096),
         _ => return [0; 4],
     };
     [cores | share << 14 | 1 << 8 | level << 5 | kind, (ways - 1) << 22 | 63, sets - 1, 1]
 }
 
-/// Extended topology: one thread a core, all cores in one package.
+/// Extended topology: bits to shift out for the next level, processors at this level; level types 1 thread, 2 core.
 fn topology(cpu: &CpuState, subleaf: u32) -> [u32; 4] {
-    let level = subleaf & 0xff;
+    let (level, t) = (subleaf & 0xff, cpu.topology);
     match subleaf {
-        0 => [0, 1, level | 1 << 8, cpu.apic_id],
-        1 => [core_bits(cpu), cpu.cpus.max(1), level | 2 << 8, cpu.apic_id],
+        0 => [t.thread_bits(), t.threads, level | 1 << 8, cpu.apic_id],
+        1 => [t.package_bits(), t.package(), level | 2 << 8, cpu.apic_id],
         _ => [0, 0, level, cpu.apic_id],
     }
 }
@@ -250,6 +248,7 @@ fn legacy_caches(leaf: u32) -> [u32; 4] {
 
 fn sizes(cpu: &CpuState) -> [u32; 4] {
     let linear = if cpu.has(feature::LA57) { 57 } else { 48 };
-    let cores = if cpu.cpus > 1 { core_bits(cpu) << 12 | (cpu.cpus - 1).min(255) } else { 0 };
+    let t = cpu.topology;
+    let cores = if t.package() > 1 { t.package_bits() << 12 | (t.package() - 1).min(255) } else { 0 };
     [linear << 8 | PHYS_BITS, cpu.features[Word::Ext8Ebx as usize], cores, 0]
 }

@@ -14,6 +14,7 @@ pub mod flags;
 mod guest_cpu;
 pub mod mode;
 pub mod models;
+pub mod monitor;
 pub mod msr;
 pub mod paging;
 pub mod reset;
@@ -25,7 +26,9 @@ pub mod syscall;
 mod task;
 #[cfg(test)]
 mod tests;
+pub mod topology;
 pub mod tss;
 
 pub use mode::{CodeSize, Mode};
 pub use state::{CpuState, DescTable, F80, SegReg, Segment};
+pub use topology::Topology;

@@ -4,6 +4,7 @@ mod named;
 
 use crate::cpuid::{CpuConfigured, WORDS};
 use crate::features::{self, Feature, find};
+use crate::topology::Topology;
 
 /// What a model has.
 #[derive(Debug)]
@@ -131,7 +132,7 @@ pub fn configure(model: &str, tweaks: &[(bool, String)]) -> Result<CpuConfigured
     let by_name = |f: &Feature| tweaks.iter().any(|(on, n)| *on && find(n).is_some_and(|x| (x.word, x.bit) == (f.word, f.bit)));
     let missing = |f: &&Feature| shown(f) && f.is_in(&asked) && !f.is_in(&words) && (!f.is_in(&there) || by_name(f));
     let dropped = features::FEATURES.iter().filter(missing).map(Feature::describe).collect();
-    Ok(CpuConfigured { model: index as u32, features: words, cpus: 1, dropped })
+    Ok(CpuConfigured { model: index as u32, features: words, topology: Topology::SINGLE, dropped })
 }
 
 /// Is this the name by which its bit goes?

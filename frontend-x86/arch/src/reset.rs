@@ -82,7 +82,8 @@ impl CpuState {
             features: config.features,
             model: config.model,
             apic_id,
-            cpus: config.cpus,
+            topology: config.topology,
+            monitor: None,
         };
         cpu.reset();
         cpu

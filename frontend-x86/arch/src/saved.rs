@@ -104,7 +104,9 @@ impl CpuState {
             // Derived from the rest, or scratch of an engine within an instruction.
             mode: _, pc_page: _, reserved: _, vtmp: _,
             // The model's.
-            features: _, model: _, apic_id: _, cpus: _,
+            features: _, model: _, apic_id: _, topology: _,
+            // Need not survive.
+            monitor: _,
         } = self;
         #[rustfmt::skip]
         let saved = same!(

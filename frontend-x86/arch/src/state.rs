@@ -3,6 +3,7 @@
 
 use crate::flags::{Cc, bit};
 use crate::mode::Mode;
+use crate::topology::Topology;
 use serde::{Deserialize, Serialize};
 
 /// An x87 register: 64-bit significand, then sign and exponent (SDM 1 "Double Extended-Precision"). MMX registers are the
@@ -236,8 +237,9 @@ pub struct CpuState {
     /// Index into the CPU model table.
     pub model: u32,
     pub apic_id: u32,
-    /// Logical processors of the machine, all in one package: CPUID's topology leaves.
-    pub cpus: u32,
+    pub topology: Topology,
+    /// What MONITOR watches, until MWAIT: linear address and what lay there. (Need not survive anything: MWAIT may end at once.)
+    pub monitor: Option<(u64, u64)>,
 }
 
 impl CpuState {

@@ -1,33 +1,47 @@
-//! CMPXCHG16B (SDM 2 "CMPXCHG8B/CMPXCHG16B").
+//! CMPXCHG16B (SDM 2 "CMPXCHG8B/CMPXCHG16B") PAUSE and MFENCE.
 
-use super::{ANY, Env, Res};
+use super::{ANY, Env, PURE, Res};
 use arch_x86::fault;
 use arch_x86::flags::{Cc, bit};
-use vm_core::{Access, Va};
+use vm_core::Va;
+
+const RAX: usize = 0;
+const RCX: usize = 1;
+const RDX: usize = 2;
+const RBX: usize = 3;
 
 rows! {
     topic atomic;
-    /// (linear address). Not atomic towards other CPUs: two 64-bit halves.
+    /// (linear address).
     CMPXCHG16B = cmpxchg16b(1) ANY;
+    /// Another CPU is waited for.
+    PAUSE = pause(0) PURE;
+    FENCE = fence(0) PURE;
 }
 
 fn cmpxchg16b<E: Env>(env: &mut E, va: u64, _: u64, _: u64) -> Res {
     if va & 15 != 0 {
         return Err(fault::gp(0));
     }
-    let ctx = env.cpu_ref().mode().ctx();
-    env.probe(Va(va), 16, Access::Write, ctx)?;
-    let (low, high) = (env.load(Va(va), 8, ctx)?, env.load(Va(va + 8), 8, ctx)?);
-    let g = env.cpu_ref().gpr;
-    let same = (low, high) == (g[0], g[2]);
-    let (new_low, new_high) = if same { (g[3], g[1]) } else { (low, high) };
-    env.store(Va(va), 8, new_low, ctx)?;
-    env.store(Va(va + 8), 8, new_high, ctx)?;
-    let cpu = env.cpu();
+    let (g, ctx) = (env.cpu_ref().gpr, env.cpu_ref().mode().ctx());
+    let pair = |low: u64, high: u64| u128::from(low) | u128::from(high) << 64;
+    let expected = pair(g[RAX], g[RDX]);
+    let old = env.cas_128(Va(va), expected, pair(g[RBX], g[RCX]), ctx)?;
+    let (cpu, same) = (env.cpu(), old == expected);
     if !same {
-        (cpu.gpr[0], cpu.gpr[2]) = (low, high);
+        (cpu.gpr[RAX], cpu.gpr[RDX]) = (old as u64, (old >> 64) as u64);
     }
     let f = cpu.cc().eflags() & !bit::ZF;
     cpu.set_cc(Cc::bits(if same { f | bit::ZF } else { f }));
+    Ok(0)
+}
+
+fn pause<E: Env>(env: &mut E, _: u64, _: u64, _: u64) -> Res {
+    env.relax();
+    Ok(0)
+}
+
+fn fence<E: Env>(_: &mut E, _: u64, _: u64, _: u64) -> Res {
+    std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
     Ok(0)
 }

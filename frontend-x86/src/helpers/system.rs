@@ -40,6 +40,9 @@ rows! {
     HLT = hlt(0) ANY;
     /// (1 for STI) where IOPL decides.
     SET_IF = set_if(1) ANY;
+    /// (linear address)
+    MONITOR = monitor(1) ANY;
+    MWAIT = mwait(0) ANY;
     /// #GP(0) above CPL 0.
     PRIVILEGED = privileged(0) CHECKS;
     /// (return address)
@@ -157,6 +160,14 @@ fn hlt<E: Env>(env: &mut E, _: u64, _: u64, _: u64) -> Res {
 
 fn set_if<E: Env>(env: &mut E, on: u64, _: u64, _: u64) -> Res {
     done(control::set_if(env.cpu(), on != 0))
+}
+
+fn monitor<E: Env>(env: &mut E, va: u64, _: u64, _: u64) -> Res {
+    done(arch_x86::monitor::monitor(env, va))
+}
+
+fn mwait<E: Env>(env: &mut E, _: u64, _: u64, _: u64) -> Res {
+    done(arch_x86::monitor::mwait(env))
 }
 
 fn privileged<E: Env>(env: &mut E, _: u64, _: u64, _: u64) -> Res {

@@ -22,6 +22,8 @@ pub struct Tr<'a> {
     pub mode: Mode,
     /// CPUID feature words (`arch_x86::cpuid`).
     pub features: &'a [u32; 16],
+    /// The machine has more than one CPU.
+    pub peers: bool,
     /// The current instruction; its `ip` is a page offset.
     pub insn: Instruction,
     /// Page offsets of the current instruction and the next.

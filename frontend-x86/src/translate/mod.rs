@@ -90,12 +90,18 @@ pub struct X86 {
     layout: StateLayout,
     helpers: Vec<HelperDesc>,
     features: [u32; 16],
+    peers: bool,
 }
 
 impl X86 {
     /// `features`: CPUID feature words, as in `CpuState::features`.
     pub fn new(features: [u32; 16]) -> Self {
-        Self { layout: layout::layout(), helpers: helpers::descs(), features }
+        Self { layout: layout::layout(), helpers: helpers::descs(), features, peers: false }
+    }
+
+    /// For a CPU among others (`true`): its accesses must be ordered for them.
+    pub fn with_peers(self, peers: bool) -> Self {
+        Self { peers, ..self }
     }
 }
 
@@ -136,6 +142,7 @@ impl Frontend for X86 {
             b: out,
             mode,
             features: &self.features,
+            peers: self.peers,
             insn: Instruction::default(),
             off: first as i64,
             next: first as i64,

@@ -1,6 +1,7 @@
 //! Data movement between general registers and memory, sign extensions, conditional moves, flag bits (SDM 2).
 
 use super::{Tr, feature};
+use crate::helpers::atomic::PAUSE;
 use crate::layout;
 use arch_x86::SegReg;
 use arch_x86::flags::bit;
@@ -44,6 +45,9 @@ pub fn translate(tr: &mut Tr<'_>) -> bool {
             tr.dst(0, v);
         }
         Xlatb => xlat(tr),
+        Pause if tr.peers => {
+            tr.call(PAUSE, &[]);
+        }
         Nop | Pause | Reservednop | Endbr64 | Endbr32 | Prefetch | Prefetchw | Prefetcht0 | Prefetcht1 | Prefetcht2
         | Prefetchnta | Cldemote => {}
         Lahf => lahf(tr),

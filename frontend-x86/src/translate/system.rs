@@ -1,6 +1,7 @@
 //! System instructions (SDM 2; privilege checks are in their helpers).
 
 use super::{Tr, feature};
+use crate::helpers::atomic::FENCE;
 use crate::helpers::io::{RDTSC, TSC_AUX};
 use crate::helpers::system::{self as h, NOT_VISIBLE};
 use crate::layout::{self, RAX, RCX, RDX};
@@ -69,12 +70,17 @@ pub fn translate(tr: &mut Tr<'_>) -> bool {
         Stac if tr.feature(feature::SMAP) => set_ac(tr, 1),
         Clac if tr.feature(feature::SMAP) => set_ac(tr, 0),
         Ud0 | Ud1 | Ud2 => tr.ud(),
-        // Fences order accesses between CPUs; accesses of one CPU are done in order.
-        Mfence | Lfence | Sfence => {}
-        // A wake-up at once is allowed (SDM 2 "MWAIT").
-        Monitor | Mwait if tr.feature(feature::MONITOR) => {
-            tr.call_imm(h::PRIVILEGED, &[]);
+        // Fences order accesses between CPUs; accesses of one CPU are done in order. What LFENCE and SFENCE order, the host
+        // keeps in order for ordinary memory (SDM 3A "Memory Ordering").
+        Mfence if tr.peers => {
+            tr.call(FENCE, &[]);
         }
+        Mfence | Lfence | Sfence => {}
+        Monitor if tr.feature(feature::MONITOR) => {
+            let a = tr.monitored();
+            tr.call(h::MONITOR, &[a]);
+        }
+        Mwait if tr.feature(feature::MONITOR) => simple(tr, h::MWAIT),
         Clflush if tr.feature(feature::CLFSH) => flush_line(tr),
         Clflushopt if tr.feature(feature::CLFLUSHOPT) => flush_line(tr),
         Clwb if tr.feature(feature::CLWB) => flush_line(tr),

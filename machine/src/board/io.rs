@@ -1,25 +1,30 @@
-//! The board as its vCPU sees it. All of this runs on the vCPU's thread.
+//! The board as a vCPU sees it. All of this runs on the vCPU's thread.
 
 use super::{Board, TSC_HZ};
+use devices::irq::Lapic;
 use std::sync::Arc;
 use vm_core::{CpuIo, Pa, Ram, Target, VcpuSignals, dlog};
 
 const _: () = assert!(TSC_HZ == 1_000_000_000, "tsc() hands out the clock's nanoseconds");
 const APIC_PAGE: u64 = 0xfff;
 
-/// Way of one vCPU to the board, by way of its own local APIC.
-pub struct BoardIo(pub Arc<Board>);
+/// Way of one vCPU, by its number, to the board, by way of its own local APIC.
+pub struct BoardIo(pub Arc<Board>, pub usize);
 
 impl BoardIo {
+    fn lapic(&self) -> &Lapic {
+        &self.0.lapics[self.1]
+    }
+
     /// Offset in the local APIC's page, if `pa` lies in it.
     fn apic_offset(&self, pa: Pa) -> Option<u64> {
-        (self.0.lapic.mmio_base()? == pa.0 & !APIC_PAGE).then_some(pa.0 & APIC_PAGE)
+        (self.lapic().mmio_base()? == pa.0 & !APIC_PAGE).then_some(pa.0 & APIC_PAGE)
     }
 
     /// SDM 3A "Local APIC Register Address Map": registers are accessed by aligned 32-bit loads and stores; what other
     /// sizes do is undefined. Here they read the register's bytes, and write nothing.
     fn apic_read(&self, offset: u64, size: u8) -> u64 {
-        let lapic = &self.0.lapic;
+        let lapic = self.lapic();
         let low = u64::from(lapic.mmio_read(offset & !3));
         match size {
             4 if offset & 3 == 0 => low,
@@ -30,7 +35,7 @@ impl BoardIo {
 
     fn apic_write(&self, offset: u64, size: u8, value: u64) {
         if size >= 4 && offset & 3 == 0 {
-            self.0.lapic.mmio_write(offset, value as u32);
+            self.lapic().mmio_write(offset, value as u32);
         } else {
             dlog!(GUEST_ERRORS, "lapic: {size}-byte write of {value:#x} at {offset:#x}");
         }
@@ -68,19 +73,19 @@ impl CpuIo for BoardIo {
     }
 
     fn msr_read(&self, index: u32) -> Option<u64> {
-        self.0.lapic.msr_read(index)
+        self.lapic().msr_read(index)
     }
 
     fn msr_write(&self, index: u32, value: u64) -> bool {
-        self.0.lapic.msr_write(index, value)
+        self.lapic().msr_write(index, value)
     }
 
     fn cr8(&self) -> u8 {
-        self.0.lapic.tpr()
+        self.lapic().tpr()
     }
 
     fn set_cr8(&self, v: u8) {
-        self.0.lapic.set_tpr(v);
+        self.lapic().set_tpr(v);
     }
 
     /// The local APIC's page lies over RAM.
@@ -93,15 +98,19 @@ impl CpuIo for BoardIo {
     }
 
     fn signals(&self) -> &VcpuSignals {
-        self.0.lapic.signals()
+        self.lapic().signals()
+    }
+
+    fn index(&self) -> usize {
+        self.1
     }
 
     fn ack_intr(&self) -> Option<u8> {
-        self.0.lapic.ack()
+        self.lapic().ack()
     }
 
     fn sipi_vector(&self) -> u8 {
-        self.0.lapic.sipi_vector()
+        self.lapic().sipi_vector()
     }
 
     fn tsc(&self) -> u64 {

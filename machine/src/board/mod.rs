@@ -59,7 +59,8 @@ pub enum BoardError {
 /// What the board is built from, beside the configuration: the ways out of it.
 pub struct Outside {
     pub clock: Clock,
-    pub signals: Arc<VcpuSignals>,
+    /// APIC id and signals of each CPU; the first one is the bootstrap processor.
+    pub cpus: Vec<(u32, Arc<VcpuSignals>)>,
     pub power: Arc<dyn PowerSink>,
     /// Told of every change of address line 20 (`true`: enabled); called with a device's lock held.
     pub a20: Arc<dyn Fn(bool) + Send + Sync>,
@@ -76,10 +77,12 @@ pub struct Board {
     pub ram: Arc<Ram>,
     pub map: MemMap,
     pub clock: Clock,
-    pub lapic: Arc<Lapic>,
+    /// The local APIC of each CPU.
+    pub lapics: Vec<Arc<Lapic>>,
     pub pm: Arc<Mutex<Pm>>,
     pub uarts: [Option<Arc<Mutex<Uart16550>>>; 4],
     pub rtc: SharedRtc,
+    apic_ids: Vec<u32>,
     ports: PortBus,
     mmio: MmioBus,
     pic: Arc<Mutex<Pic>>,
@@ -126,9 +129,7 @@ impl Board {
         let pic = Arc::new(Mutex::new(Pic::new(IrqLine::new(bus.clone(), 0))));
         let ioapic = Arc::new(Mutex::new(IoApic::new(bus.clone())));
         bus.add_eoi_sink(Arc::new(IoApicInputs(ioapic.clone())));
-        let lapic_config = LapicConfig { id: 0, bsp: true, x2apic: false, tsc_hz: TSC_HZ, phys_bits: PHYS_BITS as u8 };
-        let ack = pic.clone();
-        let lapic = Lapic::new(lapic_config, out.signals.clone(), &out.clock, &bus, Arc::new(move || Some(ack.lock().ack())));
+        let lapics = add_lapics(&bus, &pic, &out);
         let wires = Wires::new(pic.clone(), ioapic.clone());
 
         b.ports(&pic, &[(0x20, 2, pic::REGION_MASTER), (0xa0, 2, pic::REGION_SLAVE), (0x4d0, 2, pic::REGION_ELCR)])?;
@@ -139,22 +140,23 @@ impl Board {
         let uarts = add_serials(&mut b, &out, &wires)?;
         add_extra(&mut b, &out)?;
         let Builder { ports, mmio, devices } = b;
+        let apic_ids = out.cpus.iter().map(|(id, _)| *id).collect();
         let (clock, ports, extra) = (out.clock, ports.into_bus(), out.devices.into_iter().map(|(spec, _)| spec).collect());
-        Ok(Self { ram, map, clock, lapic, pm, uarts, rtc, ports, mmio, pic, devices, config, extra })
+        Ok(Self { ram, map, clock, lapics, pm, uarts, rtc, apic_ids, ports, mmio, pic, devices, config, extra })
     }
 
     /// Brings all devices to their power-on state; RAM keeps its content. The CPU is the caller's.
     pub fn reset(&self) {
         self.devices.iter().for_each(|d| d.lock().reset());
-        self.lapic.reset();
+        self.lapics.iter().for_each(|l| l.reset());
     }
 
     /// What firmware would have done before it starts a kernel: the interrupt controllers are wired for the 8259s.
     pub fn prepare_direct_boot(&self) {
-        self.lapic.set_virtual_wire();
+        self.lapics[0].set_virtual_wire();
         // The reset of the PIC may have left its output as the local APIC has not seen it.
         let level = self.pic.lock().intr();
-        self.lapic.set_lint(0, level);
+        self.lapics.iter().for_each(|l| l.set_lint(0, level));
     }
 
     /// Physical addresses (first, length; a power of two) where PCI devices, interrupt controllers and firmware lie.
@@ -165,7 +167,8 @@ impl Board {
     /// The ACPI tables of this board, or `None` with `acpi=off`.
     pub fn acpi_tables(&self) -> Option<acpi::AcpiTables> {
         let com_ports = self.uarts.iter().rposition(Option::is_some).map_or(0, |i| i as u8 + 1);
-        let cfg = acpi::AcpiConfig { hpet: self.config.hpet, com_ports, ecam: Some(ECAM), ..Default::default() };
+        let apic_ids = self.apic_ids.iter().map(|id| *id as u8).collect();
+        let cfg = acpi::AcpiConfig { apic_ids, hpet: self.config.hpet, com_ports, ecam: Some(ECAM), ..Default::default() };
         self.config.acpi.then(|| acpi::build(&cfg, memory::ACPI_TABLES))
     }
 
@@ -185,6 +188,15 @@ impl Board {
 
 type SharedRtc = Arc<Mutex<Rtc>>;
 
+fn add_lapics(bus: &Arc<ApicBus>, pic: &Arc<Mutex<Pic>>, out: &Outside) -> Vec<Arc<Lapic>> {
+    let made = out.cpus.iter().enumerate().map(|(n, (id, signals))| {
+        let config = LapicConfig { id: *id, bsp: n == 0, x2apic: false, tsc_hz: TSC_HZ, phys_bits: PHYS_BITS as u8 };
+        let ack = pic.clone();
+        Lapic::new(config, signals.clone(), &out.clock, bus, Arc::new(move || Some(ack.lock().ack())))
+    });
+    made.collect()
+}
+
 fn add_timers(
     b: &mut Builder,
     config: MachineConfig,
@@ -193,7 +205,7 @@ fn add_timers(
     map: &MemMap,
 ) -> Result<SharedRtc, BoardError> {
     let pit = Pit::new_shared(wires.isa(0), out.clock.clone());
-    let signals = out.signals.clone();
+    let signals = out.cpus[0].1.clone();
     pit.lock().wait_while(move || signals.pending().contains(Events::INTR));
     let rtc = Rtc::new_shared(wires.isa(8), out.clock.clone(), out.unix_seconds);
     let (below, above) = memory::sizes(map);

@@ -1,4 +1,4 @@
-//! Saved state of the board: a section of each device and of the local APIC.
+//! Saved state of the board: a section of each device and of each local APIC.
 
 use super::{Board, BoardError, Outside};
 use devices::chr::{CharSink, NullSink};
@@ -26,11 +26,11 @@ fn pick<'a>(sections: &'a [Section], name: &str, nth: usize) -> Result<&'a Secti
 }
 
 impl Board {
-    /// All sections, of one moment: the vCPU must stand still, and no device changes meanwhile.
+    /// All sections, of one moment: the vCPUs must stand still, and no device changes meanwhile.
     pub fn save(&self) -> Vec<Section> {
         // In lock order: whoever drives a wire holds its own lock and takes the interrupt controllers' next.
         let held: Vec<_> = self.devices.iter().rev().map(|d| d.lock()).collect();
-        held.iter().rev().map(|d| d.save()).chain([self.lapic.save()]).collect()
+        held.iter().rev().map(|d| d.save()).chain(self.lapics.iter().map(|l| l.save())).collect()
     }
 
     /// Whether `load` would accept these sections, tried on another board without wires to the outside: here nothing changes.
@@ -49,7 +49,7 @@ impl Board {
         let sink = || -> Arc<dyn CharSink> { Arc::new(NullSink) };
         let out = Outside {
             clock: Clock::new(),
-            signals: Arc::default(),
+            cpus: self.apic_ids.iter().map(|id| (*id, Arc::default())).collect(),
             power: Arc::new(Nobody),
             a20: Arc::new(|_| {}),
             serials: std::array::from_fn(|i| self.uarts[i].as_ref().map(|_| sink())),
@@ -70,9 +70,9 @@ impl Board {
             wanted.push(pick(sections, name, names.iter().filter(|n| **n == name).count())?);
             names.push(name);
         }
-        let lapic_name = self.lapic.save().name;
-        let lapic = pick(sections, &lapic_name, 0)?;
-        let known = |s: &&Section| names.contains(&&*s.name) || s.name == lapic_name;
+        let lapic_names: Vec<String> = (0..self.lapics.len()).map(|n| format!("lapic{n}")).collect();
+        let lapics: Vec<&Section> = lapic_names.iter().map(|n| pick(sections, n, 0)).collect::<Result<_, _>>()?;
+        let known = |s: &&Section| names.contains(&&*s.name) || lapic_names.contains(&s.name);
         if let Some(s) = sections.iter().find(|s| !known(s)) {
             return Err(bad(&s.name, "this machine has no such device"));
         }
@@ -87,7 +87,7 @@ impl Board {
         for (d, s) in self.devices.iter().zip(&wanted).take(controllers) {
             d.lock().load(s)?;
         }
-        self.lapic.load(lapic)
+        self.lapics.iter().zip(lapics).try_for_each(|(l, s)| l.load(s))
     }
 
     /// How many of `devices` are interrupt controllers.
@@ -107,7 +107,7 @@ pub mod tests {
     fn board(hpet: bool) -> Board {
         let out = Outside {
             clock: Clock::new(),
-            signals: Arc::default(),
+            cpus: vec![(0, Arc::default()), (1, Arc::default())],
             power: Arc::new(Nobody),
             a20: Arc::new(|_| {}),
             serials: [Some(Arc::new(NullSink)), None, Some(Arc::new(NullSink)), None],
@@ -139,7 +139,7 @@ pub mod tests {
 
     /// A board after random guest traffic.
     fn used(seed: u64) -> Board {
-        let io = BoardIo(Arc::new(board(true)));
+        let io = BoardIo(Arc::new(board(true)), 0);
         traffic(&io, &mut Rng(seed), 20_000);
         Arc::into_inner(io.0).unwrap()
     }
@@ -169,7 +169,9 @@ pub mod tests {
             b.reset();
             b.load(&sections).unwrap();
             same(b.save(), sections, "loaded");
-            assert_eq!(b.lapic.signals().pending(), a.lapic.signals().pending() & vm_core::Events::INTR);
+            for (a, b) in a.lapics.iter().zip(&b.lapics) {
+                assert_eq!(b.signals().pending(), a.signals().pending() & vm_core::Events::INTR);
+            }
         }
     }
 

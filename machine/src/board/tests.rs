@@ -26,7 +26,7 @@ fn outside(power: Arc<Asked>) -> Outside {
     let a20 = power.clone();
     Outside {
         clock: Clock::new(),
-        signals: Arc::default(),
+        cpus: vec![(0, Arc::default())],
         power,
         a20: Arc::new(move |on| a20.0.lock().push(format!("a20 {on}"))),
         serials: [Some(Arc::new(NullSink)), None, Some(Arc::new(NullSink)), None],
@@ -39,7 +39,7 @@ const CONFIG: MachineConfig = MachineConfig { kind: MachineKind::Q35, acpi: true
 
 fn board(mem: u64) -> (BoardIo, Arc<Asked>) {
     let asked = Arc::new(Asked::default());
-    (BoardIo(Arc::new(Board::new(CONFIG, mem, outside(asked.clone())).unwrap())), asked)
+    (BoardIo(Arc::new(Board::new(CONFIG, mem, outside(asked.clone())).unwrap()), 0), asked)
 }
 
 /// ICW1-4 of both 8259s: vectors 20h and 28h, all inputs but `open` masked.

@@ -1,7 +1,7 @@
 //! The monitor's commands: one table, and the functions behind it.
 
-use super::MonitorTarget;
 use super::dump::{self, Space};
+use super::{CpuInfo, MonitorTarget};
 
 type Run = fn(&str, &dyn MonitorTarget) -> String;
 
@@ -22,6 +22,7 @@ macro_rules! command {
 /// All commands. Arguments come as the text after the name.
 static COMMANDS: &[Command] = &[
     command!("cont" | "c", "", "resume the machine", |_, t| outcome(t.cont())),
+    command!("cpu", "index", "choose the CPU that commands are about", choose_cpu),
     command!("help" | "?", "[command]", "show the commands, or one", help),
     command!("info", "[subcommand]", "show state of the machine", info),
     command!("loadvm", "file", "load a machine saved with savevm", |a, t| outcome(path(a).and_then(|p| t.load(p)))),
@@ -45,7 +46,7 @@ static INFOS: &[Command] = &[
     command!("kvm", "", "whether KVM runs the guest", |_, _| "kvm support: not compiled\n".into()),
     command!("migrate", "", "how the last migration went", |_, t| t.info_migrate()),
     command!("name", "", "name of the guest", |_, t| t.name().map_or_else(String::new, |n| n + "\n")),
-    command!("registers", "", "CPU registers", |_, t| t.info_registers()),
+    command!("registers", "[-a]", "CPU registers; -a: of all CPUs", registers),
     command!("status", "", "whether the machine runs", |_, t| format!("VM status: {}\n", t.run_state().text())),
     command!("tlb", "", "virtual to physical mappings", |_, t| t.info_tlb()),
     command!("uuid", "", "UUID of the guest", |_, _| "00000000-0000-0000-0000-000000000000\n".into()),
@@ -78,10 +79,33 @@ pub fn is_long(line: &str) -> bool {
     matches!(name, "savevm" | "loadvm" | "migrate" | "migrate_incoming")
 }
 
+fn choose_cpu(args: &str, t: &dyn MonitorTarget) -> String {
+    match args.parse() {
+        Ok(n) if t.select_cpu(n) => String::new(),
+        _ => outcome(Err("invalid CPU index".into())),
+    }
+}
+
+/// Registers of the current CPU; `-a`: of all.
+fn registers(args: &str, t: &dyn MonitorTarget) -> String {
+    if args != "-a" {
+        return t.info_registers();
+    }
+    let cpus = t.cpus();
+    let current = cpus.iter().position(|c| c.current).unwrap_or(0);
+    let one = |n| {
+        t.select_cpu(n);
+        format!("\nCPU#{n}\n{}", t.info_registers())
+    };
+    let text = (0..cpus.len()).map(one).collect();
+    t.select_cpu(current);
+    text
+}
+
 /// The current CPU, which the monitor's commands are about, has a star.
 fn cpus(t: &dyn MonitorTarget) -> String {
-    let star = |i| if i == 0 { '*' } else { ' ' };
-    t.cpu_threads().iter().enumerate().map(|(i, thread)| format!("{} CPU #{i}: thread_id={thread}\n", star(i))).collect()
+    let star = |c: &CpuInfo| if c.current { '*' } else { ' ' };
+    t.cpus().iter().enumerate().map(|(i, c)| format!("{} CPU #{i}: thread_id={}\n", star(c), c.thread)).collect()
 }
 
 /// Runs one line; the result is what to print.
@@ -129,9 +153,13 @@ fn help(args: &str, _: &dyn MonitorTarget) -> String {
 }
 
 fn info(args: &str, target: &dyn MonitorTarget) -> String {
-    match (args, find(INFOS, args)) {
+    let (name, rest) = args.split_once(char::is_whitespace).unwrap_or((args, ""));
+    match (args, find(INFOS, name)) {
         ("", _) => list(INFOS, "info "),
-        (_, Some(c)) => (c.run)("", target),
+        (_, Some(c)) if c.args.is_empty() && !rest.trim().is_empty() => {
+            format!("info {name}: extraneous characters at the end of line\n")
+        }
+        (_, Some(c)) => (c.run)(rest.trim(), target),
         _ => format!("unknown command: 'info {}'\n", shown(args)),
     }
 }

@@ -19,6 +19,17 @@ use std::sync::{Arc, Weak};
 
 pub const PROMPT: &str = "(rhea) ";
 
+/// A CPU, for `info cpus` and `query-cpus-fast`.
+#[derive(Clone, Copy, Debug)]
+pub struct CpuInfo {
+    /// Host thread id.
+    pub thread: i32,
+    /// Number of its socket, of its core there, and of the thread in that.
+    pub place: [u32; 3],
+    /// The monitor's commands are about it.
+    pub current: bool,
+}
+
 /// What the monitors ask of the machine. Texts end with a newline or are empty; errors are one line without it.
 pub trait MonitorTarget: Send + Sync {
     fn info_registers(&self) -> String;
@@ -28,8 +39,9 @@ pub trait MonitorTarget: Send + Sync {
     /// Label, file name and whether it is open, of each back end, as `query-chardev` has them.
     fn chardevs(&self) -> Vec<Value>;
     fn run_state(&self) -> RunState;
-    /// Host thread id of each CPU.
-    fn cpu_threads(&self) -> Vec<i32>;
+    fn cpus(&self) -> Vec<CpuInfo>;
+    /// Makes CPU number `n` the current one; `false`: there is none.
+    fn select_cpu(&self, n: usize) -> bool;
     /// `-name`.
     fn name(&self) -> Option<String>;
     /// Reads guest-physical memory; `false` if some of it is not RAM.

@@ -30,8 +30,11 @@ impl MonitorTarget for Fake {
     fn run_state(&self) -> RunState {
         RunState::Running
     }
-    fn cpu_threads(&self) -> Vec<i32> {
-        vec![17]
+    fn cpus(&self) -> Vec<CpuInfo> {
+        vec![CpuInfo { thread: 17, place: [0; 3], current: true }]
+    }
+    fn select_cpu(&self, n: usize) -> bool {
+        n == 0
     }
     fn name(&self) -> Option<String> {
         None

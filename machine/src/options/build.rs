@@ -2,6 +2,7 @@
 
 use super::config::*;
 use super::error::{Hint, OptionError, Quoted};
+use super::smp;
 use super::tree::{Group, Object, Tree, Value};
 use super::value;
 use crate::state::path_of;
@@ -22,11 +23,10 @@ pub fn build(tree: &Tree) -> Result<Config, OptionError> {
     let off = |name| process.and_then(|p| p.switch(name)) == Some(false);
     let kernel = tree.one(Group::Kernel);
     let path = |name| kernel.and_then(|k| k.text(name)).filter(|s| !s.is_empty()).map(PathBuf::from);
-    check_cpus(tree)?;
     let config = Config {
         machine: machine(tree),
         accel: accels(tree)?,
-        cpu: cpu(tree),
+        cpu: cpu(tree)?,
         mem_bytes: memory(tree)?,
         kernel: path("file"),
         initrd: path("initrd"),
@@ -105,21 +105,11 @@ fn accel(o: &Object) -> Result<AccelConfig, OptionError> {
     Ok(AccelConfig::Jit(JitConfig { threshold, tier1, hot, region, bisect }))
 }
 
-fn cpu(tree: &Tree) -> CpuConfig {
+fn cpu(tree: &Tree) -> Result<CpuConfig, OptionError> {
     let o = tree.one(Group::Cpu);
     let model = o.map_or(arch_x86::models::MODELS[0].name, |o| o.driver);
     let features = o.into_iter().flat_map(|o| o.props.iter().filter_map(|(n, _)| Some((*n, o.switch(n)?)))).collect();
-    CpuConfig { model, features }
-}
-
-fn check_cpus(tree: &Tree) -> Result<(), OptionError> {
-    let Some(o) = tree.one(Group::Smp) else { return Ok(()) };
-    match o.props.iter().find(|(_, v)| *v != Value::Number(1)) {
-        Some((name, Value::Number(n))) => {
-            Err(OptionError::NotBuilt(format!("{} {name}={n}", o.origin), "the machine has one CPU".into()))
-        }
-        _ => Ok(()),
-    }
+    Ok(CpuConfig { model, features, topology: smp::topology(tree)? })
 }
 
 fn memory(tree: &Tree) -> Result<u64, OptionError> {

@@ -1,5 +1,6 @@
 //! What the machine is built from: the option tree in plain types, everything checked.
 
+use arch_x86::Topology;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -92,6 +93,8 @@ pub struct CpuConfig {
     pub model: &'static str,
     /// Features added (`true`) or removed, by QEMU's name, in command-line order.
     pub features: Vec<(&'static str, bool)>,
+    /// `-smp`.
+    pub topology: Topology,
 }
 
 /// Where a migrated machine comes from (`-incoming`).

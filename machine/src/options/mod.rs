@@ -9,6 +9,7 @@ pub mod error;
 mod expand;
 mod help;
 mod schema;
+mod smp;
 mod table;
 #[cfg(test)]
 mod tests;

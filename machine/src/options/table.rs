@@ -27,7 +27,7 @@ pub const OPTIONS: &[OptSpec] = &[
     opt("enable-kvm", "", "the same as -accel kvm"),
     opt("cpu", "MODEL[,+FEATURE][,-FEATURE]", "CPU model: qemu64, x86-64-v1 to v3, max"),
     opt("m", "SIZE", "RAM in MiB, or with suffix K M G T (128M)"),
-    opt("smp", "[cpus=]N", "number of CPUs: 1"),
+    opt("smp", "[cpus=]N[,sockets=S][,cores=C][,threads=T]", "number of CPUs (1 to 64) and their arrangement"),
     opt("boot", "[order=]DRIVES,…", "accepted"),
     opt("name", "NAME", "name of the guest"),
     opt("rtc", "base=utc|localtime|DATE,clock=host", "what the guest's clock starts from"),

@@ -99,11 +99,23 @@ fn memory_sizes_do_not_overflow() {
 }
 
 #[test]
-fn more_cpus_are_refused_with_a_reason() {
-    config("-smp 1");
-    config("-smp cpus=1,sockets=1,cores=1,threads=1,maxcpus=1");
-    assert_eq!(error("-smp 2"), "-smp cpus=2 is not built yet: the machine has one CPU");
-    assert!(error("-smp 1,cores=4").contains("cores=4"));
+fn cpus_are_arranged_as_in_qemu() {
+    let smp = |s: &str| {
+        let t = config(&format!("-smp {s}")).cpu.topology;
+        (t.sockets, t.cores, t.threads)
+    };
+    assert_eq!(config("").cpu.topology.cpus(), 1);
+    assert_eq!(smp("cpus=1,sockets=1,cores=1,threads=1,maxcpus=1"), (1, 1, 1));
+    assert_eq!((smp("4"), smp("64")), ((1, 4, 1), (1, 64, 1)));
+    assert_eq!((smp("4,sockets=2"), smp("8,cores=2,threads=2")), ((2, 2, 1), (2, 2, 2)));
+    assert_eq!((smp("sockets=2,cores=3"), smp("4,cores=4")), ((2, 3, 1), (1, 4, 1)));
+    assert_eq!(error("-smp 65"), "-smp: 65 CPUs: a machine has at most 64");
+    assert_eq!(error("-smp 0"), "-smp: cpus=0: must be at least 1");
+    assert_eq!(error("-smp 1,cores=4"), "-smp: sockets (0) * cores (4) * threads (1) are not 1 CPUs");
+    assert_eq!(error("-smp 3,sockets=2"), "-smp: sockets (2) * cores (1) * threads (1) are not 3 CPUs");
+    assert_eq!(error("-smp 2,maxcpus=1"), "-smp: maxcpus=1 is less than cpus=2");
+    assert_eq!(error("-smp 2,maxcpus=4"), "-smp maxcpus=4 is not built yet: CPUs cannot be added later; use cpus=4");
+    assert!(error("-smp 65535,cores=65535,sockets=65535,threads=65535").contains("are not 65535 CPUs"));
 }
 
 #[test]

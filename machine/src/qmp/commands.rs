@@ -1,6 +1,6 @@
 //! QMP's commands: one table, and the functions behind it. Error texts are QEMU's.
 
-use crate::monitor::{self, MonitorTarget};
+use crate::monitor::{self, CpuInfo, MonitorTarget};
 use serde_json::{Map, Value, json};
 
 type Run = fn(&mut Args, &dyn MonitorTarget) -> Result<Value, String>;
@@ -168,7 +168,9 @@ fn human(a: &mut Args, t: &dyn MonitorTarget) -> Result<Value, String> {
     let line = a.text("command-line")?;
     let cpu = a.integer("cpu-index")?;
     a.end()?;
-    if cpu.is_some_and(|n| usize::try_from(n).map_or(true, |n| n >= t.cpu_threads().len().max(1))) {
+    if let Some(n) = cpu
+        && !usize::try_from(n).is_ok_and(|n| t.select_cpu(n))
+    {
         return Err("Parameter 'cpu-index' expects a CPU number".into());
     }
     Ok(monitor::run(&line, t).replace('\n', "\r\n").into())
@@ -180,10 +182,11 @@ fn status(t: &dyn MonitorTarget) -> Value {
 }
 
 fn cpus(t: &dyn MonitorTarget) -> Value {
-    let one = |(i, thread): (usize, &i32)| {
-        let place = json!({ "socket-id": i, "core-id": 0, "thread-id": 0 });
+    let one = |(i, c): (usize, &CpuInfo)| {
+        let [socket, core, thread] = c.place;
+        let place = json!({ "socket-id": socket, "die-id": 0, "core-id": core, "thread-id": thread });
         let path = format!("/machine/unattached/device[{i}]");
-        json!({ "cpu-index": i, "thread-id": thread, "qom-path": path, "target": "x86_64", "props": place })
+        json!({ "cpu-index": i, "thread-id": c.thread, "qom-path": path, "target": "x86_64", "props": place })
     };
-    t.cpu_threads().iter().enumerate().map(one).collect()
+    t.cpus().iter().enumerate().map(one).collect()
 }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::control::{Cause, RunState};
+use crate::monitor::CpuInfo;
 use std::time::Instant;
 use vm_core::testing::Rng;
 
@@ -27,8 +28,11 @@ impl MonitorTarget for Fake {
     fn run_state(&self) -> RunState {
         RunState::Shutdown
     }
-    fn cpu_threads(&self) -> Vec<i32> {
-        vec![17]
+    fn cpus(&self) -> Vec<CpuInfo> {
+        vec![CpuInfo { thread: 17, place: [0; 3], current: true }]
+    }
+    fn select_cpu(&self, n: usize) -> bool {
+        n == 0
     }
     fn name(&self) -> Option<String> {
         Some("guest".into())

@@ -2,14 +2,13 @@
 
 use super::{Description, Head, Reader, Source, StateError, Stats, replace, write};
 use crate::control::RunState;
-use crate::vcpu_thread::Runner;
+use crate::runner::Runner;
 use arch_x86::models::MODELS;
 use std::fs::File;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
-use vm_core::{CpuIo, Events};
+use vm_core::{CpuIo, Events, Section};
 
-const CPU: &str = "cpu0";
 const SECOND: i128 = 1_000_000_000;
 
 /// Events that are latched in `VcpuSignals` and nowhere else. INTR follows from the local APIC's state.
@@ -24,23 +23,23 @@ fn host_time() -> u64 {
 
 impl Runner {
     fn description(&mut self) -> Description {
-        let (machine, ram) = (self.io.0.kind().to_owned(), self.io.0.ram.size());
-        let cpu = self.engine.cpu();
+        let (machine, ram) = (self.board.kind().to_owned(), self.board.ram.size());
+        let cpu = self.cpus[0].engine.cpu();
         let model = MODELS.get(cpu.model as usize).map_or("", |m| m.name).to_owned();
-        Description { machine, ram, cpu: model, features: cpu.features.to_vec(), cpus: cpu.cpus }
+        Description { machine, ram, cpu: model, features: cpu.features.to_vec(), cpus: cpu.topology.cpus() }
     }
 
     /// Everything but RAM. The clock stands still.
     pub(super) fn head(&mut self, running: bool) -> Head {
-        let mut sections = vec![self.engine.cpu().save(0)];
-        sections.extend(self.io.0.save());
+        let mut sections: Vec<Section> = self.cpus.iter_mut().enumerate().map(|(n, c)| c.engine.cpu().save(n)).collect();
+        sections.extend(self.board.save());
         Head {
             program: format!("rhea {}", env!("CARGO_PKG_VERSION")),
             description: self.description(),
-            clock: self.io.0.clock.now(),
+            clock: self.board.clock.now(),
             saved_at: host_time(),
             running,
-            events: vec![(self.io.signals().pending() & latched()).bits()],
+            events: self.cpus.iter().map(|c| (c.io.signals().pending() & latched()).bits()).collect(),
             sections,
         }
     }
@@ -79,7 +78,7 @@ impl Runner {
             return Err(StateError::Lost);
         }
         let head = self.head(running);
-        let ram = self.io.0.ram.clone();
+        let ram = self.board.ram.clone();
         replace(path, |file| write(file, &head, &ram))
     }
 
@@ -93,7 +92,7 @@ impl Runner {
         // First a look at the whole file, then again to do it: RAM is too large to be held twice.
         let (reader, head) = Reader::open(file)?;
         self.check(&head)?;
-        reader.plan(self.io.0.ram.size())?.read(|_, _| {})?;
+        reader.plan(self.board.ram.size())?.read(|_, _| {})?;
         let (reader, again) = Reader::open(file)?;
         if again != head {
             return Err(StateError::Damaged("it changes while it is read".into()));
@@ -122,20 +121,24 @@ impl Runner {
     /// Whether everything but RAM would be accepted. Nothing changes.
     pub(super) fn check(&mut self, head: &Head) -> Result<(), StateError> {
         self.description().check(&head.description)?;
-        let [events] = head.events[..] else { return Err(StateError::Damaged("events of another number of CPUs".into())) };
-        if Events::from_bits(events).is_none_or(|e| !latched().contains(e)) {
+        if head.events.len() != self.cpus.len() {
+            return Err(StateError::Damaged("events of another number of CPUs".into()));
+        }
+        if head.events.iter().any(|e| Events::from_bits(*e).is_none_or(|e| !latched().contains(e))) {
             return Err(StateError::Damaged("events that there are not".into()));
         }
-        let (cpu, devices) = split(head)?;
-        self.engine.cpu().clone().load(cpu)?;
-        let board = self.io.0.clone();
+        let (cpus, devices) = split(head, self.cpus.len())?;
+        for (here, saved) in self.cpus.iter_mut().zip(cpus) {
+            here.engine.cpu().clone().load(saved)?;
+        }
+        let board = self.board.clone();
         Ok(board.check(&mut self.trial, &devices, head.clock)?)
     }
 
     /// `fresh`: RAM has hardly been touched.
     fn apply(&mut self, head: &Head, reader: Reader<impl Source>, fresh: bool) -> Result<(), StateError> {
-        let board = self.io.0.clone();
-        let (cpu, devices) = split(head)?;
+        let board = self.board.clone();
+        let (cpus, devices) = split(head, self.cpus.len())?;
         board.clock.stop();
         board.clock.set(head.clock);
         board.reset();
@@ -154,13 +157,12 @@ impl Runner {
         board.load(&devices)?;
         // The CPU's own state of A20 counts: there are two sources, and the last one loaded is any of them.
         self.forget_a20();
-        self.engine.cpu().load(cpu)?;
-        self.engine.cpu_changed();
-        let signals = self.io.signals();
-        signals.clear(latched());
-        for e in &head.events {
-            signals.raise(Events::from_bits_truncate(*e) & latched());
+        for ((here, saved), events) in self.cpus.iter_mut().zip(cpus).zip(&head.events) {
+            here.engine.cpu().load(saved)?;
+            here.io.signals().clear(latched());
+            here.io.signals().raise(Events::from_bits_truncate(*events) & latched());
         }
+        self.cpus_changed();
         if self.rtc_follows_host() {
             let passed = i128::from(host_time()) - i128::from(head.saved_at);
             board.rtc.lock().advance((passed / SECOND) as i64);
@@ -177,9 +179,13 @@ fn open(path: &Path) -> Result<File, StateError> {
     }
 }
 
-/// The CPU's section, and those of the board.
-fn split(head: &Head) -> Result<(&vm_core::Section, Vec<vm_core::Section>), StateError> {
-    let cpu = head.sections.iter().find(|s| s.name == CPU);
-    let cpu = cpu.ok_or_else(|| StateError::Damaged(format!("section {CPU} is missing")))?;
-    Ok((cpu, head.sections.iter().filter(|s| s.name != CPU).cloned().collect()))
+/// The sections of `n` CPUs, and those of the board.
+fn split(head: &Head, n: usize) -> Result<(Vec<&Section>, Vec<Section>), StateError> {
+    let names: Vec<String> = (0..n).map(|n| format!("cpu{n}")).collect();
+    let find = |name: &String| {
+        let found = head.sections.iter().find(|s| s.name == *name);
+        found.ok_or_else(|| StateError::Damaged(format!("section {name} is missing")))
+    };
+    let cpus = names.iter().map(find).collect::<Result<_, _>>()?;
+    Ok((cpus, head.sections.iter().filter(|s| !names.contains(&s.name)).cloned().collect()))
 }

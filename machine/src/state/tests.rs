@@ -6,7 +6,7 @@ use crate::control::{Control, RunState};
 use crate::engine;
 use crate::loader::Images;
 use crate::options::{Config, Request, RtcClock, parse};
-use crate::vcpu_thread::{Policy, Runner};
+use crate::runner::{Policy, Runner};
 use devices::chr::NullSink;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -37,12 +37,12 @@ fn runner(more: &str) -> Runner {
 fn make(c: &Config, kernel: &Path) -> Runner {
     let images = Images::read(kernel, None, "", c.mem_bytes).unwrap();
     let signals = Arc::new(VcpuSignals::default());
-    let control = Control::new(signals.clone(), RunState::Paused);
-    let (cpu, _) = engine::make(&c.cpu, engine::settings(&c.accel).unwrap(), &signals).unwrap();
+    let control = Control::new(vec![signals.clone()], RunState::Paused);
+    let (cpu, _) = engine::make(&c.cpu, engine::settings(&c.accel).unwrap(), std::slice::from_ref(&signals)).unwrap();
     let a20 = control.clone();
     let out = Outside {
         clock: Clock::new(),
-        signals,
+        cpus: vec![(0, signals)],
         power: Arc::new(control.clone()),
         a20: Arc::new(move |on| a20.set_a20(on)),
         serials: [Some(Arc::new(NullSink)), None, None, None],
@@ -57,7 +57,7 @@ fn make(c: &Config, kernel: &Path) -> Runner {
 fn saved(r: &mut Runner) -> Vec<u8> {
     let mut file = vec![];
     let head = r.head(false);
-    write(&mut file, &head, &r.io.0.ram).unwrap();
+    write(&mut file, &head, &r.board.ram).unwrap();
     file
 }
 
@@ -68,8 +68,8 @@ fn rounds(n: u64) -> u64 {
 
 /// All that a load may change, but for what differs by itself: the time of saving.
 fn all(r: &mut Runner) -> (Head, Vec<u8>) {
-    let mut ram = vec![0; r.io.0.ram.size() as usize];
-    r.io.0.ram.read(0, &mut ram);
+    let mut ram = vec![0; r.board.ram.size() as usize];
+    r.board.ram.read(0, &mut ram);
     (Head { saved_at: 0, ..r.head(false) }, ram)
 }
 
@@ -77,19 +77,24 @@ fn all(r: &mut Runner) -> (Head, Vec<u8>) {
 fn used() -> Runner {
     let mut r = runner("");
     let control = r.control().clone();
-    r.io.0.clock.start();
+    r.board.clock.start();
     let stop = std::thread::spawn(move || {
         std::thread::sleep(Duration::from_millis(50));
         control.set_a20(true);
     });
-    let _ = r.engine.run(&r.io);
+    let _ = run(&mut r);
     stop.join().unwrap();
-    r.io.0.clock.stop();
+    r.board.clock.stop();
     r.forget_a20();
     // Devices that look at the clock only when asked catch up on loading; here they have.
-    let board = r.io.0.clone();
+    let board = r.board.clone();
     board.load(&board.save()).unwrap();
     r
+}
+
+fn run(r: &mut Runner) -> vm_core::StopReason {
+    let cpu = &mut r.cpus[0];
+    cpu.engine.run(&cpu.io)
 }
 
 /// Puts a changed head into a file and makes all checksums right.
@@ -129,7 +134,7 @@ fn a_machine_is_the_same_after_loading() {
     let mut a = used();
     let (file, want) = (saved(&mut a), all(&mut a));
     let mut b = runner("");
-    b.io.0.ram.write(0x18_0000, &[0xcc; 8192]);
+    b.board.ram.write(0x18_0000, &[0xcc; 8192]);
     load(&mut b, &file).unwrap();
     let (head, ram) = all(&mut b);
     for (now, then) in head.sections.iter().zip(&want.0.sections) {
@@ -137,7 +142,7 @@ fn a_machine_is_the_same_after_loading() {
     }
     assert!((head, ram) == want);
     assert!(file.len() < 1 << 20, "pages of zeroes are left out: {}", file.len());
-    let stats = write(std::io::sink(), &a.head(false), &a.io.0.ram).unwrap();
+    let stats = write(std::io::sink(), &a.head(false), &a.board.ram).unwrap();
     assert_eq!((stats.bytes, stats.pages + stats.zero_pages), (file.len() as u64, 512));
 }
 
@@ -151,8 +156,8 @@ fn the_time_of_day_follows_what_it_is_told_to() {
     for (clock, hours) in [("host", 1), ("vm", 0)] {
         let mut r = runner(&format!("-rtc clock={clock}"));
         load(&mut r, &late).unwrap();
-        r.io.port_write(0x70, 1, 4);
-        assert_eq!(r.io.port_read(0x71, 1), hours, "{clock}");
+        r.cpus[0].io.port_write(0x70, 1, 4);
+        assert_eq!(r.cpus[0].io.port_read(0x71, 1), hours, "{clock}");
     }
 }
 
@@ -337,12 +342,12 @@ fn forged_states_never_panic() {
     let mut files = vec![saved(&mut used())];
     for _ in 0..5 {
         let mut u = used();
-        traffic(&u.io, &mut rng, 3000);
+        traffic(&u.cpus[0].io, &mut rng, 3000);
         files.push(saved(&mut u));
     }
     let (mut good, mut bad) = (0, 0);
-    let clock = r.io.0.clock.clone();
-    let alarm = Alarm::start(r.io.0.lapic.signals().clone());
+    let clock = r.board.clock.clone();
+    let alarm = Alarm::start(r.board.lapics[0].signals().clone());
     for n in 0..rounds(6000) {
         let file = &files[rng.below(files.len() as u64) as usize];
         let whole = head_of(file);
@@ -358,8 +363,8 @@ fn forged_states_never_panic() {
             clock.run_expired();
             let _ = r.head(false);
             // Until the alarm rings, or the guest halts or faults.
-            r.io.0.lapic.signals().clear(Events::STOP);
-            let _ = r.engine.run(&r.io);
+            r.board.lapics[0].signals().clear(Events::STOP);
+            let _ = run(&mut r);
             let _ = r.head(false);
         } else {
             bad += 1;

@@ -24,6 +24,10 @@ pub trait CpuIo: Sync {
     fn target(&self, pa: Pa) -> Target;
     fn ram(&self) -> &Ram;
     fn signals(&self) -> &VcpuSignals;
+    /// Number of this vCPU, from 0.
+    fn index(&self) -> usize {
+        0
+    }
     /// Accepts the interrupt that `Events::INTR` announces and returns its vector; `None` if it has gone (spurious).
     fn ack_intr(&self) -> Option<u8>;
     /// Page number that the start-up IPI of `Events::SIPI` named (SDM 3A "Issuing Interrupt Commands").

@@ -134,5 +134,18 @@ pub trait GuestEnv {
     fn bulk_copy(&mut self, dst: Va, src: Va, len: u64, ctx: usize) -> Result<u64, Fault>;
     /// Fills up to `count` elements of `size` bytes upwards, within one page of RAM; returns how many were written.
     fn bulk_fill(&mut self, dst: Va, size: u8, value: u64, count: u64, ctx: usize) -> Result<u64, Fault>;
+    /// Atomically stores `new` at a linear address aligned to 16 if it holds `expected`; gives what it held. The bytes are
+    /// checked for writing either way.
+    fn cas_128(&mut self, va: Va, expected: u128, new: u128, ctx: usize) -> Result<u128, Fault> {
+        self.probe(va, 16, Access::Write, ctx)?;
+        let (low, high) = (self.load(va, 8, ctx)?, self.load(Va(va.0.wrapping_add(8)), 8, ctx)?);
+        let old = u128::from(low) | u128::from(high) << 64;
+        let value = if old == expected { new } else { old };
+        self.store(va, 8, value as u64, ctx)?;
+        self.store(Va(va.0.wrapping_add(8)), 8, (value >> 64) as u64, ctx)?;
+        Ok(old)
+    }
+    /// The guest waits for another CPU in a loop: lets the host's other threads run.
+    fn relax(&mut self) {}
     fn flush(&mut self, what: Flush);
 }

@@ -38,10 +38,18 @@ pub struct Ram {
     map: MmapRaw,
     size: u64,
     pages: Box<[Page]>,
-    /// Pages with CODE that the host wrote to, as (first, last) byte offsets: vCPUs drain it on `Events::CODE`.
-    code_writes: Mutex<Vec<(u64, u64)>>,
-    listeners: Mutex<Vec<Arc<VcpuSignals>>>,
+    /// vCPUs that keep translated code, in the order of their numbers.
+    listeners: Mutex<Vec<Listener>>,
 }
+
+struct Listener {
+    signals: Arc<VcpuSignals>,
+    /// Code that the host wrote to, as (first, last) byte offsets; the vCPU drains it on `Events::CODE`.
+    writes: Vec<(u64, u64)>,
+}
+
+/// Code writes that may wait for a vCPU; beyond them all of RAM counts as written.
+const MAX_WRITES: usize = 1024;
 
 impl Ram {
     /// Maps `size` bytes (a multiple of the page size) of zeroes; pages cost host memory once touched.
@@ -51,7 +59,7 @@ impl Ram {
         let pages = Box::<[Page]>::new_zeroed_slice(len / PAGE_SIZE as usize);
         // SAFETY: all zeroes is what `Page::default` gives; zeroed memory costs nothing before it is touched.
         let pages = unsafe { pages.assume_init() };
-        Ok(Self { map, size, pages, code_writes: Mutex::default(), listeners: Mutex::default() })
+        Ok(Self { map, size, pages, listeners: Mutex::default() })
     }
 
     pub fn size(&self) -> u64 {
@@ -222,21 +230,25 @@ impl Ram {
             }
         }
         if hit {
-            self.code_writes.lock().push((first, last));
-            for l in self.listeners.lock().iter() {
-                l.raise(Events::CODE);
+            for l in self.listeners.lock().iter_mut() {
+                if l.writes.len() >= MAX_WRITES {
+                    l.writes = vec![(0, self.size - 1)];
+                } else {
+                    l.writes.push((first, last));
+                }
+                l.signals.raise(Events::CODE);
             }
         }
     }
 
-    /// Byte ranges (inclusive) of code that the host wrote to since the last call.
-    pub fn take_code_writes(&self) -> Vec<(u64, u64)> {
-        std::mem::take(&mut *self.code_writes.lock())
+    /// Byte ranges (inclusive) of code that the host wrote to since vCPU `index` asked last.
+    pub fn take_code_writes(&self, index: usize) -> Vec<(u64, u64)> {
+        self.listeners.lock().get_mut(index).map(|l| std::mem::take(&mut l.writes)).unwrap_or_default()
     }
 
-    /// A vCPU that keeps translated code; it is told by `Events::CODE`.
-    pub fn add_listener(&self, s: Arc<VcpuSignals>) {
-        self.listeners.lock().push(s);
+    /// The next vCPU that keeps translated code; it is told by `Events::CODE`.
+    pub fn add_listener(&self, signals: Arc<VcpuSignals>) {
+        self.listeners.lock().push(Listener { signals, writes: Vec::new() });
     }
 
     /// State of page number `page` (offset / 4096).
@@ -277,7 +289,7 @@ mod tests {
         ram.write(0x1ffe, &[1, 2, 3, 4]);
         assert_eq!((ram.version(1), ram.version(2)), (0, 1));
         assert_eq!(s.pending(), Events::CODE);
-        assert_eq!(ram.take_code_writes(), [(0x1ffe, 0x2001)]);
+        assert_eq!(ram.take_code_writes(0), [(0x1ffe, 0x2001)]);
         assert_eq!(ram.read_uint(0x1ffe, 4), 0x0403_0201);
     }
 

@@ -18,8 +18,11 @@ bitflags::bitflags! {
         const SIPI = 1 << 4;
         /// The machine asks the vCPU thread to return from `Vcpu::run` (stop, reset, quit, state access).
         const STOP = 1 << 5;
-        /// Guest memory that holds translated code was written from outside the vCPU.
+        /// Guest memory that holds translated code was written from outside the vCPU, or another vCPU asks something of this
+        /// one's translations.
         const CODE = 1 << 6;
+        /// Another vCPU wants to be alone: come to the next instruction boundary and wait there.
+        const EXCLUSIVE = 1 << 7;
     }
 }
 

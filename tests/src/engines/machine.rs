@@ -166,7 +166,7 @@ impl Machine {
         let cpu = new_cpu();
         let fe = Arc::new(X86::new(cpu.features));
         let helpers: Arc<[Helper<CpuState>]> = frontend_x86::helpers::table::<VcpuBlock<CpuState>>().into();
-        let engine = Engine::new(fe, cpu, helpers, settings)?;
+        let engine = Engine::new(fe, cpu, helpers, settings, None)?;
         let signals = Arc::new(VcpuSignals::default());
         signals.set_kick(engine.kick());
         let ram = Ram::new(RAM_SIZE)?;

@@ -58,7 +58,7 @@ impl Engine for Translating {
         system(&ram, guest, long);
         let fe = Arc::new(X86::new(guest.cpu.features));
         let table: Arc<[Helper<CpuState>]> = helpers::table::<VcpuBlock<CpuState>>().into();
-        let mut engine = backend::Engine::new(fe, guest.cpu.clone(), table, self.settings()).map_err(|e| e.to_string())?;
+        let mut engine = backend::Engine::new(fe, guest.cpu.clone(), table, self.settings(), None).map_err(|e| e.to_string())?;
         signals.set_kick(engine.kick());
         let io = NoIo { size: RAM_SIZE, ..NoIo::new(ram, signals.clone()) };
         let stop = within(&signals, || engine.run(&io));

@@ -10,6 +10,7 @@ use crate::flags::bit;
 use crate::models::configure;
 use crate::msr::{index, rdmsr, wrmsr};
 use crate::state::{CpuState, SegReg, cr0, cr4, efer};
+use crate::topology::Topology;
 use vm_core::guest::{Flush, GuestCpu};
 
 #[test]
@@ -150,7 +151,10 @@ fn qemu64_has_the_leaves_of_qemu() {
     for leaf in [2, 4, 6, 7, 0xa, 0x15, 0x16, 0x8000_000a, 0x8000_001e, 0xc000_0000] {
         assert_eq!(cpuid(&c, leaf, 0), [0; 4], "{leaf:#x}");
     }
-    let two = crate::cpuid::CpuConfigured { cpus: 2, ..configure("qemu64", &[]).unwrap() };
+    let two = crate::cpuid::CpuConfigured {
+        topology: Topology { sockets: 1, cores: 2, threads: 1 },
+        ..configure("qemu64", &[]).unwrap()
+    };
     let c = CpuState::new(&two, 1);
     assert_eq!(cpuid(&c, 1, 0), [0x0006_0fb1, 0x0102_0800, 0x8000_2001, 0x178b_fbfd]);
     assert_eq!(cpuid(&c, 0xb, 1), [1, 2, 0x201, 1]);

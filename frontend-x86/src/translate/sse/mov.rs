@@ -157,6 +157,21 @@ fn maskmovdqu(tr: &mut Tr<'_>) {
 }
 
 impl Tr<'_> {
+    /// Linear address DS:rAX of MONITOR.
+    pub(in super::super) fn monitored(&mut self) -> ir::Val {
+        use iced_x86::Code;
+        let ty = match self.insn.code() {
+            Code::Monitorw => Ty::I16,
+            Code::Monitord => Ty::I32,
+            _ => Ty::I64,
+        };
+        let off = self.get(ty, crate::layout::RAX);
+        let off = self.b.zext(Ty::I64, off);
+        let seg = Self::seg_of(self.insn.segment_prefix()).unwrap_or(arch_x86::SegReg::Ds);
+        let (a, disp) = self.linear(seg, off, 0, 1, false);
+        self.b.bin_imm(Op::Add, a, disp as u64)
+    }
+
     /// Linear address DS:rDI of MASKMOVQ and MASKMOVDQU.
     pub(in super::super) fn masked_address(&mut self) -> ir::Val {
         use iced_x86::OpKind;

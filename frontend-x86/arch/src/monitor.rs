@@ -1,0 +1,54 @@
+//! MONITOR and MWAIT (SDM 2A, 2B): sleep until a store to a line of memory, or any event. A wake-up without a store is allowed
+//! at any time, so the sleep is cut short now and then, and a store that leaves the value as it was may be overlooked that long.
+
+use crate::fault::gp;
+use crate::state::CpuState;
+use std::time::{Duration, Instant};
+use vm_core::guest::GuestEnv;
+use vm_core::{Events, Fault, Va};
+
+/// What is watched: the aligned 8 bytes at the address, in which the word that others store to lies.
+const WATCHED: u8 = 8;
+/// How long MWAIT sleeps at most, and from look to look: first short, for a CPU that is waited for right now.
+const LONGEST: Duration = Duration::from_millis(10);
+const FIRST_NAP: Duration = Duration::from_micros(20);
+const LAST_NAP: Duration = Duration::from_millis(1);
+
+fn privileged(cpu: &CpuState) -> Result<(), Fault> {
+    if cpu.cpl == 0 { Ok(()) } else { Err(gp(0)) }
+}
+
+fn look<E: GuestEnv<Cpu = CpuState>>(env: &mut E, va: u64) -> Result<u64, Fault> {
+    let ctx = env.cpu_ref().mode().ctx();
+    env.load(Va(va & !u64::from(WATCHED - 1)), WATCHED, ctx)
+}
+
+/// MONITOR of a linear address. Errors: #GP(0), those of a one-byte load.
+pub fn monitor<E: GuestEnv<Cpu = CpuState>>(env: &mut E, va: u64) -> Result<(), Fault> {
+    privileged(env.cpu_ref())?;
+    if env.cpu_ref().gpr[1] & 0xffff_ffff != 0 {
+        // ECX: no extensions.
+        return Err(gp(0));
+    }
+    let value = look(env, va)?;
+    env.cpu().monitor = Some((va, value));
+    Ok(())
+}
+
+/// MWAIT. Bit 0 of ECX: interrupts end it even if masked. Errors: #GP(0).
+pub fn mwait<E: GuestEnv<Cpu = CpuState>>(env: &mut E) -> Result<(), Fault> {
+    privileged(env.cpu_ref())?;
+    if env.cpu_ref().gpr[1] & 0xffff_fffe != 0 {
+        return Err(gp(0));
+    }
+    let Some((va, value)) = env.cpu().monitor.take() else { return Ok(()) };
+    let (start, mut nap) = (Instant::now(), FIRST_NAP);
+    while start.elapsed() < LONGEST && look(env, va)? == value {
+        env.io().signals().wait(Events::all(), nap);
+        if !env.io().signals().pending().is_empty() {
+            break;
+        }
+        nap = (nap * 2).min(LAST_NAP);
+    }
+    Ok(())
+}

@@ -1,0 +1,193 @@
+//! What the machine does between two instructions: starts over, pauses, serves requests. Its vCPUs run on threads of
+//! their own and come back for it.
+
+use crate::board::{Board, BoardIo};
+use crate::boot;
+use crate::control::{Cause, Control, Notice, RunState};
+use crate::loader::{Images, LoadError};
+use crate::run::RunError;
+use crate::vcpu_thread::{Cpu, Engine, NAP, Panicked, Threads};
+use std::sync::Arc;
+use vm_core::{Events, dlog};
+
+/// What happens on reset and power-off (`-no-reboot`, `-no-shutdown`).
+#[derive(Clone, Copy, Debug)]
+pub struct Policy {
+    pub reset_ends: bool,
+    pub power_off_pauses: bool,
+    /// A loaded machine's time of day is the host's (`-rtc clock=host`), not that of saving.
+    pub rtc_follows_host: bool,
+}
+
+/// The vCPUs, and what it takes to start over.
+pub struct Runner {
+    /// All of them, while the machine stands still.
+    pub cpus: Vec<Cpu>,
+    pub board: Arc<Board>,
+    images: Images,
+    control: Control,
+    policy: Policy,
+    /// Whether the observers believe that the guest runs.
+    running: bool,
+    /// Set when the program is to end.
+    end: Option<u8>,
+    /// A board to try saved states on.
+    pub(crate) trial: Option<Board>,
+}
+
+impl Runner {
+    /// vCPUs in order, the first at the entry of the kernel in `images`.
+    pub fn new(
+        engines: Vec<Engine>,
+        board: Arc<Board>,
+        images: Images,
+        control: Control,
+        policy: Policy,
+    ) -> Result<Self, LoadError> {
+        let with_io = |(n, engine)| Cpu { engine, io: BoardIo(board.clone(), n) };
+        let cpus = engines.into_iter().enumerate().map(with_io).collect();
+        let mut r = Self { cpus, board, images, control, policy, running: false, end: None, trial: None };
+        r.start_over()?;
+        Ok(r)
+    }
+
+    /// Devices and CPUs as after power-on, the kernel loaded anew.
+    fn start_over(&mut self) -> Result<(), LoadError> {
+        self.board.reset();
+        self.cpus.iter_mut().for_each(|c| c.engine.cpu().reset());
+        let loaded = boot::start(&self.board, &self.images, self.cpus[0].engine.cpu());
+        self.cpus_changed();
+        loaded
+    }
+
+    /// Registers or the way addresses go have changed: engines drop what they derived from it.
+    pub(crate) fn cpus_changed(&mut self) {
+        self.cpus.iter_mut().for_each(|c| c.engine.cpu_changed());
+    }
+
+    /// Reset of the machine; with `-no-reboot` the end of the program. A machine that does not run waits for `cont` then.
+    pub fn reset(&mut self, cause: Cause) {
+        if self.policy.reset_ends {
+            return self.shut_down(cause);
+        }
+        if let Err(e) = self.start_over() {
+            eprintln!("rhea: cannot load the kernel again: {e}");
+            self.end = self.end.or(Some(1));
+            return;
+        }
+        self.control.tell(Notice::Reset(cause));
+        if self.control.state() != RunState::Running {
+            self.set_state(RunState::Prelaunch);
+        }
+    }
+
+    /// Power-off; with `-no-shutdown` the machine only stops.
+    fn shut_down(&mut self, cause: Cause) {
+        self.control.tell(Notice::Shutdown(cause));
+        match self.policy.power_off_pauses {
+            true => self.set_state(RunState::Shutdown),
+            false => self.end = self.end.or(Some(0)),
+        }
+    }
+
+    /// Pauses a running guest; one that has not started, or has ended, stays as it is.
+    pub fn pause(&mut self) {
+        if self.control.state() == RunState::Running {
+            self.set_state(RunState::Paused);
+        }
+    }
+
+    /// Lets the guest run, or go on. `Err`: it has ended; the text is for the user.
+    pub fn cont(&mut self) -> Result<(), String> {
+        match self.control.state() {
+            RunState::Shutdown | RunState::InternalError => Err("Resetting the Virtual Machine is required".into()),
+            RunState::InMigrate => Err("The machine waits for 'migrate_incoming'".into()),
+            RunState::Running => Ok(()),
+            RunState::Prelaunch | RunState::Paused | RunState::PostMigrate => {
+                self.set_state(RunState::Running);
+                Ok(())
+            }
+        }
+    }
+
+    pub(crate) fn state(&self) -> RunState {
+        self.control.state()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn control(&self) -> &Control {
+        &self.control
+    }
+
+    pub(crate) fn forget_a20(&self) {
+        self.control.forget_a20();
+    }
+
+    pub(crate) fn rtc_follows_host(&self) -> bool {
+        self.policy.rtc_follows_host
+    }
+
+    /// Lets the guest and its time stand still, or go on.
+    pub fn set_state(&mut self, state: RunState) {
+        let clock = &self.board.clock;
+        let run = state == RunState::Running;
+        if run {
+            clock.start()
+        } else {
+            clock.stop()
+        }
+        self.control.set_state(state);
+        if std::mem::replace(&mut self.running, run) != run {
+            self.control.tell(if run { Notice::Resume } else { Notice::Stop });
+        }
+    }
+
+    /// Runs until the program is to end; gives its exit status.
+    pub fn run(mut self) -> Result<u8, RunError> {
+        let threads = Threads::start(self.cpus.len(), &self.control).map_err(RunError::Thread)?;
+        self.set_state(self.control.state());
+        loop {
+            if let Some(status) = self.end {
+                self.board.clock.stop();
+                self.control.close();
+                return Ok(status);
+            }
+            if self.control.state() != RunState::Running {
+                self.control.signals().wait(Events::STOP, NAP);
+                self.serve();
+                continue;
+            }
+            let cpus = std::mem::take(&mut self.cpus);
+            let (cpus, triple_fault) = threads.run(cpus, &self.control).map_err(|Panicked| RunError::Panicked)?;
+            self.cpus = cpus;
+            if triple_fault {
+                self.cpus.iter_mut().for_each(|c| dlog!(INT, "triple fault\n{}", vm_core::GuestCpu::dump(c.engine.cpu())));
+                self.reset(Cause::GuestReset);
+            }
+            self.serve();
+        }
+    }
+
+    /// Does what was asked for.
+    fn serve(&mut self) {
+        let mut asked = self.control.take();
+        if let Some(on) = asked.a20 {
+            self.cpus.iter_mut().for_each(|c| c.engine.cpu().a20_masked = !on);
+            self.cpus_changed();
+        }
+        if let Some((status, cause)) = asked.end {
+            cause.into_iter().for_each(|c| self.control.tell(Notice::Shutdown(c)));
+            self.end = self.end.or(Some(status));
+        }
+        if self.end.is_none() && asked.power_off {
+            self.shut_down(Cause::GuestShutdown);
+        }
+        if let (None, Some(cause)) = (self.end, asked.reset) {
+            self.reset(cause);
+        }
+        // Last, so that a job never sees the machine between the guest's asking for a reset and the reset.
+        for job in asked.jobs.drain(..) {
+            job(self);
+        }
+    }
+}
