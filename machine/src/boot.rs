@@ -22,7 +22,6 @@ pub fn start(board: &Board, images: &Images, cpu: &mut CpuState) -> Result<(), L
     let info = BoardInfo { rsdp: tables.map(|t| t.rsdp), reserved: &reserved };
     let entry = loader::load(&board.ram, &board.map, images, info)?;
     enter(cpu, &entry);
-    cpu.firmware_mtrrs(board.device_window());
     Ok(())
 }
 

@@ -56,6 +56,8 @@ impl Runner {
         self.board.reset();
         self.cpus.iter_mut().for_each(|c| c.engine.cpu().reset());
         let loaded = boot::start(&self.board, &self.images, self.cpus[0].engine.cpu());
+        // Firmware brings up all processors, and leaves them waiting again.
+        self.cpus.iter_mut().for_each(|c| c.engine.cpu().firmware_mtrrs(self.board.device_window()));
         self.cpus_changed();
         loaded
     }

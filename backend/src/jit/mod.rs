@@ -137,7 +137,8 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
         runtime::install(b);
         b.cache.arena = Some(Arena::new()?);
         let eng = VcpuBlock::<C>::eng_offset;
-        let threaded = settings.background && settings.threshold != 0;
+        let regions = settings.hot != 0 || !settings.tier1;
+        let threaded = settings.background && settings.threshold != 0 && regions;
         let background = if threaded { Some(Background::start(Compiler::new(fe.clone(), eng), kick)?) } else { None };
         Ok(Self {
             own: Compiler::new(fe.clone(), eng),
