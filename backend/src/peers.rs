@@ -31,6 +31,8 @@ struct Sharing {
     granules: AtomicU64,
 }
 
+type Chunk = OnceLock<Box<[Sharing]>>;
+
 /// A message from one vCPU to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Note {
@@ -61,7 +63,7 @@ struct Alone {
 /// All vCPUs of a machine.
 pub struct Peers {
     cpus: Vec<Peer>,
-    chunks: OnceLock<Box<[OnceLock<Box<[Sharing]>>]>>,
+    chunks: OnceLock<Box<[Chunk]>>,
     shards: [Mutex<()>; SHARDS],
     alone: Mutex<Alone>,
     changed: Condvar,

@@ -158,6 +158,10 @@ pub struct Stats {
     pub interpret_ns: u64,
     /// Visits of tier 0 that ended in compiled code.
     pub went_on: u64,
+    /// Instructions that were decoded for one run, as another vCPU could still write their page.
+    pub unclaimed: u64,
+    /// Messages from other vCPUs.
+    pub notes: u64,
     /// Executions of blocks that have been dropped, in guest instructions.
     pub interpreted_dropped: u64,
 }

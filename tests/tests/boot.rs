@@ -124,6 +124,37 @@ fn debian_with_single_blocks_compiled() {
     debian_to_shell("debian-jit-block", "jit,region=block");
 }
 
+/// All CPUs come up, run, and do not come in each other's way.
+fn debian_with_cpus(name: &str, accel: &str, smp: &str, cpus: u32) {
+    let Some((kernel, initrd)) = debian() else {
+        return left_out(&format!("{name}: Debian's kernel cannot be fetched"));
+    };
+    let args = ["-accel", accel, "-smp", smp, "-m", "512M", "-nographic", "-no-reboot", "-kernel", kernel, "-initrd", initrd];
+    let mut g = Guest::start(name, &[&args[..], &["-append", "console=ttyS0"]].concat());
+    let log = g.wait_for("in rhea", LONG);
+    assert!(log.contains(&format!("smp: Brought up 1 node, {cpus} CPUs")), "{log}");
+    g.wait_for("# ", SHORT);
+    g.type_line("grep -c ^processor /proc/cpuinfo");
+    g.wait_for(&format!("\n{cpus}"), SHORT);
+    g.wait_for("# ", SHORT);
+    // Each round is a job of its own on whichever CPU is free.
+    g.type_line("for i in 1 2 3 4 5 6 7 8; do (seq 20000 | md5sum > /tmp/s$i) & done; wait; cat /tmp/s? | sort -u | wc -l");
+    g.wait_for("\n1", SHORT);
+    g.wait_for("# ", SHORT);
+    g.type_line("poweroff -f");
+    g.expect_exit(0, SHORT);
+}
+
+#[test]
+fn debian_with_two_cpus() {
+    debian_with_cpus("debian-smp-2", "jit", "2", 2);
+}
+
+#[test]
+fn debian_with_four_cpus_in_two_sockets() {
+    debian_with_cpus("debian-smp-4", "jit", "4,sockets=2", 4);
+}
+
 /// The README's first command, as typed.
 #[test]
 fn the_first_command_reaches_a_prompt() {

@@ -142,6 +142,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
                 return Ok((rec, true));
             }
         }
+        b.eng.stats.unclaimed += 1;
         let key = BlockKey { mode: key.mode | ONE, ..key };
         let (mut rec, _) = self.build_from_ram(b, Wanted { key, va, ctx, better: false })?;
         rec.threshold = u32::MAX;

@@ -11,7 +11,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
         let s = &b.eng.stats;
         let live: u64 = b.cache.records().map(|r| u64::from(r.runs) * u64::from(r.insns)).sum();
         let mut text = format!(
-            "blocks               {}\nguest insns in them  {}\ninsns interpreted    {}\ntranslated insns     {}\nwarm-up: building    {:.3} s\nwarm-up: interpreting {:.3} s (sampled)\nwarm-up: compiling   {:.3} s\ndispatcher visits    {}\ncache look-ups       {}\nleaves               {}\nfaults               {}\nevents               {}\ninvalidations        {}\nTLB refills          {}\nTLB flushes          {}\n",
+            "blocks               {}\nguest insns in them  {}\ninsns interpreted    {}\ntranslated insns     {}\nwarm-up: building    {:.3} s\nwarm-up: interpreting {:.3} s (sampled)\nwarm-up: compiling   {:.3} s\ndispatcher visits    {}\ncache look-ups       {}\nleaves               {}\nfaults               {}\nevents               {}\ninvalidations        {}\nTLB refills          {}\nTLB flushes          {}\ninsns not kept       {}\nnotes from peers     {}\n",
             b.cache.len(),
             b.cache.records().map(|r| u64::from(r.insns)).sum::<u64>(),
             live + s.interpreted_dropped,
@@ -27,6 +27,8 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
             b.cache.invalidations,
             b.fills.refills,
             b.fills.flushes,
+            s.unclaimed,
+            s.notes,
         );
         match &self.jit {
             Some(j) => text.push_str(&j.info(b.cache.arena_used())),

@@ -206,6 +206,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
         let ram = b.machine().ram();
         match m.mail() {
             Mail::Notes(notes) => {
+                b.eng.stats.notes += notes.len() as u64;
                 for note in notes {
                     match note {
                         Note::Written { offset, len } => b.cache.peer_wrote(ram, offset, len),

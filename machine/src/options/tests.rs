@@ -104,7 +104,7 @@ fn cpus_are_arranged_as_in_qemu() {
         let t = config(&format!("-smp {s}")).cpu.topology;
         (t.sockets, t.cores, t.threads)
     };
-    assert_eq!(config("").cpu.topology.cpus(), 1);
+    assert_eq!(config("-nographic").cpu.topology.cpus(), 1);
     assert_eq!(smp("cpus=1,sockets=1,cores=1,threads=1,maxcpus=1"), (1, 1, 1));
     assert_eq!((smp("4"), smp("64")), ((1, 4, 1), (1, 64, 1)));
     assert_eq!((smp("4,sockets=2"), smp("8,cores=2,threads=2")), ((2, 2, 1), (2, 2, 2)));
