@@ -1,6 +1,6 @@
 //! CMPXCHG16B (SDM 2 "CMPXCHG8B/CMPXCHG16B") PAUSE and MFENCE.
 
-use super::{ANY, Env, PURE, Res};
+use super::{ANY, BARRIER, Env, Res};
 use arch_x86::fault;
 use arch_x86::flags::{Cc, bit};
 use vm_core::Va;
@@ -15,8 +15,8 @@ rows! {
     /// (linear address).
     CMPXCHG16B = cmpxchg16b(1) ANY;
     /// Another CPU is waited for.
-    PAUSE = pause(0) PURE;
-    FENCE = fence(0) PURE;
+    PAUSE = pause(0) BARRIER;
+    FENCE = fence(0) BARRIER;
 }
 
 fn cmpxchg16b<E: Env>(env: &mut E, va: u64, _: u64, _: u64) -> Res {

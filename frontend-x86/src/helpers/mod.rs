@@ -23,6 +23,8 @@ pub const READS: Effects = Effects::READS_STATE;
 pub const CHECKS: Effects = Effects::READS_STATE.or(Effects::MAY_LEAVE);
 /// Reads and writes state, cannot raise.
 pub const STATE: Effects = Effects::READS_STATE.or(Effects::WRITES_STATE);
+/// Touches nothing, but what memory accesses stand before and after matters to other CPUs.
+pub const BARRIER: Effects = Effects::READS_MEM.or(Effects::WRITES_MEM);
 /// Anything: state, memory, exceptions.
 pub const ANY: Effects = STATE.or(Effects::READS_MEM).or(Effects::WRITES_MEM).or(Effects::MAY_LEAVE);
 

@@ -115,16 +115,24 @@ impl Mux {
         let fronts: Vec<_> = self.state.lock().ports.iter().map(|p| p.front.clone()).collect();
         for (i, front) in fronts.iter().enumerate().filter_map(|(i, f)| Some((i, f.as_ref()?))) {
             front.pump();
-            let room = front.room();
-            let bytes: Vec<u8> = self.state.lock().ports.get(i).map_or(vec![], |p| p.held.iter().take(room).copied().collect());
-            if bytes.is_empty() {
-                continue;
-            }
-            let taken = front.receive(&bytes);
-            if let Some(p) = self.state.lock().ports.get_mut(i) {
-                p.held.drain(..taken.min(p.held.len()));
-            }
+            // Until it is full: a device tells of room only then, and it may have taken some out meanwhile.
+            while self.pass_on(i, &**front) {}
         }
+    }
+
+    /// Passes held bytes of a port to its front end; `false` if there are none, or it takes none.
+    fn pass_on(&self, port: usize, front: &dyn Front) -> bool {
+        let room = front.room();
+        let held = |s: &State| s.ports.get(port).map_or(vec![], |p| p.held.iter().take(room).copied().collect());
+        let bytes: Vec<u8> = held(&self.state.lock());
+        if bytes.is_empty() {
+            return false;
+        }
+        let taken = front.receive(&bytes);
+        if let Some(p) = self.state.lock().ports.get_mut(port) {
+            p.held.drain(..taken.min(p.held.len()));
+        }
+        taken > 0
     }
 }
 

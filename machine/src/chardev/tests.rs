@@ -263,3 +263,39 @@ fn mux_holds_a_bounded_amount_and_escapes_pass_it() {
     port.input_wanted();
     until("nothing is lost", || guest.got.lock().len() == 8000);
 }
+
+/// A receiver of 16 characters from which the guest reads some whenever nobody looks. It tells of room only after it was full.
+struct Fifo {
+    free: AtomicUsize,
+    got: AtomicUsize,
+}
+
+impl Front for Fifo {
+    fn room(&self) -> usize {
+        let free = self.free.load(Ordering::SeqCst);
+        self.free.store((free + 4).min(16), Ordering::SeqCst);
+        free
+    }
+    fn receive(&self, bytes: &[u8]) -> usize {
+        let n = bytes.len().min(self.free.load(Ordering::SeqCst));
+        self.free.fetch_sub(n, Ordering::SeqCst);
+        self.got.fetch_add(n, Ordering::SeqCst);
+        n
+    }
+    fn event(&self, _: Event) {}
+    fn pump(&self) {}
+}
+
+/// A line that was typed ahead got stuck when the guest read while it was passed on.
+#[test]
+fn mux_passes_all_to_a_guest_that_reads_meanwhile() {
+    let ev = events();
+    let (mut peer, fd) = pair();
+    let mux = Mux::new(Chardev::from_fds(Some(fd), None, "m", &ev.waker()), || {});
+    let port = mux.port();
+    let guest = Arc::new(Fifo { free: AtomicUsize::new(5), got: AtomicUsize::new(0) });
+    port.set_front(guest.clone());
+    mux.start();
+    peer.write_all(&[b'k'; 500]).unwrap();
+    until("all of the line", || guest.got.load(Ordering::SeqCst) == 500);
+}
