@@ -271,7 +271,11 @@ pub fn driver(group: Group, name: &str, origin: &str) -> Result<&'static DriverS
         Some(d) => Ok(d),
         None => {
             let known = drivers(group).filter(|d| d.missing.is_none()).flat_map(|d| d.aliases.iter().copied().chain([d.name]));
-            Err(OptionError::UnknownValue(origin.to_owned(), name.into(), Hint::for_word(name, known)))
+            Err(OptionError::UnknownValue(
+                origin.to_owned(),
+                name.into(),
+                Hint::with_help(name, known, &format!("{origin} help")),
+            ))
         }
     }
 }

@@ -82,7 +82,8 @@ fn machine_and_accel() {
 fn cpu_models_and_features() {
     let c = config("-cpu max,+avx2,-sse3,smep=off").cpu;
     assert_eq!((c.model, c.features), ("max", vec![("avx2", true), ("sse3", false), ("smep", false)]));
-    assert_eq!(error("-cpu Skylake"), "-cpu: unknown value 'Skylake'; there is qemu64, x86-64-v1, x86-64-v2, x86-64-v3, max");
+    assert_eq!(error("-cpu Zen"), "-cpu: unknown value 'Zen'; try '-cpu help'");
+    assert!(error("-cpu Nehalam").ends_with("did you mean 'Nehalem'?"));
     assert_eq!(config("-cpu x86-64-v3").cpu.model, "x86-64-v3");
     assert!(error("-cpu max,+pclmul").ends_with("did you mean 'pclmulqdq'?"));
 }
