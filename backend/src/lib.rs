@@ -4,6 +4,7 @@
 
 mod atomic;
 mod cache;
+mod count;
 mod dump;
 mod exec;
 mod jit;

@@ -3,6 +3,7 @@
 
 use crate::tlb::{Entry, Serves, index};
 use crate::vblock::{LEAVE, VcpuBlock};
+use std::sync::atomic::Ordering;
 use vm_core::guest::{Flush, GuestCpu, Mapping, PhysMem};
 use vm_core::{Access, CpuIo, Fault, GuestEnv, Pa, PageBits, Target, Va, dlog};
 
@@ -128,7 +129,19 @@ impl<C: GuestCpu> VcpuBlock<C> {
         }
     }
 
+    /// Before a device is accessed. `Err`: where instructions are counted the accessing one must run alone.
+    fn reach(&mut self, p: Place) -> Result<(), Fault> {
+        if self.count.is_some() && matches!(p, Place::Mmio(_)) {
+            if !self.eng.single {
+                return Err(LEAVE);
+            }
+            self.publish_count();
+        }
+        Ok(())
+    }
+
     fn write_place(&mut self, p: Place, size: u8, v: u64) -> Result<(), Fault> {
+        self.reach(p)?;
         match p {
             Place::Mmio(pa) => self.machine().mmio_write(pa, size, v),
             Place::Ram { writable: false, offset, .. } => dlog!(GUEST_ERRORS, "write to ROM at RAM offset {offset:#x}"),
@@ -180,7 +193,23 @@ impl<C: GuestCpu> GuestEnv for VcpuBlock<C> {
     }
 
     fn io(&self) -> &dyn CpuIo {
+        self.publish_count();
         self.machine()
+    }
+
+    fn iterations_left(&self) -> u64 {
+        match (&self.count, self.eng.exit.load(Ordering::Relaxed)) {
+            (None, _) => u64::MAX,
+            (Some(_), 0) => self.eng.budget,
+            // A device has something to say, perhaps to the iteration that comes next.
+            (Some(_), _) => 0,
+        }
+    }
+
+    fn count_iterations(&mut self, n: u64) {
+        if self.count.is_some() {
+            self.eng.budget -= n;
+        }
     }
 
     fn load(&mut self, va: Va, size: u8, ctx: usize) -> Result<u64, Fault> {
@@ -190,12 +219,15 @@ impl<C: GuestCpu> GuestEnv for VcpuBlock<C> {
         let first = 4096 - (va.0 & 0xfff);
         if u64::from(size) <= first {
             let p = self.place(va, Access::Read, ctx)?;
+            self.reach(p)?;
             self.cpu.accessed(va, size, false);
             return Ok(self.read_place(p, size));
         }
         let first = first as u8;
         let lo = self.place(va, Access::Read, ctx)?;
         let hi = self.place(Va(va.0.wrapping_add(first.into())), Access::Read, ctx)?;
+        self.reach(lo)?;
+        self.reach(hi)?;
         self.cpu.accessed(va, size, false);
         let lo = self.read_bytes(lo, first);
         let hi = self.read_bytes(hi, size - first);

@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 use crate::cache::{Cache, Record};
+use crate::count::Count;
 use crate::tier0::form::{COp, Edge};
 use crate::tlb;
 use std::mem::offset_of;
@@ -41,6 +42,8 @@ pub enum Why {
     Edge = 6,
     /// As `Lookup`, after an ordinary jump: nothing but the program counter has changed.
     Miss = 7,
+    /// `Engine::budget` does not suffice for the block at the program counter.
+    Budget = 8,
 }
 
 impl Why {
@@ -53,6 +56,7 @@ impl Why {
             5 => Why::Kicked,
             6 => Why::Edge,
             7 => Why::Miss,
+            8 => Why::Budget,
             _ => Why::Lookup,
         }
     }
@@ -119,6 +123,8 @@ pub struct Engine {
     pub cur: *mut Record,
     /// Functions that generated code calls: see `jit::runtime`.
     pub fns: [usize; 8],
+    /// Where instructions are counted: how many may be executed before the dispatcher is needed. Taken at a block's start.
+    pub budget: u64,
     pub tlb: tlb::Tables,
     pub jc: [JcEntry; JC_ENTRIES],
 
@@ -176,6 +182,7 @@ pub struct VcpuBlock<C: GuestCpu> {
     jc_fills: JcFills,
     pub cache: Cache,
     pub helpers: Arc<[Helper<C>]>,
+    pub count: Option<Count>,
     io: Option<NonNull<dyn CpuIo>>,
 }
 
@@ -202,6 +209,7 @@ impl<C: GuestCpu> VcpuBlock<C> {
             (&raw mut (*p).jc_fills).write(JcFills::default());
             (&raw mut (*p).cache).write(Cache::default());
             (&raw mut (*p).helpers).write(helpers);
+            (&raw mut (*p).count).write(None);
             (&raw mut (*p).io).write(None);
             (&raw mut (*p).eng.stats).write(Stats::default());
             (&raw mut (*p).eng.why).write(Why::Lookup);

@@ -68,11 +68,12 @@ impl Record {
         self.code != 0 && self.tier1.is_none()
     }
 
-    /// Page offset of the guest instruction that the op at `op` belongs to.
-    pub fn page_offset_of(&self, op: *const COp) -> u32 {
+    /// Page offset of the guest instruction that the op at `op` belongs to, and the block's number of instructions from it on.
+    pub fn place_of(&self, op: *const COp) -> (u32, u64) {
         let index = (op as usize - self.ops.as_ptr() as usize) / size_of::<COp>();
-        let i = self.insn_at.partition_point(|(at, _)| usize::from(*at) <= index);
-        i.checked_sub(1).map_or(self.start, |i| self.insn_at[i].1.into())
+        let i = self.insn_at.partition_point(|(at, _)| usize::from(*at) <= index).saturating_sub(1);
+        let rest = u64::from(self.insns) - i as u64;
+        (self.insn_at.get(i).map_or(self.start, |at| at.1.into()), rest)
     }
 
     /// RAM byte ranges of its source.

@@ -274,7 +274,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
         let p = &raw mut *rec;
         rec.ops[0].set_record(p);
         if one {
-            rec.ops[0].set_handler(ops::start_alone::<C>);
+            rec.ops[0].set_handler(self.former.start_alone::<C>());
         }
         rec
     }

@@ -10,6 +10,7 @@ mod info;
 pub use build::read_code;
 
 use crate::cache::Record;
+use crate::count::Count;
 use crate::jit::Jit;
 use crate::peers::{Mail, Member, Note};
 use crate::tier0::form::{Edge, Former};
@@ -23,7 +24,8 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 use vm_core::guest::{GuestCpu, Shutdown};
 use vm_core::log::{self, Item};
-use vm_core::{CpuIo, Events, Fault, Pa, StopReason, Va, Vcpu, dlog};
+use vm_core::{CpuIo, Events, Fault, InsnCounter, Pa, StopReason, Va, Vcpu, dlog};
+
 /// Mode bit of blocks of one instruction, which run while the instruction may write its own code.
 pub const ONE: u64 = 1 << 63;
 /// Dropped blocks that may wait until they are freed.
@@ -46,6 +48,8 @@ pub struct Settings {
     pub bisect: Option<(u64, u64)>,
     /// Compile on a thread of its own.
     pub background: bool,
+    /// Count instructions here, and stop at the limit set here.
+    pub counter: Option<Arc<InsnCounter>>,
 }
 
 /// One vCPU of the translating engine.
@@ -82,18 +86,19 @@ impl<F: Frontend, C: GuestCpu> Engine<F, C> {
         let l = fe.layout();
         b.eng.pc_off = l.slot(l.pc).offset;
         b.eng.pc_page_off = l.slot(l.pc_page).offset;
+        b.count = settings.counter.clone().map(Count::new);
         let vref = VcpuRef::new(b);
         let mut engine = Self {
             vref,
             driver: Driver {
                 fe: fe.clone(),
-                settings,
-                former: Former::default(),
+                former: Former::new(settings.counter.is_some()),
                 passes: Passes::new(),
                 block: Block::default(),
                 left: false,
                 page: None,
                 jit: None,
+                settings,
             },
         };
         if engine.driver.settings.jit {
@@ -133,7 +138,12 @@ impl<F: Frontend, C: GuestCpu> Vcpu for Engine<F, C> {
         let driver = &mut self.driver;
         let member = self.vref.get().cache.member.clone();
         let _among_peers = member.as_ref().map(Running::start);
-        self.vref.get().with_io(io, |b| driver.run(b))
+        self.vref.get().with_io(io, |b| {
+            b.take_limit();
+            let why = driver.run(b);
+            b.publish_count();
+            why
+        })
     }
 
     fn cpu(&mut self) -> &mut C {
@@ -165,10 +175,13 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
         loop {
             b.eng.exit.store(0, Ordering::SeqCst);
             let pending = io.signals().pending();
+            if pending.contains(Events::STOP) {
+                return StopReason::Stopped;
+            }
+            if b.out_of_budget() || pending.contains(Events::TIMER) {
+                return StopReason::Limit;
+            }
             if !pending.is_empty() {
-                if pending.contains(Events::STOP) {
-                    return StopReason::Stopped;
-                }
                 if let (true, Some(m)) = (pending.contains(Events::EXCLUSIVE), &b.cache.member) {
                     m.give_way();
                 }
@@ -250,7 +263,8 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
                 b.jc_clear_all();
                 b.eng.stats.interpreted_dropped += b.cache.bury();
             }
-            if b.cpu.halted() || !io.signals().pending().is_empty() || b.eng.exit.load(Ordering::Relaxed) != 0 {
+            let asked = !io.signals().pending().is_empty() || b.eng.exit.load(Ordering::Relaxed) != 0;
+            if asked || b.cpu.halted() || b.out_of_budget() {
                 return Ok(());
             }
         }
@@ -294,7 +308,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
             unsafe { self.enter(b, rec) };
             let only_jumped = matches!(b.eng.why, Why::Miss | Why::Edge | Why::Link | Why::Hot);
             self.follow_up(b)?;
-            if !only_jumped || b.eng.exit.load(Ordering::Relaxed) != 0 || b.cache.dead() > GRAVES {
+            if !only_jumped || b.eng.exit.load(Ordering::Relaxed) != 0 || b.cache.dead() > GRAVES || b.out_of_budget() {
                 return Ok(());
             }
         }
@@ -315,6 +329,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
                 _ => ops::run(b.seam(), (*rec).ops.as_mut_ptr()),
             }
         }
+        b.set_rest(0);
     }
 
     /// # Safety
@@ -331,6 +346,9 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
     fn follow_up(&mut self, b: &mut VcpuBlock<C>) -> Result<(), Shutdown> {
         match b.eng.why {
             Why::Lookup | Why::Miss | Why::Kicked => Ok(()),
+            // The last instructions before the limit, one by one.
+            Why::Budget if b.out_of_budget() => Ok(()),
+            Why::Budget => self.step(b).map(|_| ()),
             Why::Link => {
                 let (edge, from) = (b.eng.edge, b.eng.cur);
                 if let (Ok(to), false) = (self.find(b, false), log::enabled(Item::NOCHAIN)) {
@@ -386,12 +404,14 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
             return;
         }
         // SAFETY: `cur` is the record that runs or just ran; it is freed only by the dispatcher, later.
-        let offset = unsafe { (*b.eng.cur).page_offset_of(b.eng.fault_op) };
+        let (offset, rest) = unsafe { (*b.eng.cur).place_of(b.eng.fault_op) };
         b.set_pc_in_page(offset.into());
+        b.give_back(rest);
     }
 
     fn fault(&mut self, b: &mut VcpuBlock<C>, f: Fault) -> Result<(), Shutdown> {
         b.eng.stats.faults += 1;
+        b.count_fault();
         b.eng.single = true;
         let r = C::deliver_fault(b, f);
         b.eng.single = false;
@@ -418,6 +438,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
             }
         };
         b.eng.single = false;
+        b.set_rest(0);
         b.cache.apply_writes(b.machine().ram());
         match outcome {
             Ok(()) => Ok(true),

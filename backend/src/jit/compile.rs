@@ -74,6 +74,8 @@ pub struct Compiler<F: Frontend> {
     passes: Passes,
     control: ControlPlane,
     eng: fn(usize) -> i32,
+    /// Blocks take their instructions from `Engine::budget`.
+    counted: bool,
 }
 
 pub(super) struct Bytes<'a>(pub &'a [u8; 4096]);
@@ -118,7 +120,7 @@ fn isa() -> OwnedTargetIsa {
 
 impl<F: Frontend> Compiler<F> {
     /// `eng`: offset from the seam of a byte of the engine state.
-    pub fn new(fe: Arc<F>, eng: fn(usize) -> i32) -> Self {
+    pub fn new(fe: Arc<F>, eng: fn(usize) -> i32, counted: bool) -> Self {
         Self {
             fe,
             isa: isa(),
@@ -127,6 +129,7 @@ impl<F: Frontend> Compiler<F> {
             passes: Passes::new(),
             control: ControlPlane::default(),
             eng,
+            counted,
         }
     }
 
@@ -205,6 +208,7 @@ impl<F: Frontend> Compiler<F> {
             helpers: self.fe.helpers(),
             eng: self.eng,
             pc_mask: (self.fe.layout().pc_mask)(job.key.mode),
+            counted: self.counted,
         };
         self.ctx.clear();
         self.ctx.func.signature = lower::signature();

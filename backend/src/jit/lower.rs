@@ -22,6 +22,8 @@ pub struct Env<'a> {
     /// Offset from the seam of a byte of `Engine`.
     pub eng: fn(usize) -> i32,
     pub pc_mask: u64,
+    /// Blocks take their instructions from `Engine::budget`.
+    pub counted: bool,
 }
 
 /// One block of a region, optimised.
@@ -75,6 +77,8 @@ pub(super) struct Lower<'a, 'b> {
     /// Returns the status word.
     failed: clif::Block,
     insn: u32,
+    /// Instructions of the block from the present one on.
+    rest: u32,
     /// The page's program counter, once loaded in this block.
     page: Option<Value>,
     current: usize,
@@ -119,6 +123,7 @@ impl<'a, 'b> Lower<'a, 'b> {
             leave,
             failed,
             insn: 0,
+            rest: 0,
             page: None,
             current: 0,
         }
@@ -315,11 +320,30 @@ impl<'a, 'b> Lower<'a, 'b> {
         self.page = None;
         self.vals.clear();
         self.vals.resize(m.ir.insts.len(), Value::from_u32(0));
+        self.rest = m.ir.guest_insns + 1;
+        if self.env.counted {
+            self.take_budget(m);
+        }
         for (at, inst) in m.ir.insts.iter().enumerate() {
             if let Some(v) = self.inst(&m.ir, inst) {
                 self.vals[at] = v;
             }
         }
+    }
+
+    /// Takes a block's instructions from the budget, or leaves at its start.
+    fn take_budget(&mut self, m: &Member) {
+        let (budget, n) = (self.eng_load(I64, offset_of!(Engine, budget)), i64::from(m.ir.guest_insns));
+        let short = self.b.ins().icmp_imm_u(IntCC::UnsignedLessThan, budget, n);
+        let leave = self.b.create_block();
+        self.b.set_cold_block(leave);
+        self.unless(short, leave);
+        let next = self.b.current_block().expect("in a block");
+        self.b.switch_to_block(leave);
+        self.leave(m.start.into(), Why::Budget);
+        self.b.switch_to_block(next);
+        let budget = self.b.ins().iadd_imm_s(budget, -n);
+        self.eng_store(budget, offset_of!(Engine, budget));
     }
 
     // --- ops
@@ -331,7 +355,7 @@ impl<'a, 'b> Lower<'a, 'b> {
     fn inst(&mut self, block: &Block, i: &Inst) -> Option<Value> {
         let (a, b) = (|l: &Self| l.val(i.a), |l: &Self| l.val(i.b));
         match i.op {
-            Op::Insn => self.insn = i.imm as u32,
+            Op::Insn => (self.insn, self.rest) = (i.imm as u32, self.rest - 1),
             Op::Set => {
                 let (v, off) = (a(self), self.slot_off(i.slot(), i.imm));
                 self.b.ins().store(STATE, v, self.st, off);
@@ -463,7 +487,7 @@ impl<'a, 'b> Lower<'a, 'b> {
     }
 
     fn info(&self, i: &Inst, write: bool) -> u32 {
-        AccessInfo { ty: i.ty, ctx: usize::from(i.aux & 3), write, insn: self.insn }.pack()
+        AccessInfo { ty: i.ty, ctx: usize::from(i.aux & 3), write, insn: self.insn, rest: self.rest }.pack()
     }
 
     /// Host address of an access. The check is a trap without a block of its own: its jump is pointed at a pad
@@ -535,7 +559,8 @@ impl<'a, 'b> Lower<'a, 'b> {
         if leaves || desc.effects.has(Effects::READS_STATE) {
             self.set_pc_in_page(self.insn.into());
         }
-        let info = self.iconst(I64, (u64::from(i.aux) | u64::from(self.insn) << 32) as i64);
+        let info = u64::from(i.aux) | u64::from(self.rest) << 16 | u64::from(self.insn) << 32;
+        let info = self.iconst(I64, info as i64);
         let mut args = vec![info];
         for v in [i.a, i.b, i.c] {
             args.push(if v == Val::NONE { info } else { self.val(v) });
@@ -554,6 +579,11 @@ impl<'a, 'b> Lower<'a, 'b> {
         self.unless(c, leave);
         let next = self.b.current_block().expect("in a block");
         self.b.switch_to_block(leave);
+        if self.env.counted {
+            let budget = self.eng_load(I64, offset_of!(Engine, budget));
+            let budget = self.b.ins().iadd_imm_s(budget, i64::from(self.rest));
+            self.eng_store(budget, offset_of!(Engine, budget));
+        }
         self.leave(self.insn.into(), Why::Leave);
         self.b.switch_to_block(next);
     }

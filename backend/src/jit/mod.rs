@@ -12,7 +12,8 @@ mod vector_special;
 
 use crate::cache::{self, Record, Region, Tier1Code};
 use crate::exec::Settings;
-use crate::tier0::ops;
+use crate::tier0::form::Handler;
+use crate::tier0::{counted, ops};
 use crate::tier1::{self, Tier1};
 use crate::vblock::{VcpuBlock, Why};
 use arena::{Arena, Range};
@@ -137,11 +138,12 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
         runtime::install(b);
         b.cache.arena = Some(Arena::new()?);
         let eng = VcpuBlock::<C>::eng_offset;
+        let counted = settings.counter.is_some();
         let regions = settings.hot != 0 || !settings.tier1;
         let threaded = settings.background && settings.threshold != 0 && regions;
-        let background = if threaded { Some(Background::start(Compiler::new(fe.clone(), eng), kick)?) } else { None };
+        let background = if threaded { Some(Background::start(Compiler::new(fe.clone(), eng, counted), kick)?) } else { None };
         Ok(Self {
-            own: Compiler::new(fe.clone(), eng),
+            own: Compiler::new(fe.clone(), eng, counted),
             background,
             queued: FxHashMap::default(),
             fe,
@@ -244,9 +246,14 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
             thunks,
             code: range,
             compiled_start: ops::start_compiled::<C>,
-            start: ops::start::<C>,
+            start: self.start(),
             threshold: self.settings.threshold.max(1),
         });
+    }
+
+    /// Handler of starts of blocks that have no code.
+    fn start(&self) -> Handler {
+        if self.settings.counter.is_some() { counted::start::<C> } else { ops::start::<C> }
     }
 
     /// Room in the arena: free, of code that was dropped, or if need be of all code there is.
@@ -261,7 +268,7 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
         dlog!(SMC, "code arena full: dropping all compiled code");
         self.stats.arena_flushes += 1;
         b.cache.drop_regions();
-        b.cache.drop_all_tier1(ops::start::<C>, self.settings.threshold.max(1));
+        b.cache.drop_all_tier1(self.start(), self.settings.threshold.max(1));
         b.cache.release_freed();
         b.cache.place_code(code)
     }
@@ -295,6 +302,7 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
             pc_mask: (layout.pc_mask)(key.mode),
             record: rec,
             counts: self.settings.hot != 0,
+            counted: self.settings.counter.is_some(),
         };
         let code = emitter.emit(&env, &block);
         if log::enabled(Item::OUT_ASM) && log::in_filter(key.phys) {

@@ -36,19 +36,21 @@ pub struct AccessInfo {
     pub write: bool,
     /// Page offset of the instruction.
     pub insn: u32,
+    /// Instructions of the block from this one on: 1 to 64.
+    pub rest: u32,
 }
 
 impl AccessInfo {
     /// Where atomic ops add their kind.
-    pub const RMW_SHIFT: u32 = 24;
+    pub const RMW_SHIFT: u32 = 26;
 
     pub fn pack(self) -> u32 {
-        self.ty as u32 | (self.ctx as u32) << 3 | u32::from(self.write) << 5 | self.insn << 8
+        self.ty as u32 | (self.ctx as u32) << 3 | u32::from(self.write) << 5 | self.insn << 8 | (self.rest - 1) << 20
     }
 
     pub fn unpack(v: u32) -> Self {
         let ty = Ty::ALL[(v & 7) as usize % Ty::ALL.len()];
-        Self { ty, ctx: (v >> 3 & 3) as usize, write: v >> 5 & 1 != 0, insn: v >> 8 & 0xffff }
+        Self { ty, ctx: (v >> 3 & 3) as usize, write: v >> 5 & 1 != 0, insn: v >> 8 & 0xfff, rest: (v >> 20 & 63) + 1 }
     }
 }
 
@@ -56,7 +58,8 @@ impl AccessInfo {
 pub fn install<C: GuestCpu>(b: &mut VcpuBlock<C>) {
     b.eng.fns[func::ACCESS_STUB] = access_stub as *const () as usize;
     b.eng.fns[func::ACCESS] = access::<C> as *const () as usize;
-    b.eng.fns[func::HELPER] = helper::<C> as *const () as usize;
+    let counted = b.count.is_some();
+    b.eng.fns[func::HELPER] = if counted { counted_helper::<C> as *const () as usize } else { helper::<C> as *const () as usize };
     b.eng.fns[func::ATOMIC] = atomic::<C> as *const () as usize;
     b.eng.fns[func::PROBE] = probe::<C> as *const () as usize;
     b.eng.fns[func::VEC] = vec::<C> as *const () as usize;
@@ -66,9 +69,11 @@ pub fn install<C: GuestCpu>(b: &mut VcpuBlock<C>) {
 }
 
 impl<C: GuestCpu> VcpuBlock<C> {
-    /// Notes why a slow path cannot go on: the instruction at `insn` faults or must run alone.
-    fn give_up(&mut self, f: Fault, insn: u32) {
+    /// Notes why a slow path cannot go on: the instruction at `insn` faults or must run alone. `rest`: instructions of the
+    /// block from it on.
+    fn give_up(&mut self, f: Fault, insn: u32, rest: u32) {
         self.set_pc_in_page(insn.into());
+        self.give_back(rest.into());
         self.eng.fault = f;
         self.eng.status = if f == LEAVE { Why::Leave } else { Why::Fault } as u32;
     }
@@ -84,16 +89,17 @@ extern "C" fn access<C: GuestCpu>(seam: *mut u8) {
     let access = if info.write { Access::Write } else { Access::Read };
     b.eng.status = 0;
     if va.0 & 0xfff > 4096 - u64::from(size) {
-        return b.give_up(LEAVE, info.insn);
+        return b.give_up(LEAVE, info.insn, info.rest);
     }
     match b.place(va, access, info.ctx) {
-        Err(f) => b.give_up(f, info.insn),
+        Err(f) => b.give_up(f, info.insn, info.rest),
         Ok(_) if b.quick(va.0, size, access, info.ctx).is_some() => {}
-        Ok(_) => b.give_up(LEAVE, info.insn),
+        Ok(_) => b.give_up(LEAVE, info.insn, info.rest),
     }
 }
 
-/// `info`: helper in bits 15:0, page offset of the instruction from bit 32.
+/// `info`: helper in bits 15:0, instructions of the block from this one on in bits 31:16, page offset of the instruction
+/// from bit 32.
 extern "C" fn helper<C: GuestCpu>(seam: *mut u8, info: u64, x: u64, y: u64, z: u64) -> u64 {
     // SAFETY: module note.
     let b = unsafe { VcpuBlock::<C>::from_seam(seam) };
@@ -102,10 +108,20 @@ extern "C" fn helper<C: GuestCpu>(seam: *mut u8, info: u64, x: u64, y: u64, z: u
     match f(b, x, y, z) {
         Ok(v) => v,
         Err(f) => {
-            b.give_up(f, (info >> 32) as u32);
+            b.give_up(f, (info >> 32) as u32, (info >> 16 & 0xffff) as u32);
             0
         }
     }
+}
+
+/// As `helper`, where instructions are counted.
+extern "C" fn counted_helper<C: GuestCpu>(seam: *mut u8, info: u64, x: u64, y: u64, z: u64) -> u64 {
+    // SAFETY: module note.
+    unsafe { VcpuBlock::<C>::from_seam(seam) }.set_rest(info >> 16 & 0xffff);
+    let r = helper::<C>(seam, info, x, y, z);
+    // SAFETY: as above.
+    unsafe { VcpuBlock::<C>::from_seam(seam) }.set_rest(0);
+    r
 }
 
 /// `info` as `AccessInfo`, with the kind of read-modify-write + 1 at `RMW_SHIFT` (0: compare-and-swap).
@@ -113,13 +129,13 @@ extern "C" fn atomic<C: GuestCpu>(seam: *mut u8, va: u64, info: u64, x: u64, y: 
     // SAFETY: module note.
     let b = unsafe { VcpuBlock::<C>::from_seam(seam) };
     let i = AccessInfo::unpack(info as u32);
-    let rmw = ((info >> AccessInfo::RMW_SHIFT & 0xff) as u16).checked_sub(1).and_then(Rmw::from_index);
+    let rmw = ((info >> AccessInfo::RMW_SHIFT & 7) as u16).checked_sub(1).and_then(Rmw::from_index);
     b.eng.status = 0;
     let mask = i.ty.mask();
     match b.atomic(va, AtomicArgs { ty: i.ty, ctx: i.ctx as u8, rmw }, x & mask, y & mask) {
         Ok(old) => old,
         Err(f) => {
-            b.give_up(f, i.insn);
+            b.give_up(f, i.insn, i.rest);
             0
         }
     }
@@ -131,7 +147,7 @@ extern "C" fn probe<C: GuestCpu>(seam: *mut u8, va: u64, len: u64, info: u64) {
     let i = AccessInfo::unpack(info as u32);
     b.eng.status = 0;
     if let Err(f) = b.probe(Va(va), len, Access::Write, i.ctx) {
-        b.give_up(f, i.insn);
+        b.give_up(f, i.insn, i.rest);
     }
 }
 

@@ -4,7 +4,7 @@
 //! UNSAFE: only the reading of handlers and edges out of slots that this module wrote.
 #![allow(unsafe_code)]
 
-use super::ops;
+use super::{counted, ops};
 use crate::atomic::AtomicArgs;
 use crate::cache::Record;
 use crate::vblock::{TEMPS, VcpuBlock};
@@ -119,6 +119,10 @@ pub struct Former {
     insn_at: Vec<(u16, u16)>,
     edges: [u16; 2],
     insn: u32,
+    /// Instructions are counted.
+    counted: bool,
+    /// Instructions of the block from the present one on.
+    rest: u32,
 }
 
 const NO_SLOT: u16 = u16::MAX;
@@ -135,9 +139,24 @@ pub struct Formed {
 pub struct TooLarge;
 
 impl Former {
+    /// `counted`: blocks take their instructions from `Engine::budget`.
+    pub fn new(counted: bool) -> Self {
+        Self { counted, ..Self::default() }
+    }
+
+    /// Handler of starts of blocks.
+    fn start<C: GuestCpu>(&self) -> Handler {
+        if self.counted { counted::start::<C> } else { ops::start::<C> }
+    }
+
+    /// Handler of starts of blocks of one instruction that runs alone.
+    pub fn start_alone<C: GuestCpu>(&self) -> Handler {
+        if self.counted { counted::start_alone::<C> } else { ops::start_alone::<C> }
+    }
+
     pub fn form<C: GuestCpu>(&mut self, block: &Block, layout: &StateLayout, helpers: &[HelperDesc]) -> Result<Formed, TooLarge> {
         self.prepare(block, layout, helpers);
-        self.emit(COp::new(ops::start::<C>, 0, 0, 0));
+        self.emit(COp::new(self.start::<C>(), 0, 0, 0));
         for i in 0..block.insts.len() {
             self.one::<C>(block, layout, helpers, i)?;
         }
@@ -159,6 +178,7 @@ impl Former {
         self.insn_at.clear();
         self.edges = [0; 2];
         self.insn = block.start;
+        self.rest = block.guest_insns + 1;
         for (i, inst) in block.insts.iter().enumerate() {
             for v in inst.operands() {
                 self.last_use[v.index()] = i as u32;
@@ -302,6 +322,7 @@ impl Former {
         match inst.op {
             Op::Insn => {
                 self.insn = inst.imm as u32;
+                self.rest = self.rest.saturating_sub(1);
                 self.insn_at.push((self.out.len() as u16, inst.imm as u16));
             }
             Op::Const => self.loc[at] = Loc::Const(inst.imm as u64 & inst.ty.mask()),
@@ -477,8 +498,9 @@ impl Former {
         }
         let d = self.result::<C>(block, at)?;
         let needs_pc = desc.effects.has(Effects::MAY_LEAVE) || desc.effects.has(Effects::READS_STATE);
-        self.emit(COp::new(ops::call::<C>, d, arg[0], u32::from(arg[1]) | u32::from(arg[2]) << 16));
-        self.emit(COp { h: inst.aux.into(), d: 0, a: needs_pc.into(), x: self.insn });
+        let h = if self.counted { counted::call::<C> } else { ops::call::<C> };
+        self.emit(COp::new(h, d, arg[0], u32::from(arg[1]) | u32::from(arg[2]) << 16));
+        self.emit(COp { h: inst.aux.into(), d: self.rest as u16, a: needs_pc.into(), x: self.insn });
         Ok(())
     }
 

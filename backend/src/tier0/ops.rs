@@ -709,7 +709,7 @@ pub unsafe extern "C" fn start_dead<C: GuestCpu>(s: *mut u8, op: *mut COp) -> *m
     }
 }
 
-fn leave_block<C: GuestCpu>(b: &mut VcpuBlock<C>, page_offset: i64, why: Why) -> *mut COp {
+pub(super) fn leave_block<C: GuestCpu>(b: &mut VcpuBlock<C>, page_offset: i64, why: Why) -> *mut COp {
     b.set_pc_in_page(page_offset);
     b.eng.why = why;
     ptr::null_mut()

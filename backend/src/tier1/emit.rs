@@ -20,6 +20,8 @@ pub struct Env<'a> {
     pub record: *mut Record,
     /// Count down `Record::hot` and leave with `Why::Hot` at 0.
     pub counts: bool,
+    /// Take the block's instructions from `Engine::budget`.
+    pub counted: bool,
 }
 
 /// Emitted code of a block; offsets are from its first byte, which is the full entry.
@@ -34,8 +36,9 @@ pub struct Code<'a> {
 pub(super) enum Cold {
     /// A memory check that missed: (end of its jump, where to go on, register of the address, `AccessInfo`).
     Miss { jump: usize, back: usize, va: u8, info: u32 },
-    /// Leaves with the program counter at a page offset: (end of the jump, offset, `Why`, number of the edge).
-    Leave { jump: usize, offset: i32, why: u32, edge: u32 },
+    /// Leaves with the program counter at a page offset: (end of the jump, offset, `Why`, number of the edge, instructions
+    /// that were counted and not executed).
+    Leave { jump: usize, offset: i32, why: u32, edge: u32, rest: u32 },
     /// Returns the status word.
     Failed { jump: usize },
     /// Goes on at a page offset through the jump cache.
@@ -65,6 +68,8 @@ pub(super) struct Emit<'a> {
     pub at: u32,
     /// Page offset of the guest instruction.
     pub insn: u32,
+    /// Instructions of the block from this one on.
+    pub rest: u32,
     pub edges: [Option<(u32, u32)>; 2],
 }
 
@@ -84,7 +89,7 @@ impl Tier1 {
         b.cold.clear();
         let mut code = SimpleAssembler::new();
         code.ops = b.code;
-        let mut e = Emit { code, env, block, r: b.regs, cold: b.cold, at: 0, insn: block.start, edges: [None; 2] };
+        let mut e = Emit { code, env, block, r: b.regs, cold: b.cold, at: 0, insn: block.start, rest: 0, edges: [None; 2] };
         e.prepare();
         let linked = e.entry();
         for i in 0..block.insts.len() {
@@ -103,6 +108,7 @@ impl Emit<'_> {
     /// Finds last uses and calls. A comparison that the next op alone uses is done there, so its operands live till then.
     fn prepare(&mut self) {
         self.r.reset(self.block.insts.len());
+        self.rest = self.block.guest_insns + 1;
         for (i, inst) in self.block.insts.iter().enumerate() {
             for v in inst.operands() {
                 self.r.last[v.index()] = i as u32;
@@ -139,7 +145,7 @@ impl Emit<'_> {
     fn op(&mut self, i: &Inst) {
         let v = Val(self.at);
         match i.op {
-            Op::Insn => self.insn = i.imm as u32,
+            Op::Insn => (self.insn, self.rest) = (i.imm as u32, self.rest - 1),
             Op::Const => self.r.loc[v.index()] = Loc::Const(i.imm as u64 & i.ty.mask()),
             Op::Get => {
                 let off = self.slot_off(i);

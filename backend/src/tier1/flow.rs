@@ -51,12 +51,19 @@ impl Emit<'_> {
             asm!(self; mov rax, QWORD hot; dec DWORD [rax]);
             self.leave_if(cc::E, start, Why::Hot);
         }
+        if self.env.counted {
+            let (budget, n) = (self.eng(offset_of!(Engine, budget)), self.block.guest_insns as i32);
+            asm!(self; cmp QWORD [r15 + budget], DWORD n);
+            self.leave_if(cc::B, start, Why::Budget);
+            asm!(self; sub QWORD [r15 + budget], DWORD n);
+        }
         linked
     }
 
     fn leave_if(&mut self, c: u8, offset: i32, why: Why) {
         let jump = self.jcc(c);
-        self.cold.push(Cold::Leave { jump, offset, why: why as u32, edge: 0 });
+        let rest = if self.env.counted && why == Why::Leave { self.rest } else { 0 };
+        self.cold.push(Cold::Leave { jump, offset, why: why as u32, edge: 0, rest });
     }
 
     /// Leaves; tier 0 runs the instruction again and raises.
@@ -129,7 +136,7 @@ impl Emit<'_> {
     fn edge(&mut self, n: u32, jump: usize, to: i64) {
         let offset = to as i32;
         self.cold.push(if (0..4096).contains(&to) {
-            Cold::Leave { jump, offset, why: Why::Edge as u32, edge: n }
+            Cold::Leave { jump, offset, why: Why::Edge as u32, edge: n, rest: 0 }
         } else {
             Cold::Chain { jump, offset }
         });
@@ -145,8 +152,12 @@ impl Emit<'_> {
                     self.point(jump, here);
                     failed.push(self.miss(back, va, info));
                 }
-                Cold::Leave { jump, offset, why, edge } => {
+                Cold::Leave { jump, offset, why, edge, rest } => {
                     self.point(jump, here);
+                    if rest != 0 {
+                        let budget = self.eng(offset_of!(Engine, budget));
+                        asm!(self; add QWORD [r15 + budget], DWORD rest as i32);
+                    }
                     if why == Why::Edge as u32 {
                         self.edges[edge as usize] = Some((jump as u32, here as u32));
                     }

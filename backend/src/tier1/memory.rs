@@ -19,7 +19,7 @@ impl Emit<'_> {
     }
 
     fn info(&self, i: &Inst, write: bool) -> u32 {
-        AccessInfo { ty: i.ty, ctx: usize::from(i.aux & 3), write, insn: self.insn }.pack()
+        AccessInfo { ty: i.ty, ctx: usize::from(i.aux & 3), write, insn: self.insn, rest: self.rest }.pack()
     }
 
     /// Linear address of an access, in the register of its base or in rax.
@@ -168,7 +168,7 @@ impl Emit<'_> {
         if leaves || effects.has(Effects::READS_STATE) {
             self.set_pc_in_page(self.insn as i32);
         }
-        self.mov_imm(RSI, u64::from(i.aux) | u64::from(self.insn) << 32);
+        self.mov_imm(RSI, u64::from(i.aux) | u64::from(self.rest) << 16 | u64::from(self.insn) << 32);
         for (r, v) in [(RDX, i.a), (RCX, i.b), (R8, i.c)] {
             if v != Val::NONE {
                 self.copy_to(r, v);

@@ -117,7 +117,7 @@ thread_local! {
 }
 
 fn random<E: Env>(env: &mut E, bytes: u64, _: u64, _: u64) -> Res {
-    let v = SOURCE.with_borrow_mut(Source::next);
+    let v = env.io().determined_random().or_else(|| SOURCE.with_borrow_mut(Source::next));
     env.cpu().set_cc(Cc::bits(if v.is_some() { bit::CF } else { 0 }));
     Ok(v.unwrap_or(0) & (u64::MAX >> (64 - 8 * bytes.clamp(1, 8))))
 }

@@ -105,14 +105,21 @@ fn string<E: Env>(env: &mut E, how: u64, _: u64, _: u64) -> Res {
         return Ok(1);
     }
     if !h.one && matches!(h.kind, Kind::Movs | Kind::Stos) {
-        let n = bulk(env, &h, left)?;
+        let n = bulk(env, &h, left.min(env.iterations_left().saturating_add(1)))?;
         if n > 0 {
+            env.count_iterations(n - 1);
             advance(env.cpu(), &h, n);
             return Ok((n == left).into());
         }
     }
     let part = if h.one { 1 } else { left.min(SINGLE_MAX) };
-    for _ in 0..part {
+    for i in 0..part {
+        if i > 0 {
+            if env.iterations_left() == 0 {
+                return Ok(0);
+            }
+            env.count_iterations(1);
+        }
         let zero = element(env, &h)?;
         advance(env.cpu(), &h, 1);
         if zero.is_some_and(|z| z != h.while_zero) {

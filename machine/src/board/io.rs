@@ -116,4 +116,14 @@ impl CpuIo for BoardIo {
     fn tsc(&self) -> u64 {
         self.0.clock.now()
     }
+
+    /// Where time follows instructions, time decides: a splitmix64 step.
+    fn determined_random(&self) -> Option<u64> {
+        self.0.clock.counts().then(|| {
+            let z = self.0.clock.now().wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+            z ^ z >> 31
+        })
+    }
 }

@@ -36,6 +36,10 @@ pub trait CpuIo: Sync {
     }
     /// Virtual time-stamp counter before the guest's offset, in `tsc_hz` ticks since power-on.
     fn tsc(&self) -> u64;
+    /// What the guest gets for a random number, where nothing is left to chance; `None`: the host's will do.
+    fn determined_random(&self) -> Option<u64> {
+        None
+    }
 }
 
 /// Why `Vcpu::run` returned.
@@ -45,6 +49,8 @@ pub enum StopReason {
     Stopped,
     /// HLT with nothing deliverable: run again once an event is pending.
     Halted,
+    /// The limit of an `InsnCounter` is reached, or may have to be set anew (`Events::TIMER`).
+    Limit,
     /// Triple fault (SDM 3A "Interrupt 8"): the machine resets or ends.
     TripleFault,
 }

@@ -148,4 +148,11 @@ pub trait GuestEnv {
     /// The guest waits for another CPU in a loop: lets the host's other threads run.
     fn relax(&mut self) {}
     fn flush(&mut self, what: Flush);
+    /// How many iterations of a repeated instruction may follow the present one before other things are due.
+    fn iterations_left(&self) -> u64 {
+        u64::MAX
+    }
+    /// As many further iterations of a repeated instruction begin, or have been done in bulk. Where instructions are counted,
+    /// each iteration counts as one.
+    fn count_iterations(&mut self, _n: u64) {}
 }

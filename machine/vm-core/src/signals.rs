@@ -23,6 +23,9 @@ bitflags::bitflags! {
         const CODE = 1 << 6;
         /// Another vCPU wants to be alone: come to the next instruction boundary and wait there.
         const EXCLUSIVE = 1 << 7;
+        /// A timer was armed for a time before all others, where time follows instructions: `Vcpu::run` returns
+        /// `StopReason::Limit`.
+        const TIMER = 1 << 8;
     }
 }
 

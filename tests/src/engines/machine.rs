@@ -335,6 +335,7 @@ pub fn engines() -> Vec<(&'static str, Settings)> {
         single_block_regions,
         bisect: None,
         background,
+        counter: None,
     };
     vec![
         ("interp", s(false, 0, false, false)),
