@@ -72,7 +72,11 @@ impl<C: GuestCpu> VcpuBlock<C> {
         match io.target(pa) {
             Target::Mmio => Ok(Place::Mmio(pa)),
             Target::Ram { offset, writable } => {
-                let bits = io.ram().page_bits(offset >> 12);
+                let mut bits = io.ram().page_bits(offset >> 12);
+                if access == Access::Write && bits.contains(PageBits::DIRTY_LOG) {
+                    io.ram().note_write(offset >> 12);
+                    bits -= PageBits::DIRTY_LOG;
+                }
                 self.enter(va.0, ctx, &m, offset & !0xfff, writable, bits);
                 Ok(Place::Ram { offset, writable, bits })
             }

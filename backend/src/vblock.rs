@@ -142,7 +142,7 @@ pub struct Engine {
     /// One instruction runs alone: it may write to its own code.
     pub single: bool,
     pub stats: Stats,
-    pad: [u64; 2],
+    pad: [u64; 1],
     /// What the register-preserving stub calls; must be the last word (checked in `VcpuBlock`).
     pub access_fn: usize,
 }

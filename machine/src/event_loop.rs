@@ -66,7 +66,9 @@ impl EventLoop {
         let mut this = Self { shared: shared.clone(), clock: clock.clone(), threads: vec![] };
         let for_io = shared.clone();
         this.threads.push(std::thread::Builder::new().name("events".into()).spawn(move || run_io(&for_io))?);
-        this.threads.push(std::thread::Builder::new().name("timers".into()).spawn(move || run_timers(&shared, &clock))?);
+        if !clock.counts() {
+            this.threads.push(std::thread::Builder::new().name("timers".into()).spawn(move || run_timers(&shared, &clock))?);
+        }
         Ok(this)
     }
 

@@ -8,6 +8,7 @@ pub mod control;
 pub mod engine;
 pub mod event_loop;
 pub mod firstrun;
+pub mod icount;
 pub mod loader;
 pub mod machine;
 pub mod monitor;

@@ -6,11 +6,13 @@ use crate::consoles::Consoles;
 use crate::control::{Cause, Control, RunState};
 use crate::engine::{self, EngineError};
 use crate::event_loop::EventLoop;
+use crate::icount::{self, Pace};
 use crate::loader::{Images, LoadError};
 use crate::machine::Machine;
-use crate::options::{Config, Incoming, LogConfig, RtcBase, RtcClock, RtcConfig};
+use crate::options::{Config, Incoming, LogConfig, RtcBase, RtcClock};
 use crate::runner::{Policy, Runner};
 use crate::state::StateError;
+use crate::state::hash::HashLog;
 use std::fs::File;
 use std::io::{self, LineWriter};
 use std::path::{Path, PathBuf};
@@ -18,7 +20,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::{SystemTime, UNIX_EPOCH};
-use vm_core::{Clock, VcpuSignals};
+use vm_core::{Clock, InsnCounter, VcpuSignals};
 
 /// Why the machine could not be started, or stopped running.
 #[derive(Debug, thiserror::Error)]
@@ -51,10 +53,12 @@ pub enum RunError {
 pub fn run(config: Config) -> Result<ExitCode, RunError> {
     let _terminal = term::RestoreOnDrop;
     start_log(&config.log)?;
-    let settings = engine::settings(&config.accel)?;
+    let mut settings = engine::settings(&config.accel)?;
+    let counter = config.icount.map(|_| Arc::<InsnCounter>::default());
+    settings.counter = counter.clone();
     let kernel = config.kernel.as_deref().ok_or(RunError::NoKernel)?;
     let images = Images::read(kernel, config.initrd.as_deref(), &config.append, config.mem_bytes)?;
-    let unix_seconds = rtc_base(&config.rtc)?;
+    let unix_seconds = rtc_base(&config)?;
     let topology = config.cpu.topology;
     let signals: Vec<Arc<VcpuSignals>> = (0..topology.cpus()).map(|_| Arc::default()).collect();
     let state = match config.incoming {
@@ -65,7 +69,8 @@ pub fn run(config: Config) -> Result<ExitCode, RunError> {
     let control = Control::new(signals.clone(), state);
     let (engines, frontend) = engine::make(&config.cpu, settings, &signals)?;
 
-    let clock = Clock::new();
+    let counting = config.icount.zip(counter);
+    let clock = counting.as_ref().map_or_else(Clock::new, |(c, n)| icount::clock(c, n.clone()));
     let events = EventLoop::start(clock.clone()).map_err(RunError::Thread)?;
     let quit = control.clone();
     let mut consoles = Consoles::open(&config, &events.waker(), move || quit.end(0, Some(Cause::HostQuit)))?;
@@ -80,13 +85,17 @@ pub fn run(config: Config) -> Result<ExitCode, RunError> {
         unix_seconds,
     };
     let board = Arc::new(Board::new(config.machine, config.mem_bytes, outside)?);
-    signals.into_iter().for_each(|s| board.ram.add_listener(s));
+    signals.iter().for_each(|s| board.ram.add_listener(s.clone()));
     let policy = Policy {
         reset_ends: config.no_reboot,
         power_off_pauses: config.no_shutdown,
-        rtc_follows_host: config.rtc.clock == RtcClock::Host,
+        rtc_follows_host: config.rtc.clock == RtcClock::Host && counting.is_none(),
     };
     let mut runner = Runner::new(engines, board.clone(), images, control.clone(), policy)?;
+    if let Some((c, n)) = counting {
+        let hash = config.log.hash_every.map(HashLog::new);
+        runner.cpus[0].pace = Some(Pace::new(&c, n, board.clock.clone(), signals[0].clone(), hash));
+    }
     start_from(&mut runner, &config)?;
     let machine = Arc::new(Machine {
         board,
@@ -141,9 +150,13 @@ fn start_log(log: &LogConfig) -> Result<(), RunError> {
     Ok(())
 }
 
+/// What the RTC shows at guest time 0 where nothing is left to chance and nothing else was said: the start of 2026.
+const FIXED_DATE: i64 = 1_767_225_600;
+
 /// Seconds since 1970 that the RTC shows at guest time 0.
-fn rtc_base(rtc: &RtcConfig) -> Result<i64, RunError> {
-    match rtc.base {
+fn rtc_base(config: &Config) -> Result<i64, RunError> {
+    match config.rtc.base {
+        RtcBase::Utc if config.icount.is_some_and(|c| c.shift.is_some()) => Ok(FIXED_DATE),
         RtcBase::Utc => Ok(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64)),
         RtcBase::Date(seconds) => Ok(seconds),
         RtcBase::Localtime => Err(RunError::LocalTime),

@@ -44,7 +44,7 @@ impl Runner {
         control: Control,
         policy: Policy,
     ) -> Result<Self, LoadError> {
-        let with_io = |(n, engine)| Cpu { engine, io: BoardIo(board.clone(), n) };
+        let with_io = |(n, engine)| Cpu { engine, io: BoardIo(board.clone(), n), pace: None };
         let cpus = engines.into_iter().enumerate().map(with_io).collect();
         let mut r = Self { cpus, board, images, control, policy, running: false, end: None, trial: None };
         r.start_over()?;

@@ -3,6 +3,7 @@
 
 use crate::board::BoardIo;
 use crate::control::Control;
+use crate::icount::Pace;
 use arch_x86::CpuState;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::io;
@@ -19,6 +20,8 @@ pub type Engine = Box<dyn Vcpu<Cpu = CpuState>>;
 pub struct Cpu {
     pub engine: Engine,
     pub io: BoardIo,
+    /// Where time follows the instructions executed.
+    pub pace: Option<Pace>,
 }
 
 /// What a thread gives back.
@@ -107,20 +110,37 @@ fn run(mut cpu: Cpu) -> Back {
         match cpu.engine.run(&cpu.io) {
             StopReason::Stopped => return Back::Stopped(cpu),
             StopReason::TripleFault => return Back::TripleFault(cpu),
-            StopReason::Halted => sleep(&mut cpu),
+            StopReason::Halted => match cpu.pace.take() {
+                None => sleep(&mut cpu),
+                Some(mut pace) => {
+                    pace.halted(&mut cpu);
+                    cpu.pace = Some(pace);
+                }
+            },
+            StopReason::Limit => {
+                if let Some(mut pace) = cpu.pace.take() {
+                    pace.at_limit(&mut cpu);
+                    cpu.pace = Some(pace);
+                }
+            }
         }
     }
 }
 
 /// Sleeps until an event comes that ends HLT (SDM 2A "HLT"), or something to be done that the engine sees to.
 fn sleep(cpu: &mut Cpu) {
+    let mask = wake_mask(cpu.engine.cpu());
+    cpu.io.signals().wait(mask, NAP);
+}
+
+/// Events that end the sleep of a CPU.
+pub fn wake_mask(state: &CpuState) -> Events {
     let mut mask = Events::all() - Events::INTR - Events::NMI - Events::SIPI;
-    let state = cpu.engine.cpu();
     if state.wait_sipi {
         mask |= Events::SIPI;
     } else {
         mask.set(Events::INTR, state.eflags & IF != 0);
         mask.set(Events::NMI, !state.nmi_blocked);
     }
-    cpu.io.signals().wait(mask, NAP);
+    mask
 }

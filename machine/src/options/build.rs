@@ -2,6 +2,7 @@
 
 use super::config::*;
 use super::error::{Hint, OptionError, Quoted};
+use super::icount;
 use super::smp;
 use super::tree::{Group, Object, Tree, Value};
 use super::value;
@@ -37,6 +38,7 @@ pub fn build(tree: &Tree) -> Result<Config, OptionError> {
         chardevs: chardevs(tree)?,
         devices: tree.all(Group::Device).filter_map(device).collect(),
         rtc: rtc(tree)?,
+        icount: icount::icount(tree)?,
         log: log(tree)?,
         name: process.and_then(|p| p.text("guest")).map(Into::into),
         pidfile: process.and_then(|p| p.text("pidfile")).map(Into::into),
@@ -47,6 +49,7 @@ pub fn build(tree: &Tree) -> Result<Config, OptionError> {
         start_paused: process.and_then(|p| p.switch("paused")) == Some(true),
     };
     check_kernel(&config)?;
+    icount::check(&config)?;
     if config.loadvm.is_some() && config.incoming.is_some() {
         return Err(OptionError::Conflict("-loadvm and -incoming: the machine starts from one file".into()));
     }
@@ -233,13 +236,16 @@ fn log(tree: &Tree) -> Result<LogConfig, OptionError> {
     for word in text("items").into_iter().flat_map(|s| s.split(',')) {
         match ITEMS.iter().find(|i| i.0 == word) {
             Some(i) => items |= i.1,
-            // All that prints; nochain changes how code runs.
-            None => items |= Item::all() - Item::NOCHAIN,
+            None if word.starts_with(icount::EVERY) => {}
+            // All that prints by itself; nochain changes how code runs.
+            None => items |= Item::all() - Item::NOCHAIN - Item::HASH,
         }
     }
+    let every = icount::hash_every(text("items").unwrap_or_default())?;
+    let hash_every = items.contains(Item::HASH).then_some(every);
     let ranges = text("filter").into_iter().flat_map(|s| s.split(','));
     let filter = ranges.map(|r| value::address_range(r).map_err(|why| OptionError::BadValue("-dfilter".into(), r.into(), why)));
-    Ok(LogConfig { items, file: text("file").map(Into::into), filter: filter.collect::<Result<_, _>>()? })
+    Ok(LogConfig { items, file: text("file").map(Into::into), filter: filter.collect::<Result<_, _>>()?, hash_every })
 }
 
 fn check_kernel(c: &Config) -> Result<(), OptionError> {

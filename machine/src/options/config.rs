@@ -28,6 +28,8 @@ pub struct Config {
     pub chardevs: Vec<Chardev>,
     pub devices: Vec<DeviceSpec>,
     pub rtc: RtcConfig,
+    /// Time follows the instructions executed.
+    pub icount: Option<IcountConfig>,
     pub log: LogConfig,
     /// Name of the guest (`-name`).
     pub name: Option<String>,
@@ -196,6 +198,17 @@ pub struct LogConfig {
     pub items: Item,
     pub file: Option<PathBuf>,
     pub filter: Vec<Range<u64>>,
+    /// Print a hash of the machine's state each so many instructions.
+    pub hash_every: Option<u64>,
+}
+
+/// `-icount`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IcountConfig {
+    /// An instruction takes 2^shift ns; `None`: what it takes on the host, roughly.
+    pub shift: Option<u32>,
+    /// A halted CPU waits in real time.
+    pub sleep: bool,
 }
 
 impl Config {

@@ -16,6 +16,7 @@ pub fn expand(tree: &mut Tree, name: &'static str, value: &str) -> Result<(), Op
         "m" => single(tree, Group::Memory, "memory", keyvals(value, Some("size")), &origin),
         "smp" => single(tree, Group::Smp, "smp", keyvals(value, Some("cpus")), &origin),
         "boot" => single(tree, Group::Boot, "boot", keyvals(value, Some("order")), &origin),
+        "icount" => single(tree, Group::Icount, "icount", keyvals(value, Some("shift")), &origin),
         "rtc" => single(tree, Group::Rtc, "rtc", keyvals(value, None), &origin),
         "name" => process(tree, keyvals(value, Some("guest")), &origin),
         "no-acpi" => machine_switch(tree, "acpi", &origin),
@@ -149,7 +150,7 @@ fn log(tree: &mut Tree, prop: &'static str, value: &str, origin: &str) -> Result
 
 fn check_items(value: &str, origin: &str) -> Result<(), OptionError> {
     let known = || vm_core::log::ITEMS.iter().map(|i| i.0);
-    match value.split(',').find(|w| *w != "all" && !known().any(|k| k == *w)) {
+    match value.split(',').find(|w| *w != "all" && !w.starts_with(super::icount::EVERY) && !known().any(|k| k == *w)) {
         Some(w) => Err(OptionError::UnknownValue(origin.into(), w.into(), Hint::with_help(w, known(), "-d help"))),
         None => Ok(()),
     }

@@ -8,6 +8,7 @@ pub mod config;
 pub mod error;
 mod expand;
 mod help;
+mod icount;
 mod schema;
 mod smp;
 mod table;

@@ -233,6 +233,19 @@ pub const DRIVERS: &[DriverSpec] = &[
         ],
     ),
     driver_spec(
+        Group::Icount,
+        "icount",
+        "",
+        &[
+            need("shift", Kind::Text, "an instruction takes 2^N ns (0 to 10); auto: as the host has it, not repeatable"),
+            prop("sleep", Kind::Switch, "a halted CPU waits in real time (on)"),
+            prop("align", Kind::Switch, "accepted when off"),
+            prop("rr", Kind::Text, ""),
+            prop("rrfile", Kind::Text, ""),
+            prop("rrsnapshot", Kind::Text, ""),
+        ],
+    ),
+    driver_spec(
         Group::Log,
         "log",
         "",

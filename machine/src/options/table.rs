@@ -31,6 +31,11 @@ pub const OPTIONS: &[OptSpec] = &[
     opt("boot", "[order=]DRIVES,…", "accepted"),
     opt("name", "NAME", "name of the guest"),
     opt("rtc", "base=utc|localtime|DATE,clock=host", "what the guest's clock starts from"),
+    opt(
+        "icount",
+        "[shift=]N|auto[,sleep=on|off]",
+        "time goes by instructions executed, 2^N ns each: runs can be repeated exactly",
+    ),
     opt("no-acpi", "", "no ACPI tables"),
     opt("no-hpet", "", "no HPET"),
     opt("kernel", "FILE", "Linux bzImage, or ELF with a PVH entry"),
@@ -58,7 +63,7 @@ pub const OPTIONS: &[OptSpec] = &[
     opt("no-reboot", "", "end instead of rebooting"),
     opt("no-shutdown", "", "stop instead of ending when the guest powers off"),
     opt("pidfile", "FILE", "write the process id there"),
-    opt("d", "ITEM,…", "log items"),
+    opt("d", "ITEM,…", "log items; hash with every=N: a line each N instructions"),
     opt("D", "FILE", "log to a file instead of standard error"),
     opt("dfilter", "RANGE,…", "log only these addresses: start..end, start+length, start-length"),
 ];
@@ -85,7 +90,6 @@ const NOT_BUILT: &[(&str, &str)] = &[
     ("spice", "display"),
     ("sdl", "display"),
     ("full-screen", "display"),
-    ("icount", "deterministic mode"),
     ("usb", "USB"),
     ("usbdevice", "USB"),
     ("audio", "audio"),

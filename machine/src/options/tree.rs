@@ -19,6 +19,7 @@ pub enum Group {
     Monitor,
     Device,
     Rtc,
+    Icount,
     Log,
     Process,
 }

@@ -17,6 +17,7 @@
 
 mod file;
 mod format;
+pub mod hash;
 mod migration;
 mod reader;
 mod runner;

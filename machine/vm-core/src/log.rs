@@ -33,6 +33,7 @@ items! {
     NOCHAIN = 11, "nochain", "do not link blocks, so that exec and cpu show every one";
     UNIMP = 12, "unimp", "what the guest asks for and is not implemented";
     GUEST_ERRORS = 13, "guest_errors", "what the guest does wrong (bad register values, accesses to nothing)";
+    HASH = 14, "hash", "a hash of the machine's state each N instructions, with the further item every=N (-icount only)";
 }
 
 static MASK: AtomicU32 = AtomicU32::new(0);

@@ -40,6 +40,8 @@ pub struct Ram {
     pages: Box<[Page]>,
     /// vCPUs that keep translated code, in the order of their numbers.
     listeners: Mutex<Vec<Listener>>,
+    /// Pages that were written while they had DIRTY_LOG, which they lost by it.
+    written: Mutex<Vec<u64>>,
 }
 
 struct Listener {
@@ -59,7 +61,7 @@ impl Ram {
         let pages = Box::<[Page]>::new_zeroed_slice(len / PAGE_SIZE as usize);
         // SAFETY: all zeroes is what `Page::default` gives; zeroed memory costs nothing before it is touched.
         let pages = unsafe { pages.assume_init() };
-        Ok(Self { map, size, pages, listeners: Mutex::default() })
+        Ok(Self { map, size, pages, listeners: Mutex::default(), written: Mutex::default() })
     }
 
     pub fn size(&self) -> u64 {
@@ -224,9 +226,13 @@ impl Ram {
         let (first, last) = (offset, offset + len.max(1) - 1);
         let mut hit = false;
         for page in first / PAGE_SIZE..=last / PAGE_SIZE {
-            if self.page_bits(page).contains(PageBits::CODE) {
+            let bits = self.page_bits(page);
+            if bits.contains(PageBits::CODE) {
                 self.bump_version(page);
                 hit = true;
+            }
+            if bits.contains(PageBits::DIRTY_LOG) {
+                self.note_write(page);
             }
         }
         if hit {
@@ -249,6 +255,24 @@ impl Ram {
     /// The next vCPU that keeps translated code; it is told by `Events::CODE`.
     pub fn add_listener(&self, signals: Arc<VcpuSignals>) {
         self.listeners.lock().push(Listener { signals, writes: Vec::new() });
+    }
+
+    /// A page with DIRTY_LOG is about to be written, or has been.
+    pub fn note_write(&self, page: u64) {
+        self.clear_page_bits(page, PageBits::DIRTY_LOG);
+        self.written.lock().push(page);
+    }
+
+    /// Begins a log of written pages. Engines must drop what they keep for writing.
+    pub fn log_writes(&self) {
+        (0..self.pages.len() as u64).for_each(|p| self.set_page_bits(p, PageBits::DIRTY_LOG));
+    }
+
+    /// Pages written since the log began, or was last taken. Engines must drop what they keep for writing.
+    pub fn take_written(&self) -> Vec<u64> {
+        let pages = std::mem::take(&mut *self.written.lock());
+        pages.iter().for_each(|p| self.set_page_bits(*p, PageBits::DIRTY_LOG));
+        pages
     }
 
     /// State of page number `page` (offset / 4096).
