@@ -15,7 +15,7 @@ mod tier1;
 mod tlb;
 mod vblock;
 
-pub use exec::{Engine, Settings};
+pub use exec::{Engine, MAX_INSNS, Settings};
 pub use peers::{MAX_CPUS, Member, Peers};
 pub use vblock::{Helper, VcpuBlock};
 

@@ -58,6 +58,7 @@ fn interp() -> Settings {
         single_block_regions: false,
         bisect: None,
         background: false,
+        max_insns: backend::MAX_INSNS,
         counter: None,
     }
 }
@@ -79,6 +80,7 @@ fn jit_settings(jit: &JitConfig, host_cpus: u32) -> Settings {
         // Ours ends before the last number, the engine's with it; an empty range compiles nothing.
         bisect: jit.bisect.as_ref().map(|r| if r.is_empty() { (1, 0) } else { (r.start, r.end - 1) }),
         background: threshold > 0 && !alone,
+        max_insns: backend::MAX_INSNS,
         counter: None,
     }
 }

@@ -5,6 +5,7 @@ pub mod boot;
 pub mod chardev;
 pub mod consoles;
 pub mod control;
+pub mod diff;
 pub mod engine;
 pub mod event_loop;
 pub mod firstrun;

@@ -154,7 +154,7 @@ fn start_log(log: &LogConfig) -> Result<(), RunError> {
 const FIXED_DATE: i64 = 1_767_225_600;
 
 /// Seconds since 1970 that the RTC shows at guest time 0.
-fn rtc_base(config: &Config) -> Result<i64, RunError> {
+pub(crate) fn rtc_base(config: &Config) -> Result<i64, RunError> {
     match config.rtc.base {
         RtcBase::Utc if config.icount.is_some_and(|c| c.shift.is_some()) => Ok(FIXED_DATE),
         RtcBase::Utc => Ok(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64)),

@@ -170,8 +170,13 @@ impl Runner {
         }
     }
 
+    /// Whether the program is to end.
+    pub(crate) fn ended(&self) -> bool {
+        self.end.is_some()
+    }
+
     /// Does what was asked for.
-    fn serve(&mut self) {
+    pub(crate) fn serve(&mut self) {
         let mut asked = self.control.take();
         if let Some(on) = asked.a20 {
             self.cpus.iter_mut().for_each(|c| c.engine.cpu().a20_masked = !on);

@@ -15,8 +15,8 @@ use vm_core::guest::GuestCpu;
 use vm_core::log::{self, Item};
 use vm_core::{Access, Fault, Pa, PageBits, Ram, Va};
 
-/// Guest instructions in a block at most.
-const MAX_INSNS: u32 = 64;
+/// Guest instructions in a block at most (`Settings::max_insns`).
+pub const MAX_INSNS: u32 = 64;
 /// Bytes that the decoder looks at for one instruction at most, a longer one being invalid.
 const MAX_INSN_BYTES: usize = 16;
 /// As `MAX_INSNS`, after an instruction that had to run alone: the next may have to as well, and a new block for each of them
@@ -211,8 +211,8 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
         let Wanted { key, va, ctx, better } = want;
         let start = (va.0 & 0xfff) as u32;
         let mut max = match key.mode & ONE {
-            0 if self.left => AFTER_LEAVE,
-            0 => MAX_INSNS,
+            0 if self.left => AFTER_LEAVE.min(self.settings.max_insns),
+            0 => self.settings.max_insns,
             _ => 1,
         };
         let next_va = Va((va.0 & !0xfff).wrapping_add(4096));

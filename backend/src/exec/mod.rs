@@ -7,7 +7,7 @@ mod build;
 mod find;
 mod info;
 
-pub use build::read_code;
+pub use build::{MAX_INSNS, read_code};
 
 use crate::cache::Record;
 use crate::count::Count;
@@ -48,6 +48,8 @@ pub struct Settings {
     pub bisect: Option<(u64, u64)>,
     /// Compile on a thread of its own.
     pub background: bool,
+    /// Instructions in a block at most (1 to 64).
+    pub max_insns: u32,
     /// Count instructions here, and stop at the limit set here.
     pub counter: Option<Arc<InsnCounter>>,
 }

@@ -20,6 +20,15 @@ impl Source for File {
     }
 }
 
+impl Source for Vec<u8> {
+    fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
+        let from = usize::try_from(at).unwrap_or(usize::MAX).min(self.len());
+        let bytes = self[from..].get(..buf.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
+        buf.copy_from_slice(bytes);
+        Ok(())
+    }
+}
+
 impl<S: Source> Source for &S {
     fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
         (*self).read_at(at, buf)

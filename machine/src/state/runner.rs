@@ -5,6 +5,7 @@ use crate::control::RunState;
 use crate::runner::Runner;
 use arch_x86::models::MODELS;
 use std::fs::File;
+use std::io::Write;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 use vm_core::{CpuIo, Events, Section};
@@ -54,6 +55,17 @@ impl Runner {
         stats
     }
 
+    /// As `save`, to anything.
+    pub(crate) fn save_to(&mut self, to: impl Write) -> Result<Stats, StateError> {
+        let running = self.hold();
+        let head = self.head(running);
+        let stats = write(to, &head, &self.board.ram);
+        if running {
+            self.set_state(RunState::Running);
+        }
+        Ok(stats?)
+    }
+
     /// Saves the machine to go on elsewhere: here it stands still afterwards, unless saving fails.
     pub fn migrate(&mut self, path: &Path) -> Result<Stats, StateError> {
         let running = self.hold();
@@ -88,7 +100,7 @@ impl Runner {
         self.load_from(&open(path)?)
     }
 
-    pub(super) fn load_from(&mut self, file: &impl Source) -> Result<(), StateError> {
+    pub(crate) fn load_from(&mut self, file: &impl Source) -> Result<(), StateError> {
         // First a look at the whole file, then again to do it: RAM is too large to be held twice.
         let (reader, head) = Reader::open(file)?;
         self.check(&head)?;

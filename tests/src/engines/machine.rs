@@ -335,6 +335,7 @@ pub fn engines() -> Vec<(&'static str, Settings)> {
         single_block_regions,
         bisect: None,
         background,
+        max_insns: backend::MAX_INSNS,
         counter: None,
     };
     vec![

@@ -95,6 +95,7 @@ impl Translating {
             single_block_regions: self.single_block_regions,
             bisect: None,
             background: false,
+            max_insns: backend::MAX_INSNS,
             counter: None,
         }
     }
