@@ -53,6 +53,7 @@ impl<C: GuestCpu> VcpuBlock<C> {
         if !va.is_multiple_of(size.into()) {
             return self.by_itself(|s| s.in_steps(va, args, b, c));
         }
+        self.access_begins();
         match self.operand(va, size, ctx)? {
             // SAFETY: `size` aligned bytes of RAM.
             Operand::Plain(offset) => Ok(unsafe { host_atomic(self.ram_at(offset), args, b, c) }),
@@ -60,6 +61,8 @@ impl<C: GuestCpu> VcpuBlock<C> {
                 // SAFETY: as above.
                 let old = unsafe { host_atomic(self.ram_at(offset), args, b, c) };
                 self.tell_peers(offset, size.into());
+                self.access_done(va, size, false, old.into());
+                self.access_done(va, size, true, args.new_value(old, b, c).into());
                 Ok(old)
             }
             Operand::Other => self.by_itself(|s| s.in_steps(va, args, b, c)),
@@ -68,6 +71,7 @@ impl<C: GuestCpu> VcpuBlock<C> {
 
     /// 16-byte compare-and-swap at an address aligned to 16; gives the old value.
     pub fn atomic_128(&mut self, va: u64, expected: u128, new: u128, ctx: usize) -> Result<u128, Fault> {
+        self.access_begins();
         match (self.operand(va, 16, ctx)?, HAS_CAS_128) {
             // SAFETY: 16 aligned bytes of RAM.
             (Operand::Plain(offset), true) => Ok(unsafe { host_cas_128(self.ram_at(offset), expected, new) }),
@@ -75,6 +79,8 @@ impl<C: GuestCpu> VcpuBlock<C> {
                 // SAFETY: as above.
                 let old = unsafe { host_cas_128(self.ram_at(offset), expected, new) };
                 self.tell_peers(offset, 16);
+                self.access_done(va, 16, false, old);
+                self.access_done(va, 16, true, if old == expected { new } else { old });
                 Ok(old)
             }
             _ => self.by_itself(|s| {

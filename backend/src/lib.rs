@@ -9,6 +9,7 @@ mod dump;
 mod exec;
 mod jit;
 mod mmu;
+mod observe;
 mod peers;
 mod tier0;
 mod tier1;

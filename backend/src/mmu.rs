@@ -69,6 +69,7 @@ impl<C: GuestCpu> VcpuBlock<C> {
         dlog!(MMU, "{access:?} {va:?} context {ctx}: {walked:x?}");
         let m = walked?;
         let pa = Pa(m.page.0 | va.0 & 0xfff);
+        self.access_at(pa);
         match io.target(pa) {
             Target::Mmio => Ok(Place::Mmio(pa)),
             Target::Ram { offset, writable } => {
@@ -90,8 +91,9 @@ impl<C: GuestCpu> VcpuBlock<C> {
         if let (true, Some(member)) = (write, &self.cache.member) {
             write = member.may_write(self.machine().ram(), page_offset >> 12);
         }
-        let read = m.read && !bits.contains(PageBits::WATCHED) && !watched;
-        let serves = Serves { read, write, exec: m.exec, global: m.global };
+        let told = self.observing.is_some();
+        let read = m.read && !bits.contains(PageBits::WATCHED) && !watched && !told;
+        let serves = Serves { read, write: write && !told, exec: m.exec, global: m.global };
         self.fills.fill(&mut self.eng.tlb, va, ctx, serves, host.wrapping_sub(va & !0xfff));
     }
 
@@ -211,6 +213,7 @@ impl<C: GuestCpu> GuestEnv for VcpuBlock<C> {
     }
 
     fn count_iterations(&mut self, n: u64) {
+        self.observed_iteration();
         if self.count.is_some() {
             self.eng.budget -= n;
         }
@@ -220,22 +223,10 @@ impl<C: GuestCpu> GuestEnv for VcpuBlock<C> {
         if let Some(offset) = self.quick(va.0, size, Access::Read, ctx) {
             return Ok(self.machine().ram().read_uint(offset, size));
         }
-        let first = 4096 - (va.0 & 0xfff);
-        if u64::from(size) <= first {
-            let p = self.place(va, Access::Read, ctx)?;
-            self.reach(p)?;
-            self.cpu.accessed(va, size, false);
-            return Ok(self.read_place(p, size));
-        }
-        let first = first as u8;
-        let lo = self.place(va, Access::Read, ctx)?;
-        let hi = self.place(Va(va.0.wrapping_add(first.into())), Access::Read, ctx)?;
-        self.reach(lo)?;
-        self.reach(hi)?;
-        self.cpu.accessed(va, size, false);
-        let lo = self.read_bytes(lo, first);
-        let hi = self.read_bytes(hi, size - first);
-        Ok(lo | hi << (8 * u32::from(first)))
+        self.access_begins();
+        let v = self.load_slow(va, size, ctx)?;
+        self.access_done(va.0, size, false, v.into());
+        Ok(v)
     }
 
     fn store(&mut self, va: Va, size: u8, value: u64, ctx: usize) -> Result<(), Fault> {
@@ -243,25 +234,10 @@ impl<C: GuestCpu> GuestEnv for VcpuBlock<C> {
             self.machine().ram().store_uint(offset, size, value);
             return Ok(());
         }
-        let first = 4096 - (va.0 & 0xfff);
-        if u64::from(size) <= first {
-            let p = self.place(va, Access::Write, ctx)?;
-            self.cpu.accessed(va, size, true);
-            return self.write_place(p, size, value);
-        }
-        let first = first as u8;
-        let lo = self.place(va, Access::Write, ctx)?;
-        let hi = self.place(Va(va.0.wrapping_add(first.into())), Access::Write, ctx)?;
-        for (p, len) in [(lo, first), (hi, size - first)] {
-            if let Place::Ram { offset, bits, writable: true } = p
-                && bits.contains(PageBits::CODE)
-            {
-                self.write_to_code_page(offset, len.into())?;
-            }
-        }
-        self.cpu.accessed(va, size, true);
-        self.write_bytes(lo, first, value)?;
-        self.write_bytes(hi, size - first, value >> (8 * u32::from(first)))
+        self.access_begins();
+        self.store_slow(va, size, value, ctx)?;
+        self.access_done(va.0, size, true, value.into());
+        Ok(())
     }
 
     fn probe(&mut self, va: Va, len: u64, access: Access, ctx: usize) -> Result<(), Fault> {
@@ -338,6 +314,49 @@ impl<C: GuestCpu> GuestEnv for VcpuBlock<C> {
 }
 
 impl<C: GuestCpu> VcpuBlock<C> {
+    /// A load that the TLB does not serve.
+    fn load_slow(&mut self, va: Va, size: u8, ctx: usize) -> Result<u64, Fault> {
+        let first = 4096 - (va.0 & 0xfff);
+        if u64::from(size) <= first {
+            let p = self.place(va, Access::Read, ctx)?;
+            self.reach(p)?;
+            self.cpu.accessed(va, size, false);
+            return Ok(self.read_place(p, size));
+        }
+        let first = first as u8;
+        let lo = self.place(va, Access::Read, ctx)?;
+        let hi = self.place(Va(va.0.wrapping_add(first.into())), Access::Read, ctx)?;
+        self.reach(lo)?;
+        self.reach(hi)?;
+        self.cpu.accessed(va, size, false);
+        let lo = self.read_bytes(lo, first);
+        let hi = self.read_bytes(hi, size - first);
+        Ok(lo | hi << (8 * u32::from(first)))
+    }
+
+    /// A store that the TLB does not serve.
+    fn store_slow(&mut self, va: Va, size: u8, value: u64, ctx: usize) -> Result<(), Fault> {
+        let first = 4096 - (va.0 & 0xfff);
+        if u64::from(size) <= first {
+            let p = self.place(va, Access::Write, ctx)?;
+            self.cpu.accessed(va, size, true);
+            return self.write_place(p, size, value);
+        }
+        let first = first as u8;
+        let lo = self.place(va, Access::Write, ctx)?;
+        let hi = self.place(Va(va.0.wrapping_add(first.into())), Access::Write, ctx)?;
+        for (p, len) in [(lo, first), (hi, size - first)] {
+            if let Place::Ram { offset, bits, writable: true } = p
+                && bits.contains(PageBits::CODE)
+            {
+                self.write_to_code_page(offset, len.into())?;
+            }
+        }
+        self.cpu.accessed(va, size, true);
+        self.write_bytes(lo, first, value)?;
+        self.write_bytes(hi, size - first, value >> (8 * u32::from(first)))
+    }
+
     /// Reads 1..=7 bytes of one page; devices see byte accesses.
     fn read_bytes(&mut self, p: Place, len: u8) -> u64 {
         (0..len).fold(0, |v, i| v | self.read_place(p.plus(i), 1) << (8 * u32::from(i)))

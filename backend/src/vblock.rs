@@ -7,6 +7,7 @@
 
 use crate::cache::{Cache, Record};
 use crate::count::Count;
+use crate::observe::Observing;
 use crate::tier0::form::{COp, Edge};
 use crate::tlb;
 use std::mem::offset_of;
@@ -183,6 +184,7 @@ pub struct VcpuBlock<C: GuestCpu> {
     pub cache: Cache,
     pub helpers: Arc<[Helper<C>]>,
     pub count: Option<Count>,
+    pub observing: Option<Box<Observing<C>>>,
     io: Option<NonNull<dyn CpuIo>>,
 }
 
@@ -210,6 +212,7 @@ impl<C: GuestCpu> VcpuBlock<C> {
             (&raw mut (*p).cache).write(Cache::default());
             (&raw mut (*p).helpers).write(helpers);
             (&raw mut (*p).count).write(None);
+            (&raw mut (*p).observing).write(None);
             (&raw mut (*p).io).write(None);
             (&raw mut (*p).eng.stats).write(Stats::default());
             (&raw mut (*p).eng.why).write(Why::Lookup);

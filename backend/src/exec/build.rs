@@ -3,10 +3,10 @@
 //! UNSAFE: reads the record that just ran.
 #![allow(unsafe_code)]
 
-use super::{Driver, ONE};
+use super::{Driver, OBSERVED, ONE, OURS};
 use crate::cache::Record;
 use crate::mmu::Place;
-use crate::tier0::form::{Formed, TooLarge};
+use crate::tier0::form::{Formed, Told, TooLarge};
 use crate::tier0::ops;
 use crate::vblock::{JC_NONE, VcpuBlock};
 use ir::{BlockKey, CodeFetch, Frontend, TranslateError};
@@ -34,6 +34,16 @@ pub(super) struct Wanted {
     ctx: usize,
     /// With the IR passes.
     better: bool,
+}
+
+impl Told {
+    fn from_mode(mode: u64) -> Self {
+        match (mode & OBSERVED != 0, mode & ONE != 0) {
+            (false, _) => Self::Nothing,
+            (true, true) => Self::Insns,
+            (true, false) => Self::All,
+        }
+    }
 }
 
 /// Source bytes while a block is translated.
@@ -171,7 +181,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
         // SAFETY: `rec` was just taken in.
         let key = unsafe { (*rec).key };
         if self.settings.threshold == 0
-            && key.mode & ONE == 0
+            && key.mode & OURS == 0
             && !self.left
             && !b.cache.changes_often(key.phys >> 12)
             && let Some(jit) = &mut self.jit
@@ -218,14 +228,14 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
         let next_va = Va((va.0 & !0xfff).wrapping_add(4096));
         let mut fetch = Fetch { b, page, next: None, next_va, ctx, second: None, keep: true };
         loop {
-            let done = self.fe.translate(key.mode & !ONE, start, max, &mut fetch, &mut self.block);
+            let done = self.fe.translate(key.mode & !OURS, start, max, &mut fetch, &mut self.block);
             if let Err(TranslateError::Fetch(f)) = done {
                 return Err(f);
             }
             if better {
                 self.passes.optimize(&mut self.block, self.fe.layout(), self.fe.helpers());
             }
-            match self.former.form::<C>(&self.block, self.fe.layout(), self.fe.helpers()) {
+            match self.former.form::<C>(&self.block, self.fe.layout(), self.fe.helpers(), Told::from_mode(key.mode)) {
                 Ok(formed) => {
                     let second = fetch.second.filter(|_| self.block.straddles);
                     self.log_block(key, va, page);
@@ -243,7 +253,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
     /// `changing`: the page is written again and again.
     fn record(&self, formed: Formed, want: &Wanted, second: Option<u64>, changing: bool) -> Box<Record> {
         let one = want.key.mode & ONE != 0;
-        let threshold = match (&self.jit, one || want.better || second.is_some()) {
+        let threshold = match (&self.jit, want.key.mode & OURS != 0 || want.better || second.is_some()) {
             (_, true) => u32::MAX,
             (Some(_), _) if changing => self.settings.threshold.max(CHANGING),
             (Some(_), _) if self.left => self.settings.threshold.max(2),
@@ -300,7 +310,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
             let (mut at, end) = (self.block.start as usize, (self.block.next as usize).min(4096));
             while at < end {
                 let pc = va.0 & !0xfff | at as u64;
-                let (text, len) = self.fe.disassemble(key.mode & !ONE, pc, &page[at..end]);
+                let (text, len) = self.fe.disassemble(key.mode & !OURS, pc, &page[at..end]);
                 log::write(format_args!("{pc:#x}:  {text}\n"));
                 at += len.max(1);
             }

@@ -3,7 +3,7 @@
 //! UNSAFE: reads records of the jump cache and the cache.
 #![allow(unsafe_code)]
 
-use super::{Driver, ONE};
+use super::{Driver, OBSERVED, ONE};
 use crate::cache::Record;
 use crate::mmu::Place;
 use crate::vblock::{VcpuBlock, jc_index};
@@ -15,7 +15,7 @@ use vm_core::{Access, Fault, Va};
 impl<F: Frontend, C: GuestCpu> Driver<F, C> {
     /// The block at the program counter, translated if need be; sets mode, mask and the page's program counter.
     pub(super) fn find(&mut self, b: &mut VcpuBlock<C>, one: bool) -> Result<*mut Record, Fault> {
-        let (pc, mode) = (b.cpu.pc(), b.cpu.mode());
+        let (pc, mode) = (b.cpu.pc(), b.cpu.mode() | if b.observing.is_some() { OBSERVED } else { 0 });
         b.eng.mode = mode;
         b.eng.pc_mask = (self.fe.layout().pc_mask)(mode);
         // The jump cache knows program counters, not linear addresses.

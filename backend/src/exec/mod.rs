@@ -24,10 +24,15 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 use vm_core::guest::{GuestCpu, Shutdown};
 use vm_core::log::{self, Item};
+use vm_core::observe::Observer;
 use vm_core::{CpuIo, Events, Fault, InsnCounter, Pa, StopReason, Va, Vcpu, dlog};
 
 /// Mode bit of blocks of one instruction, which run while the instruction may write its own code.
 pub const ONE: u64 = 1 << 63;
+/// Mode bit of blocks that tell an observer, which run in tier 0.
+pub const OBSERVED: u64 = 1 << 62;
+/// Mode bits that are not the guest's.
+const OURS: u64 = ONE | OBSERVED;
 /// Dropped blocks that may wait until they are freed.
 const GRAVES: usize = 4096;
 
@@ -156,6 +161,10 @@ impl<F: Frontend, C: GuestCpu> Vcpu for Engine<F, C> {
         let b = self.vref.get();
         b.fills.flush_all(&mut b.eng.tlb);
         b.jc_clear_all();
+    }
+
+    fn observe(&mut self, observer: Option<Box<dyn Observer<C>>>) -> Option<Box<dyn Observer<C>>> {
+        self.vref.get().observe(observer)
     }
 
     fn info_jit(&mut self) -> String {
@@ -380,6 +389,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
             Why::Leave => {
                 b.eng.stats.leaves += 1;
                 self.locate_fault(b);
+                b.observed_again();
                 let done = self.step(b).map(|_| ());
                 self.left = true;
                 done

@@ -4,7 +4,7 @@
 //! UNSAFE: only the reading of handlers and edges out of slots that this module wrote.
 #![allow(unsafe_code)]
 
-use super::{counted, ops};
+use super::{counted, observed, ops};
 use crate::atomic::AtomicArgs;
 use crate::cache::Record;
 use crate::vblock::{TEMPS, VcpuBlock};
@@ -123,6 +123,17 @@ pub struct Former {
     counted: bool,
     /// Instructions of the block from the present one on.
     rest: u32,
+    told: Told,
+}
+
+/// What an observer is told by a block.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Told {
+    #[default]
+    Nothing,
+    Insns,
+    /// Of itself too.
+    All,
 }
 
 const NO_SLOT: u16 = u16::MAX;
@@ -154,9 +165,19 @@ impl Former {
         if self.counted { counted::start_alone::<C> } else { ops::start_alone::<C> }
     }
 
-    pub fn form<C: GuestCpu>(&mut self, block: &Block, layout: &StateLayout, helpers: &[HelperDesc]) -> Result<Formed, TooLarge> {
+    pub fn form<C: GuestCpu>(
+        &mut self,
+        block: &Block,
+        layout: &StateLayout,
+        helpers: &[HelperDesc],
+        told: Told,
+    ) -> Result<Formed, TooLarge> {
         self.prepare(block, layout, helpers);
+        self.told = told;
         self.emit(COp::new(self.start::<C>(), 0, 0, 0));
+        if told == Told::All {
+            self.emit(COp::new(observed::block::<C>, 0, 0, 0));
+        }
         for i in 0..block.insts.len() {
             self.one::<C>(block, layout, helpers, i)?;
         }
@@ -324,6 +345,9 @@ impl Former {
                 self.insn = inst.imm as u32;
                 self.rest = self.rest.saturating_sub(1);
                 self.insn_at.push((self.out.len() as u16, inst.imm as u16));
+                if self.told != Told::Nothing {
+                    self.emit(COp::new(observed::insn::<C>, inst.aux, 0, self.insn));
+                }
             }
             Op::Const => self.loc[at] = Loc::Const(inst.imm as u64 & inst.ty.mask()),
             Op::Get => {

@@ -3,4 +3,5 @@
 
 pub mod counted;
 pub mod form;
+pub mod observed;
 pub mod ops;

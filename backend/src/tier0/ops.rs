@@ -510,15 +510,25 @@ impl<C: GuestCpu> VcpuBlock<C> {
         if va & 0xfff > 4080 {
             self.probe(Va(va), 16, Access::Read, ctx)?;
         }
-        let lo = self.load(Va(va), 8, ctx)?;
-        let hi = self.load(Va(va.wrapping_add(8)), 8, ctx)?;
-        Ok(u128::from(lo) | u128::from(hi) << 64)
+        self.access_whole(true);
+        let lo = self.load(Va(va), 8, ctx);
+        let both = lo.and_then(|lo| Ok((lo, self.load(Va(va.wrapping_add(8)), 8, ctx)?)));
+        self.access_whole(false);
+        let (lo, hi) = both?;
+        let v = u128::from(lo) | u128::from(hi) << 64;
+        self.access_done(va, 16, false, v);
+        Ok(v)
     }
 
     pub fn store_128(&mut self, va: u64, v: u128, ctx: usize) -> Result<(), Fault> {
         self.probe(Va(va), 16, Access::Write, ctx)?;
-        self.store(Va(va), 8, v as u64, ctx)?;
-        self.store(Va(va.wrapping_add(8)), 8, (v >> 64) as u64, ctx)
+        self.access_whole(true);
+        let lo = self.store(Va(va), 8, v as u64, ctx);
+        let hi = lo.and_then(|()| self.store(Va(va.wrapping_add(8)), 8, (v >> 64) as u64, ctx));
+        self.access_whole(false);
+        hi?;
+        self.access_done(va, 16, true, v);
+        Ok(())
     }
 }
 

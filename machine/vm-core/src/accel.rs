@@ -2,6 +2,7 @@
 
 use crate::addr::Pa;
 use crate::memmap::Target;
+use crate::observe::Observer;
 use crate::ram::Ram;
 use crate::signals::VcpuSignals;
 
@@ -63,6 +64,8 @@ pub trait Vcpu: Send {
     fn cpu(&mut self) -> &mut Self::Cpu;
     /// The architectural state was changed from outside (reset, load): drop all that was derived from it.
     fn cpu_changed(&mut self);
+    /// Tells `observer` of all that the vCPU does from now on, or nobody any more; gives the one that was told.
+    fn observe(&mut self, observer: Option<Box<dyn Observer<Self::Cpu>>>) -> Option<Box<dyn Observer<Self::Cpu>>>;
     /// Text of the monitor's `info jit`.
     fn info_jit(&mut self) -> String;
     /// Text of the monitor's `info tlb`, from the guest's page tables.

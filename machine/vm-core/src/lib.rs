@@ -13,6 +13,7 @@ pub mod icount;
 pub mod irq;
 pub mod log;
 pub mod memmap;
+pub mod observe;
 pub mod ram;
 pub mod saved;
 pub mod signals;
