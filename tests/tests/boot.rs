@@ -124,6 +124,30 @@ fn debian_with_single_blocks_compiled() {
     debian_to_shell("debian-jit-block", "jit,region=block");
 }
 
+/// Counted by instructions, the whole boot is the same on both.
+#[test]
+fn debian_by_instructions() {
+    let Some((kernel, initrd)) = debian() else {
+        return left_out("Debian's kernel cannot be fetched, so no boot is compared by instructions");
+    };
+    let hashes = |name: &str, accel: &str| {
+        let log = file(&format!("{name}.hash"), &[]);
+        let time = ["-icount", "shift=3", "-d", "hash,every=1000000", "-D", &log];
+        let args = ["-accel", accel, "-m", "512M", "-nographic", "-no-reboot", "-kernel", kernel, "-initrd", initrd];
+        let mut g = Guest::start(name, &[&args[..], &time, &["-append", "console=ttyS0"]].concat());
+        g.wait_for("in rhea", LONG);
+        g.wait_for("# ", SHORT);
+        g.kill();
+        let text = std::fs::read_to_string(log).expect("the log is there");
+        text.lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let (a, b) = (hashes("icount-interp", "interp"), hashes("icount-jit", "jit"));
+    // The last line may be cut off.
+    let both = a.len().min(b.len()).saturating_sub(1);
+    assert!(both > 500, "{both} million instructions");
+    assert_eq!(a[..both].iter().zip(&b).find(|(x, y)| x != y), None);
+}
+
 /// All CPUs come up, run, and do not come in each other's way.
 fn debian_with_cpus(name: &str, accel: &str, smp: &str, cpus: u32) {
     let Some((kernel, initrd)) = debian() else {

@@ -2,10 +2,16 @@
 //!
 //! The long form: boot Debian with `-icount shift=3,sleep=off -d hash,every=1000000 -D FILE` on each setting, and compare the files.
 
+use backend::Settings;
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use rhea_tests::boot::{ENTRY, file, pvh_elf, run, scratch};
+use rhea_tests::engines::machine::{Machine, engines};
+use rhea_tests::engines::program::Program;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+use vm_core::testing::Rng;
+use vm_core::{InsnCounter, StopReason};
 
 /// Limits that only a hang exceeds.
 const LIMIT: Duration = Duration::from_secs(if cfg!(debug_assertions) { 600 } else { 60 });
@@ -275,4 +281,35 @@ fn what_cannot_be_is_refused_in_one_line() {
     with(&["-icount", "2", "-smp", "2"], "one CPU");
     with(&["-d", "hash"], "only of use with -icount");
     with(&["-icount", "2", "-d", "hash,every=0"], "a number of instructions");
+}
+
+/// Random programs stand in the same state after the same number of instructions, wherever that is.
+#[test]
+fn random_programs_stop_alike_at_random_counts() {
+    const CASES: u64 = if cfg!(debug_assertions) { 100 } else { 500 };
+    let mut machines: Vec<_> = engines()
+        .into_iter()
+        .map(|(name, settings)| {
+            let counter = Arc::<InsnCounter>::default();
+            (name, Machine::new(Settings { counter: Some(counter.clone()), ..settings }).unwrap(), counter)
+        })
+        .collect();
+    let mut rng = Rng(7);
+    let mut stopped = 0;
+    for seed in 0..CASES {
+        let image = Program::random(seed).image();
+        for _ in 0..3 {
+            let limit = 1 + rng.below(120);
+            let mut want = None;
+            for (name, machine, counter) in &mut machines {
+                let start = counter.executed();
+                counter.set_limit(start + limit);
+                let got = (machine.outcome(&image), counter.executed() - start);
+                let want = want.get_or_insert_with(|| (got.0.clone(), got.1));
+                assert!(got.0 == want.0 && got.1 == want.1, "program {seed}, limit {limit}, {name}: {} and {}", got.1, want.1);
+                stopped += u64::from(got.0.stop == StopReason::Limit);
+            }
+        }
+    }
+    assert!(stopped > CASES, "{stopped} runs reached the limit");
 }
