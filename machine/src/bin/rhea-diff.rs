@@ -89,5 +89,9 @@ fn start() -> Result<ExitCode, String> {
             print!("{d}");
             Ok(ExitCode::from(2))
         }
+        Outcome::Vanished(count) => {
+            println!("they differed at instruction {count}, and not when they were run there again");
+            Ok(ExitCode::from(2))
+        }
     }
 }

@@ -50,6 +50,8 @@ pub enum Outcome {
     Equal(u64, Option<End>),
     /// The first difference.
     Differ(Box<Difference>),
+    /// They differed at this count, and no more when they were run there again.
+    Vanished(u64),
 }
 
 type Pair = [Machine; 2];
@@ -57,7 +59,8 @@ type Pair = [Machine; 2];
 impl Diff {
     pub fn run(&self) -> Result<Outcome, RunError> {
         let mut pair = self.pair(|s| s.clone())?;
-        let mut kept = pair[0].save()?;
+        let first = pair[0].save()?;
+        let mut kept = None;
         let mut equal = 0;
         let mut intervals = 0;
         loop {
@@ -65,7 +68,7 @@ impl Diff {
             match alike(&mut pair, at) {
                 Alike::Yes => {}
                 Alike::Ended(end) => return Ok(Outcome::Equal(pair[0].count(), Some(end))),
-                Alike::No => return self.narrow(pair, kept, equal, at).map(|d| Outcome::Differ(Box::new(d))),
+                Alike::No => return self.again(pair, [kept, Some(first)], equal, at),
             }
             equal = at;
             if equal >= self.to {
@@ -73,9 +76,20 @@ impl Diff {
             }
             intervals += 1;
             if intervals % KEEP == 0 {
-                kept = pair[0].save()?;
+                kept = Some(pair[0].save()?);
             }
         }
+    }
+
+    /// Looks for a difference between two counts from the first state from which it shows again.
+    fn again(&self, mut pair: Pair, states: [Option<Saved>; 2], equal: u64, differ: u64) -> Result<Outcome, RunError> {
+        for start in states.into_iter().flatten() {
+            back(&mut pair, &start)?;
+            if matches!(alike(&mut pair, differ), Alike::No) {
+                return self.narrow(pair, start, equal, differ).map(|d| Outcome::Differ(Box::new(d)));
+            }
+        }
+        Ok(Outcome::Vanished(differ))
     }
 
     fn pair(&self, change: impl Fn(&Settings) -> Settings) -> Result<Pair, RunError> {
@@ -85,8 +99,7 @@ impl Diff {
     }
 
     /// The first difference after count `equal` and not after `differ`.
-    fn narrow(&self, mut pair: Pair, kept: Saved, equal: u64, differ: u64) -> Result<Difference, RunError> {
-        let start = kept;
+    fn narrow(&self, mut pair: Pair, start: Saved, equal: u64, differ: u64) -> Result<Difference, RunError> {
         let mut near: Option<Saved> = None;
         let (mut lo, mut hi) = (equal, differ);
         while hi - lo > 1 {
