@@ -105,12 +105,12 @@ fn wait(cpu: &Cpu, mask: Events, start: Instant, ns: u64) -> u64 {
     loop {
         cpu.io.signals().wait(mask, Duration::from_nanos(ns - passed()));
         let came = cpu.io.signals().pending() & mask;
-        if came.intersects(Events::STOP | Events::TIMER) {
+        if came.intersects(Events::INTR | Events::NMI | Events::SMI | Events::INIT | Events::SIPI) || passed() == ns {
+            return passed();
+        }
+        if !came.is_empty() {
             // Not of the guest's world: it sleeps on afterwards, as if nothing had been.
             return 0;
-        }
-        if !came.is_empty() || passed() == ns {
-            return passed();
         }
     }
 }

@@ -5,6 +5,9 @@
 use backend::Settings;
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
+use machine::diff::{self, MakeEngine};
+use machine::engine;
+use machine::options::{IcountConfig, Request, parse};
 use rhea_tests::boot::{ENTRY, file, pvh_elf, run, scratch};
 use rhea_tests::engines::machine::{Machine, engines};
 use rhea_tests::engines::program::Program;
@@ -312,4 +315,40 @@ fn random_programs_stop_alike_at_random_counts() {
         }
     }
     assert!(stopped > CASES, "{stopped} runs reached the limit");
+}
+
+/// A machine saved at some count goes on alike where it was and on another engine.
+#[test]
+fn a_saved_machine_goes_on_to_the_same_counts() {
+    let kernel = elf("icount-saved", busy);
+    let made = |accel: &str| {
+        let words =
+            ["-cpu", "max", "-m", "8M", "-nodefaults", "-display", "none", "-no-reboot", "-kernel", &kernel, "-accel", accel];
+        let Ok(Request::Run(config)) = parse(words.iter().map(|w| (*w).to_owned())) else { panic!("{words:?}") };
+        let (cpu, settings) = (config.cpu.clone(), engine::settings(&config.accel).unwrap());
+        let make: MakeEngine =
+            Box::new(move |settings, signals| Ok(engine::make(&cpu, settings, std::slice::from_ref(signals))?.0.remove(0)));
+        diff::Machine::new(&config, &IcountConfig { shift: Some(3), sleep: false }, settings, &make, false).unwrap()
+    };
+    let (mut a, mut b) = (made("jit"), made("interp"));
+    let mut rng = Rng(3);
+    let mut at = 0;
+    for _ in 0..12 {
+        at += 1 + rng.below(70_000);
+        a.run_to(at).unwrap();
+        let (saved, then) = (a.save().unwrap(), at + 1 + rng.below(70_000));
+        // Devices differ in how far they have counted up what they will show.
+        let state = |m: &mut diff::Machine| {
+            m.run_to(then).unwrap();
+            let h = m.hashes();
+            (m.count(), h.cpu, h.ram)
+        };
+        let want = state(&mut a);
+        for m in [&mut a, &mut b] {
+            m.load(&saved).unwrap();
+            assert_eq!(m.count(), at);
+            assert_eq!(state(m), want, "from {at} to {then}");
+        }
+        at = then;
+    }
 }

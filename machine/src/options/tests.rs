@@ -341,3 +341,16 @@ fn qmp_servers() {
     assert!(error("-chardev stdio,id=a,mux=on -mon a,mode=control").contains("a chardev of its own"));
     assert!(error("-qmp foo:bar").starts_with("-qmp: "));
 }
+
+#[test]
+fn counted_time() {
+    assert_eq!(config("-m 64").icount, None);
+    let icount = |s: &str| config(&format!("-m 64 -icount {s}")).icount.unwrap();
+    assert_eq!(icount("3"), IcountConfig { shift: Some(3), sleep: true });
+    assert_eq!(icount("shift=10,sleep=off,align=off"), IcountConfig { shift: Some(10), sleep: false });
+    assert_eq!(icount("auto"), IcountConfig { shift: None, sleep: true });
+    let log = config("-m 64 -icount 0 -d int,hash,every=77").log;
+    assert_eq!((log.hash_every, log.items), (Some(77), Item::INT | Item::HASH));
+    assert_eq!(config("-m 64 -icount 0 -d hash").log.hash_every, Some(1_000_000));
+    assert!(!config("-m 64 -d all").log.items.contains(Item::HASH));
+}

@@ -112,3 +112,31 @@ impl HashLog {
         dlog!(HASH, "hash at {count}: pc {pc:#x} cpu {:016x} devices {:016x} ram {:016x}", h.cpu, h.devices, h.ram);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hash_of_ram_is_that_of_its_content_now() {
+        let ram = Ram::new(16 << 12).unwrap();
+        ram.write(0x1ffe, &[1, 2, 3, 4]);
+        let mut kept = RamHash::new(&ram);
+        let first = kept.now(&ram);
+        ram.write(0x1ffe, &[9, 2, 3, 9]);
+        ram.write_uint(0x5008, 8, 77);
+        assert!(ram.cas_u32(0x6000, 0, 5));
+        let changed = kept.now(&ram);
+        assert_ne!(first, changed);
+        assert_eq!(changed, RamHash::new(&ram).now(&ram), "however it came about");
+        ram.write(0x1ffe, &[1, 2, 3, 4]);
+        ram.zero(0x5000, 0x2000);
+        assert_eq!(kept.now(&ram), first);
+        // The same bytes in another page are another state.
+        let other = Ram::new(16 << 12).unwrap();
+        other.write(0x2ffe, &[1, 2, 3, 4]);
+        let other = RamHash::new(&other);
+        assert_ne!(other.sum, kept.sum);
+        assert_eq!(kept.differing(&other).collect::<Vec<_>>(), [1, 2, 3]);
+    }
+}
