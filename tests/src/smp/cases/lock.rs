@@ -175,8 +175,8 @@ struct Mutex {
 
 /// Loops of one instruction are this power of two times longer.
 const TIGHT: i32 = 7;
-/// How often a lock is tried: seconds.
-const TRIES: u32 = 1 << 30;
+/// How often a lock is tried: seconds, on an interpreter a minute.
+const TRIES: u32 = 1 << 28;
 /// Bit of a word that `BTS` takes by an immediate or by a register.
 const BIT: u32 = 13;
 
