@@ -15,13 +15,14 @@ use vm_core::testing::{Rng, left_out};
 /// A limit that only a hang exceeds.
 const LIMIT: Duration = Duration::from_secs(if cfg!(debug_assertions) { 1800 } else { 300 });
 
-/// What the guest runs: it ends by a sum over object files, what the compiled programs return, and compressed text, and by
+/// What the guest runs: it says a dot at each step, and ends by a sum over object files, what the compiled programs return, and compressed text, and by
 /// how often a timer has woken a process.
 const JOB: &str = r#"cd /tmp
 export LD_LIBRARY_PATH=/load
+exec 3>&1
 echo go
 (n=0; while [ ! -e end ]; do usleep 2000; n=$((n+1)); done; echo $n > ticks) &
-(for i in 1 2 3; do seq $i 7 20000 | sed "s/$/ line $i/"; done | gzip -9 | tee text.gz | md5sum > gzip.sum; gunzip -c text.gz | md5sum >> gzip.sum) &
+(for i in 1 2 3; do seq $i 7 20000 | sed "s/$/ line $i/"; done | gzip -9 | tee text.gz | md5sum > gzip.sum; printf . >&3; gunzip -c text.gz | md5sum >> gzip.sum) &
 gzip=$!
 for i in 1 2 3; do
     awk -v k=$i 'BEGIN {
@@ -31,10 +32,15 @@ for i in 1 2 3; do
         for (f = 0; f < 100; f++) printf "s = s * 5 + f%d(s & 31);\n", f
         print "__asm__ volatile (\"syscall\" : : \"a\" (60), \"D\" (s & 127)); }"
     }' > job.c
-    /load/tcc -c job.c -o job$i.o && /load/tcc -nostdlib -static job$i.o -o job
+    printf . >&3
+    /load/tcc -c job.c -o job$i.o
+    printf . >&3
+    /load/tcc -nostdlib -static job$i.o -o job
     md5sum < job$i.o
+    printf . >&3
     ./job
     echo "returns $?"
+    printf . >&3
 done > tcc.sum 2>&1
 wait $gzip
 touch end
@@ -139,9 +145,20 @@ const PAIRS: [(&str, &str); 6] = [
     ("jit", "jit,threshold=0"),
 ];
 
-/// How much longer than the JIT's the time is in which an engine is saved.
-fn slowness(engine: &str) -> u64 {
-    if engine == "jit" { 1 } else { 5 }
+/// Dots that a job says: four for each program, and one.
+const DOTS: u64 = 13;
+
+/// Waits for a random number of dots, or the job's end, and some milliseconds more. Returns how long that was.
+fn advance(g: &Guest, rng: &mut Rng, dots: u64) -> String {
+    let (dots, ms) = (rng.below(dots), rng.below(100));
+    let end = Instant::now() + LIMIT;
+    let there = |s: &str| s.contains("sum=") || s.matches('.').count() as u64 >= dots;
+    while !there(&g.serial()) {
+        assert!(Instant::now() < end, "after {dots} dots there was no other:\n{}", g.serial());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    std::thread::sleep(Duration::from_millis(ms));
+    format!("{dots} dots and {ms} ms")
 }
 
 fn run(cases: u64, seed: u64, pairs: &[(&str, &str)]) {
@@ -162,29 +179,21 @@ fn run(cases: u64, seed: u64, pairs: &[(&str, &str)]) {
         (g, c)
     };
     let (mut g, mut c) = begin("jit");
-    let began = Instant::now();
     g.wait_for("sum=", LIMIT);
-    let span = began.elapsed().as_millis() as u64;
     let want = format!("sum={}", g.wait_for("\r\n", LIMIT));
     assert!(want.len() == 39 && want.ends_with(", 3"), "all programs were compiled and run: {want}");
     c.run("quit");
-    eprintln!("loaded: {want} after {span} ms");
 
     let mut busy = 0;
     for case in 0..cases {
         let mut rng = Rng(seed + case);
         let (outer, inner) = pairs[((seed + case) % pairs.len() as u64) as usize];
-        let sleep = |rng: &mut Rng, ms: u64| {
-            let ms = rng.below(ms.max(1));
-            std::thread::sleep(Duration::from_millis(ms));
-            ms
-        };
         let one = begin(outer);
-        let first = sleep(&mut rng, span * slowness(outer));
+        let first = advance(&one.0, &mut rng, DOTS);
         let mut said = hand_on(one, &files[1]);
         busy += u64::from(!said.contains("sum="));
         let two = m.load(inner, &files[1]);
-        let second = sleep(&mut rng, span * slowness(inner) / 2);
+        let second = advance(&two.0, &mut rng, DOTS / 2);
         said += &hand_on(two, &files[2]);
         let (three, mut c) = m.load(outer, &files[2]);
         let end = Instant::now() + LIMIT;
@@ -194,12 +203,12 @@ fn run(cases: u64, seed: u64, pairs: &[(&str, &str)]) {
         }
         assert!(
             told().contains(&format!("{want}\r\n")),
-            "case {} ({outer}, {first} ms, {inner}, {second} ms) instead of {want}:\n{}",
+            "case {} ({outer}, {first}, {inner}, {second}) instead of {want}:\n{}",
             seed + case,
             told()
         );
         c.run("quit");
-        eprintln!("case {}: {outer}, {first} ms, {inner}, {second} ms", seed + case);
+        eprintln!("case {}: {outer}, {first}, {inner}, {second}", seed + case);
     }
     assert!(busy * 2 > cases, "only {busy} of {cases} were saved before the job had ended");
 }
