@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use vm_core::testing::{Rng, left_out};
 
 /// A limit that only a hang exceeds.
-const LIMIT: Duration = Duration::from_secs(if cfg!(debug_assertions) { 1800 } else { 300 });
+const LIMIT: Duration = Duration::from_secs(if cfg!(debug_assertions) { 3600 } else { 900 });
 
 /// What the guest runs: it says a dot at each step, and ends by a sum over object files, what the compiled programs return, and compressed text, and by
 /// how often a timer has woken a process.
