@@ -1,6 +1,7 @@
 //! Device models: islands that get wires, clock and host back end in `new`.
 
 pub mod chr;
+pub mod display;
 pub mod fw;
 pub mod input;
 pub mod irq;

@@ -19,7 +19,7 @@ pub fn start(board: &Board, images: &Images, cpu: &mut CpuState) -> Result<(), L
     }
     let (ecam, len) = board.ecam();
     let reserved = [E820Entry { start: ecam.0, len, kind: E820Kind::Reserved }];
-    let info = BoardInfo { rsdp: tables.map(|t| t.rsdp), reserved: &reserved };
+    let info = BoardInfo { rsdp: tables.map(|t| t.rsdp), reserved: &reserved, text_screen: board.vga.is_some() };
     let entry = loader::load(&board.ram, &board.map, images, info)?;
     enter(cpu, &entry);
     Ok(())
@@ -36,11 +36,12 @@ fn table(t: TableRegister) -> DescTable {
 
 /// Makes a reset CPU what the entry state says.
 fn enter(cpu: &mut CpuState, e: &EntryState) {
+    const RAX: usize = 0;
     const RBX: usize = 3;
     const RSP: usize = 4;
     const RSI: usize = 6;
     cpu.gpr = [0; 16];
-    (cpu.gpr[RBX], cpu.gpr[RSP], cpu.gpr[RSI]) = (e.rbx, e.rsp, e.rsi);
+    (cpu.gpr[RAX], cpu.gpr[RBX], cpu.gpr[RSP], cpu.gpr[RSI]) = (e.rax, e.rbx, e.rsp, e.rsi);
     (cpu.cr0, cpu.cr3, cpu.cr4, cpu.efer) = (e.cr0, e.cr3, e.cr4, e.efer);
     (cpu.gdt, cpu.idt) = (table(e.gdt), table(e.idt));
     cpu.seg = [segment(e.data); 6];
@@ -75,6 +76,7 @@ mod tests {
             rip: 0x10_0000,
             rsp: 0x8ff0,
             rsi: 7,
+            rax: 0,
             rbx: 0x6000,
             rflags: 2,
             cr0: 0x11,

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 use vm_core::addr::PAGE_SIZE;
-use vm_core::{GuestCpu, MemMap, Pa, Ram, Target, Va};
+use vm_core::{GuestCpu, Pa, Target, Va};
 
 /// Handles to the parts that run; dropping it does not end them.
 pub struct Machine {
@@ -63,21 +63,21 @@ fn register(cpu: &CpuState, name: &str) -> Option<u64> {
     })
 }
 
-/// Reads guest-physical RAM page by page; `false` if some of it is none.
-fn read_phys(ram: &Ram, map: &MemMap, pa: u64, buf: &mut [u8]) -> bool {
-    pieces(pa, buf, |at, piece| match map.target(Pa(at)) {
+/// Reads guest-physical memory page by page; `false` if some of it is neither RAM nor video memory.
+fn read_phys(board: &Board, pa: u64, buf: &mut [u8]) -> bool {
+    pieces(pa, buf, |at, piece| match board.map.target(Pa(at)) {
         Target::Ram { offset, .. } => {
-            ram.read(offset, piece);
+            board.ram.read(offset, piece);
             true
         }
-        Target::Mmio => false,
+        Target::Mmio => board.peek(at, piece),
     })
 }
 
 fn read_virt(r: &mut Runner, cpu: usize, va: u64, buf: &mut [u8]) -> bool {
     let (board, cpu) = (&r.board, &mut r.cpus[cpu]);
     pieces(va, buf, |at, piece| match cpu.engine.debug_translate(&cpu.io, Va(at)) {
-        Some(pa) => read_phys(&board.ram, &board.map, pa.0, piece),
+        Some(pa) => read_phys(board, pa.0, piece),
         None => false,
     })
 }
@@ -195,7 +195,7 @@ impl MonitorTarget for Machine {
     }
 
     fn read_phys(&self, pa: u64, buf: &mut [u8]) -> bool {
-        read_phys(&self.board.ram, &self.board.map, pa, buf)
+        read_phys(&self.board, pa, buf)
     }
 
     fn read_virt(&self, va: u64, buf: &mut [u8]) -> bool {
@@ -211,6 +211,12 @@ impl MonitorTarget for Machine {
             }
             None => false,
         }
+    }
+
+    fn screendump(&self, path: &str) -> Result<(), String> {
+        let vga = self.board.vga.as_ref().ok_or("there is no VGA")?;
+        let picture = vga.lock().picture().ok_or("the VGA is in a graphics mode, which is not drawn")?;
+        std::fs::write(path, picture.to_ppm()).map_err(|e| format!("{path}: {e}"))
     }
 
     fn register(&self, name: &str) -> Option<u64> {

@@ -17,6 +17,7 @@ use arch_x86::paging::PHYS_BITS;
 use devices::chr::CharSink;
 use devices::chr::debugcon::DebugCon;
 use devices::chr::uart16550::Uart16550;
+use devices::display::vga::{self, Vga};
 use devices::fw::acpi;
 use devices::input::i8042::{self, I8042};
 use devices::irq::{ApicBus, IoApic, IoApicInputs, Lapic, LapicConfig, Pic, ioapic, pic};
@@ -83,6 +84,7 @@ pub struct Board {
     pub uarts: [Option<Arc<Mutex<Uart16550>>>; 4],
     pub rtc: SharedRtc,
     apic_ids: Vec<u32>,
+    pub vga: Option<Arc<Mutex<Vga>>>,
     ports: PortBus,
     mmio: MmioBus,
     pic: Arc<Mutex<Pic>>,
@@ -138,11 +140,12 @@ impl Board {
         let pm = add_power(&mut b, &out, &wires)?;
         add_pci(&mut b, &out)?;
         let uarts = add_serials(&mut b, &out, &wires)?;
+        let vga = config.vga.then(|| add_vga(&mut b, &out)).transpose()?;
         add_extra(&mut b, &out)?;
         let Builder { ports, mmio, devices } = b;
         let apic_ids = out.cpus.iter().map(|(id, _)| *id).collect();
         let (clock, ports, extra) = (out.clock, ports.into_bus(), out.devices.into_iter().map(|(spec, _)| spec).collect());
-        Ok(Self { ram, map, clock, lapics, pm, uarts, rtc, apic_ids, ports, mmio, pic, devices, config, extra })
+        Ok(Self { ram, map, clock, lapics, pm, uarts, rtc, apic_ids, vga, ports, mmio, pic, devices, config, extra })
     }
 
     /// Brings all devices to their power-on state; RAM keeps its content. The CPU is the caller's.
@@ -170,6 +173,13 @@ impl Board {
         let apic_ids = self.apic_ids.iter().map(|id| *id as u8).collect();
         let cfg = acpi::AcpiConfig { apic_ids, hpet: self.config.hpet, com_ports, ecam: Some(ECAM), ..Default::default() };
         self.config.acpi.then(|| acpi::build(&cfg, memory::ACPI_TABLES))
+    }
+
+    /// Reads video memory, which is no RAM, for the user; `false` if some of it is not there.
+    pub fn peek(&self, pa: u64, buf: &mut [u8]) -> bool {
+        let Some(vga) = &self.vga else { return false };
+        let vga = vga.lock();
+        buf.iter_mut().zip(pa..).all(|(b, at)| vga.peek(at).map(|v| *b = v).is_some())
     }
 
     /// The machine type's name.
@@ -235,6 +245,14 @@ fn add_power(b: &mut Builder, out: &Outside, wires: &Wires) -> Result<Arc<Mutex<
     let pm = Pm::new_shared(wires.isa(acpi::SCI_IRQ.into()), out.power.clone(), out.clock.clone());
     b.ports(&pm, &[(acpi::PM1A_EVT, pm::REGION_PM1_LEN, pm::REGION_PM1), (acpi::GPE0, pm::REGION_GPE0_LEN, pm::REGION_GPE0)])?;
     Ok(pm)
+}
+
+fn add_vga(b: &mut Builder, out: &Outside) -> Result<Arc<Mutex<Vga>>, BoardError> {
+    let vga = Arc::new(Mutex::new(Vga::new(out.clock.clone())));
+    let ports: Vec<_> = (0..).zip(vga::PORTS).map(|(region, (first, len))| (first, len, region)).collect();
+    b.ports(&vga, &ports)?;
+    b.mmio.add(Pa(vga::MEMORY), vga::MEMORY_LEN, 0, vga.clone());
+    Ok(vga)
 }
 
 fn add_pci(b: &mut Builder, out: &Outside) -> Result<(), BoardError> {

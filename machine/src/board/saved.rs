@@ -114,7 +114,7 @@ pub mod tests {
             devices: [0xe9, 0x402].map(debugcon).to_vec(),
             unix_seconds: 0,
         };
-        Board::new(MachineConfig { kind: MachineKind::Pc, acpi: true, hpet }, 2 << 20, out).unwrap()
+        Board::new(MachineConfig { kind: MachineKind::Pc, acpi: true, hpet, vga: true }, 2 << 20, out).unwrap()
     }
 
     fn debugcon(iobase: u16) -> (DeviceSpec, Option<Arc<dyn CharSink>>) {

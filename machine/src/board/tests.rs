@@ -35,7 +35,7 @@ fn outside(power: Arc<Asked>) -> Outside {
     }
 }
 
-const CONFIG: MachineConfig = MachineConfig { kind: MachineKind::Q35, acpi: true, hpet: true };
+const CONFIG: MachineConfig = MachineConfig { kind: MachineKind::Q35, acpi: true, hpet: true, vga: true };
 
 fn board(mem: u64) -> (BoardIo, Arc<Asked>) {
     let asked = Arc::new(Asked::default());

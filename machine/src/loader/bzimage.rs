@@ -5,6 +5,13 @@ use super::{BoardInfo, Guest, Images, LoadError};
 
 /// Offsets in the file's first sectors, and of the same fields in `boot_params`.
 mod field {
+    /// `screen_info`: video mode, columns, EGA memory, lines, "is VGA", lines of a character.
+    pub const VIDEO_MODE: usize = 0x006;
+    pub const VIDEO_COLUMNS: usize = 0x007;
+    pub const VIDEO_EGA: usize = 0x00a;
+    pub const VIDEO_LINES: usize = 0x00e;
+    pub const VIDEO_IS_VGA: usize = 0x00f;
+    pub const VIDEO_POINTS: usize = 0x010;
     pub const ACPI_RSDP_ADDR: usize = 0x070;
     pub const E820_ENTRIES: usize = 0x1e8;
     pub const SETUP_SECTS: usize = 0x1f1;
@@ -170,6 +177,18 @@ fn zero_page(file: &[u8], guest: &Guest<'_>, board: BoardInfo<'_>) -> [u8; 4096]
     page[field::TYPE_OF_LOADER] = LOADER_UNDEFINED;
     put(&mut page, field::RAMDISK_IMAGE, 8, 0);
     put(&mut page, field::ACPI_RSDP_ADDR, 8, board.rsdp.map_or(0, |a| a.0));
+    if board.text_screen {
+        for (at, v) in [
+            (field::VIDEO_MODE, 3),
+            (field::VIDEO_COLUMNS, 80),
+            (field::VIDEO_EGA, 3),
+            (field::VIDEO_LINES, 25),
+            (field::VIDEO_IS_VGA, 1),
+            (field::VIDEO_POINTS, 16),
+        ] {
+            page[at] = v;
+        }
+    }
     let map = guest.e820(board.reserved);
     let count = map.len().min(MAX_E820);
     page[field::E820_ENTRIES] = count as u8;

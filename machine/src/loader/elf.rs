@@ -36,7 +36,7 @@ pub fn load(guest: &Guest<'_>, images: &Images, board: BoardInfo<'_>) -> Result<
     Ok(EntryState::prot32(guest, entry, 0, place::START_INFO))
 }
 
-fn program_headers(file: &[u8]) -> Result<Vec<ProgramHeader>, LoadError> {
+pub(super) fn program_headers(file: &[u8]) -> Result<Vec<ProgramHeader>, LoadError> {
     let fail = |e: goblin::error::Error| LoadError::Elf(one_line(&e.to_string()));
     let header: Header = Elf::parse_header(file).map_err(fail)?;
     if !matches!(header.e_machine, EM_386 | EM_X86_64) || !header.endianness().is_ok_and(|e| e.is_little()) {
@@ -69,7 +69,7 @@ fn segment_bytes<'a>(file: &'a [u8], p: &ProgramHeader) -> Result<&'a [u8], Load
 }
 
 /// Writes a segment, with zeroes behind what the file has of it; returns its end.
-fn load_segment(guest: &Guest<'_>, file: &[u8], p: &ProgramHeader) -> Result<u64, LoadError> {
+pub(super) fn load_segment(guest: &Guest<'_>, file: &[u8], p: &ProgramHeader) -> Result<u64, LoadError> {
     let data = segment_bytes(file, p)?;
     if p.p_filesz > p.p_memsz {
         return Err(LoadError::Elf("a segment is larger in the file than in memory".into()));

@@ -10,9 +10,11 @@ pub struct EntryState {
     pub mode: EntryMode,
     pub rip: u64,
     pub rsp: u64,
+    /// Multiboot: the number that says so.
+    pub rax: u64,
     /// Linux: address of `boot_params`.
     pub rsi: u64,
-    /// PVH: address of `hvm_start_info`.
+    /// PVH: address of `hvm_start_info`. Multiboot: of the information.
     pub rbx: u64,
     /// Bit 1 (always one) only.
     pub rflags: u64,
@@ -124,6 +126,7 @@ impl EntryState {
             mode: EntryMode::Prot32,
             rip,
             rsp: place::STACK_TOP,
+            rax: 0,
             rsi: 0,
             rbx: 0,
             rflags: 2,

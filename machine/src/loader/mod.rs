@@ -1,4 +1,5 @@
-//! Loads a kernel and its initial RAM disk into guest RAM: Linux bzImages by the boot protocol, ELF files by PVH.
+//! Loads a kernel and its initial RAM disk into guest RAM: Linux bzImages by the boot protocol, ELF files by PVH, and what has
+//! a Multiboot header by that.
 //!
 //! Files are untrusted: every length is checked against the file and against RAM before anything is written.
 
@@ -6,6 +7,9 @@ mod bzimage;
 mod elf;
 pub mod entry;
 pub mod mem;
+pub mod multiboot;
+#[cfg(test)]
+mod multiboot_tests;
 #[cfg(test)]
 mod tests;
 
@@ -25,7 +29,7 @@ pub enum LoadError {
     FileLargerThanRam(PathBuf),
     #[error("the kernel file is empty")]
     Empty,
-    #[error("the kernel file is neither a Linux bzImage nor an x86 ELF file")]
+    #[error("the kernel file is neither a Linux bzImage, nor an x86 ELF file, nor a Multiboot kernel")]
     Unknown,
     #[error("the kernel file is cut off: {have} bytes of {need}")]
     CutOff { have: u64, need: u64 },
@@ -57,14 +61,40 @@ pub struct Images {
     pub kernel: Vec<u8>,
     pub initrd: Option<Vec<u8>>,
     pub cmdline: String,
+    /// The kernel's file name, which Multiboot kernels are told.
+    pub name: String,
+    /// Files beside a Multiboot kernel, which has no initial RAM disk.
+    pub modules: Vec<multiboot::Module>,
 }
 
 impl Images {
-    /// Reads the files; none may be larger than `ram_bytes`.
+    /// Reads the files; none may be larger than `ram_bytes`. Beside a Multiboot kernel `initrd` is a list of modules: `FILE
+    /// TEXT,FILE TEXT,…`.
     pub fn read(kernel: &Path, initrd: Option<&Path>, cmdline: &str, ram_bytes: u64) -> Result<Self, LoadError> {
-        let initrd = initrd.map(|p| read(p, ram_bytes)).transpose()?;
-        Ok(Self { kernel: read(kernel, ram_bytes)?, initrd, cmdline: cmdline.to_owned() })
+        let name = kernel.display().to_string();
+        let kernel = read(kernel, ram_bytes)?;
+        let mut images = Self { kernel, name, cmdline: cmdline.to_owned(), ..Self::default() };
+        match initrd {
+            Some(list) if is_multiboot(&images.kernel) => images.modules = modules(list, ram_bytes)?,
+            Some(file) => images.initrd = Some(read(file, ram_bytes)?),
+            None => {}
+        }
+        Ok(images)
     }
+}
+
+fn is_multiboot(kernel: &[u8]) -> bool {
+    !bzimage::is(kernel) && multiboot::is(kernel)
+}
+
+/// Modules as `-initrd` lists them. Each is announced by its file name and the words behind it.
+fn modules(list: &Path, ram_bytes: u64) -> Result<Vec<multiboot::Module>, LoadError> {
+    let list = list.to_string_lossy();
+    let one = |text: &str| {
+        let file = text.split_once(' ').map_or(text, |(file, _)| file);
+        Ok(multiboot::Module { data: read(Path::new(file), ram_bytes)?, text: text.to_owned() })
+    };
+    list.split(',').filter(|m| !m.is_empty()).map(one).collect()
 }
 
 fn read(path: &Path, max: u64) -> Result<Vec<u8>, LoadError> {
@@ -82,6 +112,8 @@ pub struct BoardInfo<'a> {
     pub rsdp: Option<Pa>,
     /// Ranges that are not the kernel's to use: ECAM, ACPI tables outside the BIOS area, …
     pub reserved: &'a [E820Entry],
+    /// There is a VGA in text mode.
+    pub text_screen: bool,
 }
 
 /// Loads `images` and says how to enter the kernel. RAM may be partly written when it fails.
@@ -92,6 +124,8 @@ pub fn load(ram: &Ram, map: &MemMap, images: &Images, board: BoardInfo<'_>) -> R
     }
     if images.kernel.is_empty() {
         Err(LoadError::Empty)
+    } else if is_multiboot(&images.kernel) {
+        multiboot::load(&guest, images, board)
     } else if images.kernel.starts_with(b"\x7fELF") {
         elf::load(&guest, images, board)
     } else if bzimage::is(&images.kernel) {

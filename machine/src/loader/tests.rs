@@ -7,7 +7,7 @@ use proptest::prelude::*;
 const MIB: u64 = 1 << 20;
 
 /// A board with `mib` MiB of RAM (at most 2048): the hole at 640 KiB, tables at C0000h.
-fn board(mib: u64) -> (Ram, MemMap) {
+pub(super) fn board(mib: u64) -> (Ram, MemMap) {
     let ram = Ram::new(mib * MIB).unwrap();
     let mut map = MemMap::default();
     map.map_ram(Pa(0), 0xa0000, 0, true);
@@ -64,13 +64,13 @@ fn elf() -> Vec<u8> {
 }
 
 fn images(kernel: Vec<u8>) -> Images {
-    Images { kernel, initrd: None, cmdline: "console=ttyS0".into() }
+    Images { kernel, cmdline: "console=ttyS0".into(), ..Images::default() }
 }
 
 fn load_in(mib: u64, i: &Images) -> Result<(Ram, EntryState), LoadError> {
     let (ram, map) = board(mib);
     let reserved = [E820Entry { start: 0xb000_0000, len: 256 * MIB, kind: E820Kind::Reserved }];
-    let state = load(&ram, &map, i, BoardInfo { rsdp: Some(Pa(0xe0000)), reserved: &reserved })?;
+    let state = load(&ram, &map, i, BoardInfo { rsdp: Some(Pa(0xe0000)), reserved: &reserved, text_screen: true })?;
     Ok((ram, state))
 }
 

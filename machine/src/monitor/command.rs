@@ -32,6 +32,9 @@ static COMMANDS: &[Command] = &[
     }),
     command!("quit" | "q", "", "end the emulator", |_, t| act(|| t.quit())),
     command!("savevm", "file", "save the machine to a file", |a, t| outcome(path(a).and_then(|p| t.save(p)))),
+    command!("screendump", "file", "write a picture of the screen to a file (PPM)", |a, t| {
+        outcome(path(a).and_then(|p| t.screendump(p)))
+    }),
     command!("stop" | "s", "", "stop the machine", |_, t| act(|| t.stop())),
     command!("system_powerdown", "", "press the power button", |_, t| act(|| t.powerdown())),
     command!("system_reset", "", "reset the machine", |_, t| act(|| t.reset())),

@@ -52,6 +52,10 @@ pub trait MonitorTarget: Send + Sync {
     fn register(&self, name: &str) -> Option<u64>;
     /// Disassembles the instruction at `va` in the CPU's current mode: its length (1..=15) and text.
     fn disassemble(&self, va: u64, code: &[u8]) -> Option<(usize, String)>;
+    /// Writes a picture of the screen to a file.
+    fn screendump(&self, _path: &str) -> Result<(), String> {
+        Err("there is no display".into())
+    }
     fn stop(&self);
     fn cont(&self) -> Result<(), String>;
     fn quit(&self);

@@ -79,7 +79,7 @@ fn machine(tree: &Tree) -> MachineConfig {
     let o = tree.one(Group::Machine);
     let on = |name| o.and_then(|o| o.switch(name)).unwrap_or(true);
     let kind = if o.is_some_and(|o| o.driver == "q35") { MachineKind::Q35 } else { MachineKind::Pc };
-    MachineConfig { kind, acpi: on("acpi"), hpet: on("hpet") }
+    MachineConfig { kind, acpi: on("acpi"), hpet: on("hpet"), vga: on("vga") }
 }
 
 fn accels(tree: &Tree) -> Result<Vec<AccelConfig>, OptionError> {

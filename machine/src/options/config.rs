@@ -59,6 +59,8 @@ pub struct MachineConfig {
     pub kind: MachineKind,
     pub acpi: bool,
     pub hpet: bool,
+    /// A VGA.
+    pub vga: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

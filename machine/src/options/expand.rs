@@ -33,7 +33,10 @@ pub fn expand(tree: &mut Tree, name: &'static str, value: &str) -> Result<(), Op
         "device" => device(tree, value, &origin),
         "display" if value != "none" => absent(&origin, value),
         "display" => process(tree, vec![KeyVal::new("display", value)], &origin),
-        "vga" | "nic" | "net" => {
+        "vga" if value == "none" => machine_switch(tree, "vga", &origin),
+        "vga" if value == "std" => Ok(()),
+        "vga" => Err(OptionError::NotBuilt(format!("{origin} {}", Quoted::from(value)), "'std' and 'none' are there".into())),
+        "nic" | "net" => {
             if value == "none" {
                 Ok(())
             } else {

@@ -43,7 +43,8 @@ pub fn for_value(option: &str, value: &str) -> Option<String> {
         "rtc" => Group::Rtc,
         "mon" => Group::Monitor,
         "d" => return value.split(',').any(asks).then(log_items),
-        "display" | "vga" | "nic" | "net" | "parallel" => return asks(value).then(|| "none\n".into()),
+        "vga" => return asks(value).then(|| "std\nnone\n".into()),
+        "display" | "nic" | "net" | "parallel" => return asks(value).then(|| "none\n".into()),
         _ => return None,
     };
     let prefixed = first.split_once('=').map_or(first, |(_, v)| v);

@@ -60,6 +60,7 @@ const THREAD: PropSpec = prop("thread", Kind::Word(&["single", "multi"]), "accep
 const MACHINE: &[PropSpec] = &[
     prop("acpi", Kind::Switch, "ACPI tables (on)"),
     prop("hpet", Kind::Switch, "the HPET (on)"),
+    prop("vga", Kind::Switch, "a VGA; -vga std, -vga none (on)"),
     prop("usb", Kind::Word(&["off"]), "accepted"),
     prop("vmport", Kind::Word(&["off", "auto"]), "accepted"),
     prop("smm", Kind::Word(&["off", "auto"]), "accepted"),

@@ -1,0 +1,3 @@
+//! Displays.
+
+pub mod vga;
