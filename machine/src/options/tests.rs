@@ -205,7 +205,7 @@ fn clock_name_and_what_is_accepted() {
     assert!(error("-rtc base=tomorrow").contains("not a date"));
     assert_eq!(config("-name a,debug-threads=on -pidfile p").name.as_deref(), Some("a"));
     config("-boot order=dc,menu=on -boot d -vga none -nic none -net none -parallel none -no-user-config -display none");
-    assert!(config("-vga std").machine.vga && config("").machine.vga && !config("-vga none").machine.vga);
+    assert!(config("-vga std").machine.vga && config("-display none").machine.vga && !config("-vga none").machine.vga);
     assert!(error("-vga cirrus").contains("'std' and 'none'"));
     assert!(error("-display gtk").contains("only 'none'"));
 }
