@@ -110,7 +110,7 @@ impl Default for Regs {
             // Bright colours are the primary and the secondary bits together; brown has half of its green.
             *a = match i {
                 6 => 0x14,
-                8.. => i - 8 | 0x38,
+                8.. => i + 0x30,
                 _ => i,
             };
         }
