@@ -1,6 +1,7 @@
 //! Chooses and makes the CPU engine from `-accel` and `-cpu`.
 
 use crate::options::{AccelConfig, CpuConfig, JitConfig, RegionKind};
+use crate::say;
 use crate::vcpu_thread::Engine;
 use arch_x86::CpuState;
 use arch_x86::models;
@@ -39,7 +40,7 @@ pub fn settings(accels: &[AccelConfig]) -> Result<Settings, EngineError> {
         AccelConfig::Kvm => None,
     });
     if found.is_some() && accels.first() == Some(&AccelConfig::Kvm) {
-        eprintln!("rhea: -accel kvm: KVM is not built yet; the next -accel is used");
+        say!("-accel kvm: KVM is not built yet; the next -accel is used");
     }
     found.ok_or(EngineError::NoKvm)
 }
@@ -91,7 +92,7 @@ pub fn make(cpu: &CpuConfig, settings: Settings, signals: &[Arc<VcpuSignals>]) -
     let mut configured = models::configure(cpu.model, &tweaks).map_err(EngineError::Cpu)?;
     configured.topology = cpu.topology;
     for feature in &configured.dropped {
-        eprintln!("rhea: warning: TCG doesn't support requested feature: {feature}");
+        say!("warning: TCG doesn't support requested feature: {feature}");
     }
     let frontend = Arc::new(X86::new(configured.features).with_peers(signals.len() > 1));
     let helpers: Arc<[_]> = frontend_x86::helpers::table::<VcpuBlock<CpuState>>().into();

@@ -1,5 +1,6 @@
 //! The event loop: one thread that waits for host file descriptors, and one that runs the timer queue.
 
+use crate::say;
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
@@ -87,7 +88,7 @@ impl Drop for EventLoop {
         let me = std::thread::current().id();
         for t in self.threads.drain(..).filter(|t| t.thread().id() != me) {
             if t.join().is_err() {
-                eprintln!("rhea: an event thread panicked");
+                say!("an event thread panicked");
             }
         }
         let sources = std::mem::take(&mut *self.shared.sources.lock());
@@ -108,7 +109,7 @@ fn run_io(shared: &Shared) {
     while !shared.stop.load(Ordering::SeqCst) {
         let sources = shared.sources.lock().clone();
         if let Err(e) = turn(shared, &sources) {
-            eprintln!("rhea: the event loop cannot wait: {e}");
+            say!("the event loop cannot wait: {e}");
             std::thread::sleep(Duration::from_millis(100));
         }
     }

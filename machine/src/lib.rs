@@ -17,5 +17,6 @@ pub mod options;
 pub mod qmp;
 pub mod run;
 pub mod runner;
+pub mod say;
 pub mod state;
 pub mod vcpu_thread;

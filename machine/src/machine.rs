@@ -5,6 +5,7 @@ use crate::chardev::Chardev;
 use crate::control::{Cause, Control, Notice, RunState};
 use crate::monitor::{CpuInfo, MonitorTarget};
 use crate::runner::Runner;
+use crate::say;
 use crate::state::{Migration, StateError, path_of};
 use crate::vcpu_thread::Cpu;
 use arch_x86::{CpuState, Topology};
@@ -109,7 +110,7 @@ impl Machine {
 
     fn act(&self, f: impl FnOnce(&mut Runner) + Send + 'static) {
         if self.control.with_runner(f).is_none() {
-            eprintln!("rhea: the CPU does not answer");
+            say!("the CPU does not answer");
         }
     }
 }

@@ -9,7 +9,7 @@ static ALLOC: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     start().unwrap_or_else(|message| {
-        eprintln!("rhea: {message}");
+        machine::say!("{message}");
         ExitCode::from(1)
     })
 }

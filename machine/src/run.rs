@@ -11,6 +11,7 @@ use crate::loader::{Images, LoadError};
 use crate::machine::Machine;
 use crate::options::{Config, Incoming, LogConfig, RtcBase, RtcClock};
 use crate::runner::{Policy, Runner};
+use crate::say;
 use crate::state::StateError;
 use crate::state::hash::HashLog;
 use std::fs::File;
@@ -112,8 +113,9 @@ pub fn run(config: Config) -> Result<ExitCode, RunError> {
 
     let on_signal = control.clone();
     term::handle_signals(move |signal| {
-        eprintln!("rhea: terminating on signal {signal}");
         on_signal.end(0, Some(Cause::HostSignal));
+        // After it: nobody may read what is said.
+        say!("terminating on signal {signal}");
     })
     .map_err(RunError::Thread)?;
     let _pidfile = config.pidfile.as_deref().map(PidFile::write).transpose()?;

@@ -6,6 +6,7 @@ use crate::boot;
 use crate::control::{Cause, Control, Notice, RunState};
 use crate::loader::{Images, LoadError};
 use crate::run::RunError;
+use crate::say;
 use crate::vcpu_thread::{Cpu, Engine, NAP, Panicked, Threads};
 use std::sync::Arc;
 use vm_core::{Events, dlog};
@@ -73,7 +74,7 @@ impl Runner {
             return self.shut_down(cause);
         }
         if let Err(e) = self.start_over() {
-            eprintln!("rhea: cannot load the kernel again: {e}");
+            say!("cannot load the kernel again: {e}");
             self.end = self.end.or(Some(1));
             return;
         }

@@ -2,7 +2,9 @@
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
-use rhea_tests::boot::{ENTRY, Guest, file, pvh_elf};
+use rhea_tests::boot::{ENTRY, Guest, file, program, pvh_elf};
+use std::io::Read;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -154,4 +156,34 @@ fn the_escape_ends_a_guest_lost_outside_ram() {
         a.call(eax)
     });
     on_every_engine("lost", &elf, &["-d", "guest_errors"], escape_ends_it);
+}
+
+/// Jumps to itself.
+fn spin(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    let mut here = a.create_label();
+    a.set_label(&mut here)?;
+    a.jmp(here)
+}
+
+/// Whoever read what rhea says and what the guest prints has gone.
+#[test]
+fn a_signal_ends_it_though_nobody_reads_its_messages() {
+    let elf = guest("signal", spin);
+    let mut command = Command::new(program());
+    command.args(["-m", "16M", "-display", "none", "-serial", "stdio", "-kernel", &elf]);
+    let mut rhea = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("rhea starts");
+    let mut first = [0];
+    rhea.stdout.take().expect("it is a pipe").read_exact(&mut first).expect("the guest prints");
+    assert_eq!(first[0], RUNNING);
+    drop(rhea.stderr.take());
+    let killed = Command::new("kill").args(["-TERM", &rhea.id().to_string()]).status().expect("there is a kill");
+    assert!(killed.success());
+    let end = Instant::now() + LIMIT;
+    while rhea.try_wait().expect("it is our child").is_none() {
+        if Instant::now() > end {
+            rhea.kill().expect("it is our child");
+            panic!("SIGTERM does not end it");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }

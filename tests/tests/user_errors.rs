@@ -53,7 +53,11 @@ fn a_kernel_cut_off() {
 #[test]
 fn a_file_that_is_no_kernel() {
     let text = file("text.elf", b"not a kernel at all\n");
-    refused("no-kernel", &["-nographic", "-kernel", &text], &["neither a Linux bzImage, nor an x86 ELF file, nor a Multiboot kernel"]);
+    refused(
+        "no-kernel",
+        &["-nographic", "-kernel", &text],
+        &["neither a Linux bzImage, nor an x86 ELF file, nor a Multiboot kernel"],
+    );
 }
 
 #[test]

@@ -6,6 +6,7 @@ use super::spec::Kind;
 use super::{Event, Front};
 use crate::event_loop::{Source, Waker, Want};
 use crate::options::SocketAddress as Address;
+use crate::say;
 use devices::chr::CharSink;
 use parking_lot::Mutex;
 use rustix::event::PollFlags;
@@ -270,7 +271,7 @@ impl Chardev {
             Ok(fd) => link.attach(fd),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
             Err(e) => {
-                eprintln!("rhea: {}: {}: {e}", self.label, self.what);
+                say!("{}: {}: {e}", self.label, self.what);
                 // The client still waits, and would be tried again at once.
                 return std::thread::sleep(Duration::from_millis(100));
             }
@@ -305,7 +306,7 @@ impl Chardev {
             dev.waker.wake();
         };
         if let Err(e) = std::thread::Builder::new().name("connect".into()).spawn(run) {
-            eprintln!("rhea: {}: {e}", self.label);
+            say!("{}: {e}", self.label);
             self.link.lock().detach();
         }
     }

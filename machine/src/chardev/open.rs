@@ -5,6 +5,7 @@ use super::output::Output;
 use super::spec::Kind;
 use super::term;
 use crate::options::SocketAddress as Address;
+use crate::say;
 use std::fs::OpenOptions;
 use std::io;
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
@@ -79,7 +80,7 @@ pub fn link(kind: &Kind, label: &str, what: &str) -> io::Result<(Link, String)> 
         Kind::Client { address, reconnect } => client(address, *reconnect)?,
         Kind::Pty => {
             let (fd, slave, path) = open_pty()?;
-            eprintln!("rhea: {label} is on {path}");
+            say!("{label} is on {path}");
             let fd = Arc::new(fd);
             let link = fixed(Some(fd.clone()), Some(Output::nonblocking(fd)));
             return Ok((link.keeping(slave), format!("pty {path}")));
@@ -103,7 +104,7 @@ fn listen(address: &Address, wait: bool, label: &str, what: &str) -> io::Result<
         Address::Tcp { host, port } => Listener::Tcp(TcpListener::bind((host.as_str(), *port))?),
     };
     let first = if wait {
-        eprintln!("rhea: {label} waits for a connection on {what}");
+        say!("{label} waits for a connection on {what}");
         Some(listener.accept()?)
     } else {
         None

@@ -1,6 +1,7 @@
 //! The cache folder: kernel and busybox with their SHA-256 sums beside them, in the notation of `sha256sum`.
 
 use super::FirstRunError;
+use crate::say;
 use sha2::{Digest, Sha256};
 use std::fmt::Write as _;
 use std::fs;
@@ -83,7 +84,7 @@ pub fn verified(dir: &Path) -> Option<Files> {
     match files.map(|(kernel, busybox)| Files { kernel, busybox }) {
         Some(f) if sums(&f) == expected => Some(f),
         _ => {
-            eprintln!("rhea: {}: the cached guest does not match its checksums, fetching it again", dir.display());
+            say!("{}: the cached guest does not match its checksums, fetching it again", dir.display());
             None
         }
     }

@@ -2,6 +2,7 @@
 
 use super::FirstRunError;
 use super::cache::Files;
+use crate::say;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -44,7 +45,7 @@ pub fn fetch(dir: &Path, apt_get: &Path) -> Result<Files, FirstRunError> {
     {
         return Ok(files);
     }
-    eprintln!("rhea: reading Debian's package lists (apt-get update, in {})", work.0.display());
+    say!("reading Debian's package lists (apt-get update, in {})", work.0.display());
     apt.private_lists = true;
     let updated = apt.run(apt_get, &["update"]);
     match apt.packages() {
@@ -85,7 +86,7 @@ impl Apt {
         find: impl Fn(&Path) -> Option<PathBuf>,
     ) -> Result<Vec<u8>, FirstRunError> {
         let root = self.work.join(sub);
-        eprintln!("rhea: downloading {package}");
+        say!("downloading {package}");
         self.run(&self.get, &["download", package])?;
         let missing = || FirstRunError::Package { package: package.to_owned(), what };
         let deb = entries(&self.work).into_iter().find(|p| {

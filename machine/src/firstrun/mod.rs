@@ -9,6 +9,7 @@ mod payload;
 mod tests;
 
 use crate::options::Config;
+use crate::say;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -59,8 +60,8 @@ fn prepare_in(dir: &Path, mut config: Config, apt_get: &Path) -> Result<Config, 
             config.append = APPEND.to_owned();
         }
         Err(why) => {
-            eprintln!("rhea: cannot get Debian's kernel: {why}");
-            eprintln!("rhea: starting the small built-in guest instead; -kernel FILE starts one of yours");
+            say!("cannot get Debian's kernel: {why}");
+            say!("starting the small built-in guest instead; -kernel FILE starts one of yours");
             let elf = dir.join("guest.elf");
             cache::write(&elf, &built_in()?)?;
             config.kernel = Some(elf);
