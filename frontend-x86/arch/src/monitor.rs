@@ -52,3 +52,42 @@ pub fn mwait<E: GuestEnv<Cpu = CpuState>>(env: &mut E) -> Result<(), Fault> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::Env;
+
+    const WORD: u64 = 0x8000;
+
+    /// Time that MWAIT takes after MONITOR, and what `between` does.
+    fn sleeps(between: impl FnOnce(&mut Env)) -> Duration {
+        let mut e = Env::long(0);
+        e.cpu.gpr[1] = 0;
+        monitor(&mut e, WORD + 5).unwrap();
+        between(&mut e);
+        let start = Instant::now();
+        mwait(&mut e).unwrap();
+        assert_eq!(e.cpu.monitor, None);
+        start.elapsed()
+    }
+
+    #[test]
+    fn mwait_sleeps_until_a_store_an_event_or_for_a_while() {
+        assert!(sleeps(|_| {}) >= LONGEST);
+        assert!(sleeps(|e| e.io.ram.write(WORD, &[1])) < LONGEST);
+        assert!(sleeps(|e| e.io.signals.raise(Events::INTR)) < LONGEST);
+        assert!(sleeps(|e| e.cpu.monitor = None) < LONGEST, "nothing is watched");
+    }
+
+    #[test]
+    fn only_the_kernel_may_wait_and_only_with_known_extensions() {
+        let mut user = Env::long(3);
+        assert_eq!((monitor(&mut user, WORD), mwait(&mut user)), (Err(gp(0)), Err(gp(0))));
+        let mut e = Env::long(0);
+        e.cpu.gpr[1] = 2;
+        assert_eq!((monitor(&mut e, WORD), mwait(&mut e)), (Err(gp(0)), Err(gp(0))));
+        e.cpu.gpr[1] = 1;
+        assert_eq!((monitor(&mut e, WORD), mwait(&mut e)), (Err(gp(0)), Ok(())));
+    }
+}
