@@ -160,6 +160,14 @@ impl Member {
         self.peers.sharing(ram, page).writers.fetch_and(!self.me(), Ordering::SeqCst);
     }
 
+    /// None of our TLB entries serves writes any more. Pages that nobody has asked about stay undescribed.
+    pub fn stopped_writing_all(&self) {
+        let described = self.peers.chunks.get().into_iter().flatten().filter_map(OnceLock::get);
+        for s in described.flatten() {
+            s.writers.fetch_and(!self.me(), Ordering::SeqCst);
+        }
+    }
+
     /// After a store that went the slow way: tells those who have translated bytes near it.
     pub fn wrote(&self, ram: &Ram, offset: u64, len: u64) {
         fence(Ordering::SeqCst);
@@ -343,6 +351,15 @@ mod tests {
         }
         assert!(matches!(b.mail(), Mail::Everything));
         assert!(matches!(b.mail(), Mail::Notes(n) if n.is_empty()));
+    }
+
+    #[test]
+    fn all_pages_are_let_go_at_once() {
+        let (ram, a, b, _) = two();
+        assert!((1..4).all(|page| a.may_write(&ram, page)) && b.may_write(&ram, 2));
+        a.stopped_writing_all();
+        assert!(b.claim(&ram, 1) && b.is_ours(&ram, 1) && b.is_ours(&ram, 3));
+        assert!(a.claim(&ram, 2) && !a.is_ours(&ram, 2), "the other's entry stays");
     }
 
     #[test]

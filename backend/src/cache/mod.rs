@@ -239,7 +239,7 @@ impl Cache {
         self.writes.push((offset, len));
     }
 
-    /// Lets other vCPUs know where the source bytes of a kept record lie (`VcpuBlock::fetched_in_time`).
+    /// Lets other vCPUs know where the source bytes of a kept record lie (the caller reads them again).
     pub fn publish(&self, ram: &Ram, rec: *mut Record) {
         if let Some(m) = &self.member {
             // SAFETY: by the caller's promise `rec` is live.

@@ -242,7 +242,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
                 b.cache.clear(ram);
                 b.fills.flush_all(&mut b.eng.tlb);
                 b.jc_clear_all();
-                (0..ram.size() >> 12).for_each(|page| m.stopped_writing(ram, page));
+                m.stopped_writing_all();
             }
         }
     }
