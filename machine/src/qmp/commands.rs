@@ -168,12 +168,16 @@ fn human(a: &mut Args, t: &dyn MonitorTarget) -> Result<Value, String> {
     let line = a.text("command-line")?;
     let cpu = a.integer("cpu-index")?;
     a.end()?;
+    let before = t.cpus().iter().position(|c| c.current);
     if let Some(n) = cpu
         && !usize::try_from(n).is_ok_and(|n| t.select_cpu(n))
     {
         return Err("Parameter 'cpu-index' expects a CPU number".into());
     }
-    Ok(monitor::run(&line, t).replace('\n', "\r\n").into())
+    let said = monitor::run(&line, t);
+    // The choice is for this line only, as in QEMU.
+    before.map(|n| t.select_cpu(n));
+    Ok(said.replace('\n', "\r\n").into())
 }
 
 fn status(t: &dyn MonitorTarget) -> Value {
