@@ -117,9 +117,13 @@ impl CpuIo for BoardIo {
         self.0.clock.now()
     }
 
+    fn time_is_counted(&self) -> bool {
+        self.0.clock.counts()
+    }
+
     /// Where time follows instructions, time decides: a splitmix64 step.
     fn determined_random(&self) -> Option<u64> {
-        self.0.clock.counts().then(|| {
+        self.time_is_counted().then(|| {
             let z = self.0.clock.now().wrapping_mul(0x9e37_79b9_7f4a_7c15);
             let z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
             let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);

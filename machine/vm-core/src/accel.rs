@@ -37,6 +37,10 @@ pub trait CpuIo: Sync {
     }
     /// Virtual time-stamp counter before the guest's offset, in `tsc_hz` ticks since power-on.
     fn tsc(&self) -> u64;
+    /// Guest time follows the instructions that are executed (`-icount`): it stands still while an instruction waits.
+    fn time_is_counted(&self) -> bool {
+        false
+    }
     /// What the guest gets for a random number, where nothing is left to chance; `None`: the host's will do.
     fn determined_random(&self) -> Option<u64> {
         None
