@@ -14,6 +14,7 @@ use crate::runner::{Policy, Runner};
 use crate::say;
 use crate::state::StateError;
 use crate::state::hash::HashLog;
+use crate::vcpu_thread::Threads;
 use std::fs::File;
 use std::io::{self, LineWriter};
 use std::path::{Path, PathBuf};
@@ -109,6 +110,8 @@ pub fn run(config: Config) -> Result<ExitCode, RunError> {
         cpu: AtomicUsize::new(0),
         hold: config.start_paused,
     });
+    // Before anybody can ask about them.
+    let threads = Threads::start(topology.cpus() as usize, &control).map_err(RunError::Thread)?;
     consoles.connect(&config, &machine).map_err(RunError::Thread)?;
 
     let on_signal = control.clone();
@@ -119,7 +122,7 @@ pub fn run(config: Config) -> Result<ExitCode, RunError> {
     })
     .map_err(RunError::Thread)?;
     let _pidfile = config.pidfile.as_deref().map(PidFile::write).transpose()?;
-    let status = runner.run()?;
+    let status = runner.run(&threads)?;
     consoles.drain();
     drop(events);
     vm_core::log::flush();

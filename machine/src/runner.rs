@@ -145,9 +145,8 @@ impl Runner {
         }
     }
 
-    /// Runs until the program is to end; gives its exit status.
-    pub fn run(mut self) -> Result<u8, RunError> {
-        let threads = Threads::start(self.cpus.len(), &self.control).map_err(RunError::Thread)?;
+    /// Runs on a thread for each CPU until the program is to end; gives its exit status.
+    pub fn run(mut self, threads: &Threads) -> Result<u8, RunError> {
         self.set_state(self.control.state());
         loop {
             if let Some(status) = self.end {

@@ -54,6 +54,26 @@ fn a_session_from_start_to_quit() {
     g.expect_exit(0, LIMIT);
 }
 
+/// What CPU a line of `human-monitor-command` is about, by `cpu-index` or `cpu N`, ends with that line.
+#[test]
+fn several_cpus_and_the_one_that_a_line_is_about() {
+    let (_g, path) = start("qmp-cpus", &["-S", "-smp", "4,sockets=2"]);
+    let mut c = Client::new(&path);
+    let cpus = c.run("query-cpus-fast");
+    assert_eq!(cpus.as_array().map(Vec::len), Some(4));
+    let place = json!({ "socket-id": 1, "die-id": 0, "core-id": 1, "thread-id": 0 });
+    assert_eq!((&cpus[3]["cpu-index"], &cpus[3]["props"]), (&json!(3), &place));
+    let line =
+        |n: u64| json!({ "execute": "human-monitor-command", "arguments": { "command-line": "info cpus", "cpu-index": n } });
+    assert!(c.ask(line(2))["return"].as_str().unwrap().contains("* CPU #2:"));
+    assert!(c.human("info cpus").contains("* CPU #0:"));
+    assert_eq!(c.ask(line(4))["error"]["desc"], "Parameter 'cpu-index' expects a CPU number");
+    assert_eq!(c.human("cpu 3"), "");
+    assert!(c.human("info cpus").contains("* CPU #0:"));
+    assert_eq!(c.human("cpu 4"), "Error: invalid CPU index\r\n");
+    assert_eq!(c.human("info registers -a").matches("CPU#").count(), 4);
+}
+
 #[test]
 fn the_guests_own_reset_and_power_off_are_told() {
     let (mut g, path) = start("qmp-guest", &["-no-shutdown"]);
