@@ -7,6 +7,7 @@ pub mod engines;
 pub mod filetest;
 #[cfg(target_arch = "x86_64")]
 pub mod hostrun;
+pub mod kernel;
 pub mod qmp;
 pub mod smp;
 pub mod workspace;

@@ -108,8 +108,8 @@ fn gate_or_task<E: GuestEnv<Cpu = CpuState>>(env: &mut E, d: Desc, selector: u16
     })
 }
 
-/// The code segment behind a call gate. CALL may go to a more privileged level, JMP may not.
-fn through_gate<E: GuestEnv<Cpu = CpuState>>(env: &mut E, gate: &Desc, call: bool) -> Result<Target, Fault> {
+/// The code segment behind the call gate that selector `name` leads to. CALL may go to a more privileged level, JMP may not.
+fn through_gate<E: GuestEnv<Cpu = CpuState>>(env: &mut E, gate: &Desc, name: u16, call: bool) -> Result<Target, Fault> {
     let selector = gate.gate_selector();
     let (long, cpl) = (env.cpu_ref().long_mode(), env.cpu_ref().cpl);
     let mut rip = gate.gate_offset();
@@ -117,7 +117,7 @@ fn through_gate<E: GuestEnv<Cpu = CpuState>>(env: &mut E, gate: &Desc, call: boo
         let ctx = system_ctx(env.cpu_ref());
         let high = env.load(Va(gate.va.wrapping_add(8)), 8, ctx)?;
         if high >> 40 & 0x1f != 0 {
-            return Err(gp(code(selector)));
+            return Err(gp(code(name)));
         }
         rip |= high << 32;
     } else if gate.kind() == system::CALL16 {
@@ -171,7 +171,7 @@ pub fn far_jump<E: GuestEnv<Cpu = CpuState>>(
     } else {
         match name(env, selector, offset)? {
             Named::Code(t) => t,
-            Named::Gate(g) => through_gate(env, &g, false)?,
+            Named::Gate(g) => through_gate(env, &g, selector, false)?,
             Named::Task(t) => return to_task(env, t, Cause::Jump, next_rip),
         }
     };
@@ -193,7 +193,7 @@ pub fn far_call<E: GuestEnv<Cpu = CpuState>>(
     } else {
         match name(env, selector, offset)? {
             Named::Code(t) => t,
-            Named::Gate(g) => return call_gate(env, &g, next_rip),
+            Named::Gate(g) => return call_gate(env, &g, selector, next_rip),
             Named::Task(t) => return to_task(env, t, Cause::Nest, next_rip),
         }
     };
@@ -207,8 +207,8 @@ pub fn far_call<E: GuestEnv<Cpu = CpuState>>(
     Ok(())
 }
 
-fn call_gate<E: GuestEnv<Cpu = CpuState>>(env: &mut E, gate: &Desc, next_rip: u64) -> Result<(), Fault> {
-    let t = through_gate(env, gate, true)?;
+fn call_gate<E: GuestEnv<Cpu = CpuState>>(env: &mut E, gate: &Desc, name: u16, next_rip: u64) -> Result<(), Fault> {
+    let t = through_gate(env, gate, name, true)?;
     let long = env.cpu_ref().long_mode();
     let size = match (long, gate.kind()) {
         (true, _) => 8,
