@@ -10,6 +10,7 @@ use crate::count::Count;
 use crate::observe::Observing;
 use crate::tier0::form::{COp, Edge};
 use crate::tlb;
+use ir::fp::RunFp;
 use std::mem::offset_of;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -118,6 +119,11 @@ pub struct Engine {
     /// Operands and result of vector ops that have no short form.
     pub vec_a: u128,
     pub vec_b: u128,
+    /// Generated code that computes with floating point has put the host's control word to `fp_control` and gathers the
+    /// guest's exception flags there: see `VcpuBlock::collect_fp`.
+    pub fp_live: u32,
+    /// Control word for that, without exception flags.
+    pub fp_control: u32,
     /// With `Why::Edge`: 0 the taken edge, 1 the other.
     pub edge_number: u32,
     /// The block that runs, or ran last, in tier 0; the one that left, in tier 1.
@@ -133,6 +139,9 @@ pub struct Engine {
     /// Offsets from the seam of the program counter and of the page's program counter.
     pub pc_off: u32,
     pub pc_page_off: u32,
+    /// Offset from the seam of the guest's floating-point flags, and what runs floating-point ops.
+    pub fp_flags_off: u32,
+    pub run_fp: RunFp,
     /// `GuestCpu::code_base` that the jump cache holds for.
     pub code_base: u64,
     pub why: Why,
@@ -143,7 +152,7 @@ pub struct Engine {
     /// One instruction runs alone: it may write to its own code.
     pub single: bool,
     pub stats: Stats,
-    pad: [u64; 1],
+    pad: [u64; 2],
     /// What the register-preserving stub calls; must be the last word (checked in `VcpuBlock`).
     pub access_fn: usize,
 }
@@ -217,6 +226,7 @@ impl<C: GuestCpu> VcpuBlock<C> {
             (&raw mut (*p).eng.stats).write(Stats::default());
             (&raw mut (*p).eng.why).write(Why::Lookup);
             (&raw mut (*p).eng.fault).write(LEAVE);
+            (&raw mut (*p).eng.run_fp).write(|_, _, _, _| 0);
             Box::from_raw(p)
         };
         b.eng.tlb.clear();

@@ -119,7 +119,15 @@ pub fn layout() -> StateLayout {
     array(&SEG_BASE, seg + offset_of!(Segment, base), size_of::<Segment>(), 8);
     array(&SEG_SEL, seg + offset_of!(Segment, selector), size_of::<Segment>(), 2);
     slots.extend(named());
-    StateLayout { slots, size: size_of::<CpuState>() as u32, pc: RIP, pc_page: PC_PAGE, pc_mask: |mode| Mode(mode).pc_mask() }
+    StateLayout {
+        slots,
+        size: size_of::<CpuState>() as u32,
+        pc: RIP,
+        pc_page: PC_PAGE,
+        fp_flags: MXCSR,
+        run_fp: crate::fp::run,
+        pc_mask: |mode| Mode(mode).pc_mask(),
+    }
 }
 
 #[cfg(test)]

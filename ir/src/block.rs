@@ -1,6 +1,7 @@
 //! A block of IR: one entry, straight-line ops with side exits, one terminator. Values are numbered by the op that makes
 //! them.
 
+use crate::fp::FpOp;
 use crate::layout::{HelperDesc, HelperId, SlotId};
 use crate::ops::{Effects, Op, Res};
 use crate::types::{Cond, Rmw, Ty};
@@ -76,6 +77,10 @@ impl Inst {
 
     pub fn vec_op(&self) -> VecOp {
         VecOp::from_index(self.aux).expect("aux of Vec is a VecOp: the verifier checks it")
+    }
+
+    pub fn fp_op(&self) -> FpOp {
+        FpOp::from_index(self.aux).expect("aux of a floating-point op is an FpOp: the verifier checks it")
     }
 
     pub fn vec_shift(&self) -> VecShift {
@@ -241,6 +246,16 @@ impl Block {
 
     pub fn vec(&mut self, op: VecOp, a: Val, b: Val) -> Val {
         self.push(Inst { a, b, aux: op as u16, ..Inst::new(Op::Vec, Ty::V128) })
+    }
+
+    /// A floating-point op, in the form that it has.
+    pub fn fp(&mut self, op: FpOp, a: Val, b: Val) -> Val {
+        let form = match (op.gives_integer(), op.takes_integer()) {
+            (true, _) => Op::FpGet,
+            (_, true) => Op::FpSet,
+            _ => Op::VFp,
+        };
+        self.push(Inst { a, b, aux: op as u16, ..Inst::new(form, Ty::V128) })
     }
 
     /// Shifts lanes by a constant less than their width.

@@ -4,6 +4,7 @@
 use std::fmt::{self, Formatter};
 
 use crate::block::{Block, Inst, Val};
+use crate::fp::FpOp;
 use crate::layout::{HelperDesc, StateLayout};
 use crate::ops::Op;
 use crate::types::{Cond, Rmw};
@@ -100,6 +101,10 @@ impl Display<'_> {
             }
             Op::Vec => {
                 let o = Name(VecOp::from_index(i.aux).map(VecOp::name), "vecop", i.aux);
+                write!(f, " {o} {}, {}", V(i.a), V(i.b))
+            }
+            Op::VFp | Op::FpGet | Op::FpSet => {
+                let o = Name(FpOp::from_index(i.aux).map(FpOp::name), "fpop", i.aux);
                 write!(f, " {o} {}, {}", V(i.a), V(i.b))
             }
             Op::VShift => {

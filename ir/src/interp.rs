@@ -116,6 +116,7 @@ impl Run<'_> {
             }
             Op::Select if i.ty == Ty::V128 => self.wide(if self.int(i.a) != 0 { i.b } else { i.c }),
             Op::Vec => i.vec_op().eval(self.wide(i.a), self.wide(i.b)),
+            Op::VFp | Op::FpGet | Op::FpSet => self.fp(i),
             Op::VShift => i.vec_shift().eval(self.wide(i.a), i.imm as u32),
             Op::VShuffle => vec::shuffle(self.wide(i.a), self.wide(i.b), i.shuffle_mask()),
             Op::VMask => vec::high_bits(self.wide(i.a), i.aux).into(),
@@ -129,6 +130,14 @@ impl Run<'_> {
             _ => self.integer(i)?,
         };
         Ok(value)
+    }
+
+    fn fp(&mut self, i: &Inst) -> u128 {
+        let l = self.interp.layout;
+        let mut flags = self.get(Ty::I32, l.fp_flags, 0) as u32;
+        let r = (l.run_fp)(i.fp_op(), self.wide(i.a), self.wide(i.b), &mut flags);
+        self.set(Ty::I32, l.fp_flags, 0, flags.into());
+        if i.op == Op::FpGet { r & u128::from(u64::MAX) } else { r }
     }
 
     fn integer<F>(&self, i: &Inst) -> Result<u128, Outcome<F>> {

@@ -1,5 +1,6 @@
 //! Tables that a front end supplies: state slots and helpers.
 
+use crate::fp::RunFp;
 use crate::ops::Effects;
 
 /// Index into `StateLayout::slots`.
@@ -30,6 +31,9 @@ pub struct StateLayout {
     pub pc: SlotId,
     /// Slot (8 bytes) that engines keep at the program counter of the current page's first byte (see `Op::PcRel`).
     pub pc_page: SlotId,
+    /// Slot (4 bytes) that exception flags of floating-point ops go to, and what runs these.
+    pub fp_flags: SlotId,
+    pub run_fp: RunFp,
     /// Mask of program counters in `mode`; engines apply it when they write `pc`.
     pub pc_mask: fn(mode: u64) -> u64,
 }

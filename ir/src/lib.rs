@@ -4,6 +4,7 @@
 pub mod block;
 pub mod display;
 pub mod eval;
+pub mod fp;
 pub mod frontend;
 pub mod interp;
 pub mod layout;
@@ -16,6 +17,7 @@ pub mod vec;
 pub mod verify;
 
 pub use block::{Block, Inst, Val};
+pub use fp::FpOp;
 pub use frontend::{BlockKey, CodeFetch, Frontend, TranslateError};
 pub use interp::{Interp, Memory, Outcome};
 pub use layout::{HelperDesc, HelperId, SlotDesc, SlotId, StateLayout};

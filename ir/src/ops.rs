@@ -16,6 +16,8 @@ impl Effects {
     pub const TERMINATOR: Effects = Effects(32);
     /// Must not be removed although its result is unused.
     pub const KEEP: Effects = Effects(64);
+    /// May set floating-point exception flags of the guest: state that nothing but the end of the instruction orders.
+    pub const FP_FLAGS: Effects = Effects(128);
     /// What makes a helper call more than a function of operands, state and memory.
     pub const SIDE: Effects = Effects(2 | 8 | 16 | 64);
 
@@ -67,6 +69,7 @@ const PURE: Effects = Effects::NONE;
 const LOADS: Effects = Effects::READS_MEM.or(Effects::MAY_LEAVE).or(Effects::KEEP);
 const STORES: Effects = Effects::WRITES_MEM.or(Effects::MAY_LEAVE).or(Effects::KEEP);
 const ATOMIC: Effects = LOADS.or(STORES);
+const FP: Effects = Effects::FP_FLAGS.or(Effects::KEEP);
 const END: Effects = Effects::TERMINATOR.or(Effects::KEEP);
 
 ops! {
@@ -146,6 +149,14 @@ ops! {
     VShuffle = "vshuffle", 2, Res::Ty, PURE;
     /// The top bit of each lane of `aux` (8, 16, 32, 64) bits, lane 0 in bit 0.
     VMask = "vmask", 1, Res::Fixed(Ty::I64), PURE;
+
+    /// Floating-point op `aux`(FpOp) of two vectors. Its exception flags join `StateLayout::fp_flags` at the latest before
+    /// anything else than the block's own ops looks at them: `Get` and `Set` of that slot do not go with it.
+    VFp = "vfp", 2, Res::Ty, FP;
+    /// The same with an I64 as result.
+    FpGet = "fp_get", 2, Res::Fixed(Ty::I64), FP;
+    /// The same with an I64 as b.
+    FpSet = "fp_set", 2, Res::Fixed(Ty::V128), FP;
 
     /// Calls helper `aux` with operands a, b, c (I64; `imm` of them are used, in order); gives I64.
     Call = "call", 3, Res::Fixed(Ty::I64), Effects::KEEP;

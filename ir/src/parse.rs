@@ -3,6 +3,7 @@
 
 use crate::block::{Block, Inst, Val};
 use crate::display::HINTS;
+use crate::fp::FpOp;
 use crate::layout::{HelperDesc, StateLayout};
 use crate::ops::{Op, Res};
 use crate::types::{Cond, Rmw, Ty};
@@ -221,7 +222,7 @@ impl<'a> Parser<'a, '_> {
                 suffix.ok_or_else(|| format!("`{}` needs the type of its operand: `{}.i32`", op.name(), op.name()))
             }
             _ if suffix.is_some() => Err(format!("`{}` takes no type", op.name())),
-            (Op::VLane | Op::VSetLane | Op::VMask, _) => Ok(Ty::V128),
+            (Op::VLane | Op::VSetLane | Op::VMask | Op::FpGet | Op::FpSet, _) => Ok(Ty::V128),
             (Op::RaiseIf | Op::Br, _) => Ok(Ty::I8),
             (_, Res::Fixed(t)) => Ok(t),
             (_, Res::None) => Ok(Ty::I64),
@@ -252,6 +253,10 @@ impl<'a> Parser<'a, '_> {
             }
             Op::Vec => {
                 i.aux = self.name("vecop", |t| VecOp::ALL.iter().position(|c| c.name() == t))?;
+                self.operands(i)?;
+            }
+            Op::VFp | Op::FpGet | Op::FpSet => {
+                i.aux = self.name("fpop", |t| FpOp::ALL.iter().position(|c| c.name() == t))?;
                 self.operands(i)?;
             }
             Op::VShift => {

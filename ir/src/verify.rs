@@ -2,6 +2,7 @@
 //! "The leaving rule").
 
 use crate::block::{Block, Inst, Val};
+use crate::fp::FpOp;
 use crate::layout::{HelperDesc, StateLayout};
 use crate::ops::{Effects, Op};
 use crate::types::{Cond, Rmw, Ty};
@@ -173,6 +174,16 @@ fn types(block: &Block, i: &Inst) -> Result<(), Reason> {
             want(0, i.a, Ty::V128)?;
             want(1, i.b, Ty::V128)
         }
+        Op::VFp | Op::FpGet => {
+            form(!int)?;
+            want(0, i.a, Ty::V128)?;
+            want(1, i.b, Ty::V128)
+        }
+        Op::FpSet => {
+            form(!int)?;
+            want(0, i.a, Ty::V128)?;
+            want(1, i.b, Ty::I64)
+        }
         Op::VLane | Op::VShift | Op::VMask => form(!int).and_then(|()| want(0, i.a, Ty::V128)),
         Op::VSetLane => {
             form(!int)?;
@@ -204,6 +215,8 @@ fn fields(i: &Inst, layout: &StateLayout, helpers: &[HelperDesc]) -> Result<(), 
         Op::Get | Op::Set | Op::Call | Op::VShuffle => true,
         Op::Cmp => Cond::from_index(i.aux).is_some(),
         Op::Vec => VecOp::from_index(i.aux).is_some(),
+        Op::VFp | Op::FpGet | Op::FpSet => FpOp::from_index(i.aux)
+            .is_some_and(|o| o.gives_integer() == (i.op == Op::FpGet) && o.takes_integer() == (i.op == Op::FpSet)),
         Op::VMask => matches!(i.aux, 8 | 16 | 32 | 64),
         Op::VShift => VecShift::from_index(i.aux).is_some(),
         Op::Load | Op::Store | Op::AtomicCas => i.aux <= 3,
@@ -273,7 +286,7 @@ impl Leaving {
         if i.op == Op::ProbeW {
             self.probes.push(*i);
         }
-        self.wrote_state |= e.has(Effects::WRITES_STATE);
+        self.wrote_state |= e.has(Effects::WRITES_STATE.or(Effects::FP_FLAGS));
         self.wrote_memory |= e.has(Effects::WRITES_MEM);
         Ok(())
     }

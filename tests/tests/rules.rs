@@ -33,6 +33,7 @@ const UNSAFE: &[&str] = &[
     "backend/src/tier0/form.rs",
     "backend/src/tier0/observed.rs",
     "backend/src/tier0/ops.rs",
+    "backend/src/tier0/vector.rs",
     "backend/src/vblock.rs",
     "frontend-x86/src/hostfp.rs",
     "machine/vm-core/src/ram.rs",

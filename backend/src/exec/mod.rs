@@ -93,6 +93,8 @@ impl<F: Frontend, C: GuestCpu> Engine<F, C> {
         let l = fe.layout();
         b.eng.pc_off = l.slot(l.pc).offset;
         b.eng.pc_page_off = l.slot(l.pc_page).offset;
+        b.eng.fp_flags_off = l.slot(l.fp_flags).offset;
+        b.eng.run_fp = l.run_fp;
         b.count = settings.counter.clone().map(Count::new);
         let vref = VcpuRef::new(b);
         let mut engine = Self {

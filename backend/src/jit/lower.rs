@@ -2,7 +2,7 @@
 //! so that one guest block is one CLIF block. The function takes the number of the member to start at (the seam is the pinned
 //! register) and returns a `Why`.
 
-use super::runtime::{AccessInfo, func};
+use super::runtime::{AccessInfo, FP_OP, func};
 use super::vector;
 use crate::tlb;
 use crate::vblock::{Engine, Why};
@@ -191,6 +191,14 @@ impl<'a, 'b> Lower<'a, 'b> {
         let n = self.iconst(I64, op.into());
         self.call_rt_void(func::VEC, &[n]);
         self.eng_load(I8X16, offset_of!(Engine, vec_a))
+    }
+
+    /// Floating point is left to the runtime.
+    fn fp(&mut self, i: &Inst) -> Value {
+        let (x, y) = (self.val(i.a), self.val(i.b));
+        // An integer operand: only the low half counts.
+        let r = self.vec_slow(i.aux | FP_OP, x, y);
+        if i.op == Op::FpGet { self.eng_load(I64, offset_of!(Engine, vec_a)) } else { r }
     }
 
     // --- program counters
@@ -383,6 +391,7 @@ impl<'a, 'b> Lower<'a, 'b> {
                 let (c, x, y) = (a(self), b(self), self.val(i.c));
                 return Some(self.b.ins().select(c, x, y));
             }
+            Op::VFp | Op::FpGet | Op::FpSet => return Some(self.fp(i)),
             Op::Vec | Op::VLane | Op::VSetLane | Op::VShift | Op::VShuffle | Op::VMask => {
                 let x = a(self);
                 let y = if i.b == Val::NONE { x } else { b(self) };

@@ -4,7 +4,6 @@
 #![allow(unsafe_code)]
 
 use super::compile::Job;
-use super::runtime;
 use crate::cache::Record;
 use crate::exec::Settings;
 use crate::vblock::{VcpuBlock, Why};
@@ -115,5 +114,5 @@ pub fn straddles(rec: *mut Record) -> bool {
 /// Runs compiled code of a live record.
 pub fn enter<C: GuestCpu>(b: &mut VcpuBlock<C>, code: u64) -> Why {
     // SAFETY: `code` is the address of a region in the arena, compiled for this engine; the seam's block is inside `with_io`.
-    Why::from_code(unsafe { runtime::enter(b.seam(), code) })
+    unsafe { b.run_code(code) }
 }

@@ -6,7 +6,7 @@
 
 use crate::atomic::AtomicArgs;
 use crate::vblock::{Engine, JC_ENTRIES, JcEntry, LEAVE, VcpuBlock, Why};
-use ir::{Rmw, Ty, VecOp};
+use ir::{FpOp, Rmw, Ty, VecOp};
 use std::arch::naked_asm;
 use std::mem::offset_of;
 use vm_core::guest::GuestCpu;
@@ -65,6 +65,7 @@ pub fn install<C: GuestCpu>(b: &mut VcpuBlock<C>) {
     b.eng.fns[func::VEC] = vec::<C> as *const () as usize;
     b.eng.fns[func::CHAIN] = chain as *const () as usize;
     b.eng.fns[func::MISS] = miss as *const () as usize;
+    b.eng.fp_control = FP_CONTROL;
     b.eng.access_fn = b.eng.fns[func::ACCESS];
 }
 
@@ -76,6 +77,63 @@ impl<C: GuestCpu> VcpuBlock<C> {
         self.give_back(rest.into());
         self.eng.fault = f;
         self.eng.status = if f == LEAVE { Why::Leave } else { Why::Fault } as u32;
+    }
+}
+
+/// Exception flags of a floating-point control word (MXCSR, SDM 1 §10.2.3).
+#[cfg(target_arch = "x86_64")]
+const FP_FLAGS: u32 = 0x3f;
+/// Control word that asks for what `ir::FpOp` says: round to nearest, all exceptions masked.
+const FP_CONTROL: u32 = 0x1f80;
+
+impl<C: GuestCpu> VcpuBlock<C> {
+    /// The guest's floating-point flags.
+    fn fp_flags(&mut self) -> &mut u32 {
+        let at = self.eng.fp_flags_off as usize;
+        // SAFETY: the slot is an aligned u32 inside `cpu`, which begins at the seam (`StateLayout::fp_flags`).
+        unsafe { &mut *self.seam().add(at).cast::<u32>() }
+    }
+
+    /// Generated code leaves the exception flags of floating point in the host's control word, which costs nothing: adds them
+    /// to the guest's. To be called when generated code has returned, and before Rust that may look at the guest's or does
+    /// floating point itself.
+    #[inline(always)]
+    pub fn collect_fp(&mut self) {
+        if self.eng.fp_live != 0 {
+            self.collect_live_fp();
+        }
+    }
+
+    #[cold]
+    fn collect_live_fp(&mut self) {
+        self.eng.fp_live = 0;
+        #[cfg(target_arch = "x86_64")]
+        {
+            let mut csr = 0u32;
+            // SAFETY: writes the variable.
+            unsafe { std::arch::asm!("stmxcsr [{}]", in(reg) &raw mut csr, options(nostack)) };
+            *self.fp_flags() |= csr & FP_FLAGS;
+        }
+    }
+
+    /// Runs a floating-point op.
+    pub fn fp(&mut self, op: FpOp, a: u128, b: u128) -> u128 {
+        self.collect_fp();
+        let run = self.eng.run_fp;
+        run(op, a, b, self.fp_flags())
+    }
+
+    /// Runs generated code until it comes back.
+    ///
+    /// # Safety
+    /// `code` is generated for this engine, and the block is inside `with_io`.
+    pub unsafe fn run_code(&mut self, code: u64) -> Why {
+        let seam = self.seam();
+        // SAFETY: the caller's promise.
+        let why = unsafe { enter(seam, code) };
+        // SAFETY: it came from `seam` above; the borrow was given up to the generated code meanwhile.
+        unsafe { VcpuBlock::<C>::from_seam(seam) }.collect_fp();
+        Why::from_code(why)
     }
 }
 
@@ -98,6 +156,11 @@ extern "C" fn access<C: GuestCpu>(seam: *mut u8) {
     }
 }
 
+/// In `helper`'s `info`: it neither looks at the state nor does floating point, nor does it fail.
+pub const PURE: u64 = 1 << 63;
+/// In `vec`'s `op`: a floating-point op.
+pub const FP_OP: u16 = 1 << 15;
+
 /// `info`: helper in bits 15:0, instructions of the block from this one on in bits 31:16, page offset of the instruction
 /// from bit 32.
 extern "C" fn helper<C: GuestCpu>(seam: *mut u8, info: u64, x: u64, y: u64, z: u64) -> u64 {
@@ -105,6 +168,9 @@ extern "C" fn helper<C: GuestCpu>(seam: *mut u8, info: u64, x: u64, y: u64, z: u
     let b = unsafe { VcpuBlock::<C>::from_seam(seam) };
     let f = b.helpers[(info & 0xffff) as usize];
     b.eng.status = 0;
+    if info & PURE == 0 {
+        b.collect_fp();
+    }
     match f(b, x, y, z) {
         Ok(v) => v,
         Err(f) => {
@@ -151,12 +217,18 @@ extern "C" fn probe<C: GuestCpu>(seam: *mut u8, va: u64, len: u64, info: u64) {
     }
 }
 
-/// Vector ops without a short form: operands in `vec_a`, `vec_b`, result in `vec_a`.
+/// Vector ops without a short form, and floating point: operands in `vec_a`, `vec_b`, result in `vec_a`.
 extern "C" fn vec<C: GuestCpu>(seam: *mut u8, op: u64) {
     // SAFETY: module note.
     let b = unsafe { VcpuBlock::<C>::from_seam(seam) };
-    if let Some(op) = VecOp::from_index(op as u16) {
-        b.eng.vec_a = op.eval(b.eng.vec_a, b.eng.vec_b);
+    let op = op as u16;
+    let (x, y) = (b.eng.vec_a, b.eng.vec_b);
+    if op & FP_OP != 0 {
+        if let Some(op) = FpOp::from_index(op & !FP_OP) {
+            b.eng.vec_a = b.fp(op, x, y);
+        }
+    } else if let Some(op) = VecOp::from_index(op) {
+        b.eng.vec_a = op.eval(x, y);
     }
 }
 
@@ -319,7 +391,7 @@ pub fn push_thunk(code: &mut Vec<u8>, i: usize, start: u32, slots: &PcSlots) {
 /// Enters generated code: fn(seam, code) -> `Why`. Generated code preserves no register but the stack pointer.
 #[cfg(target_arch = "x86_64")]
 #[unsafe(naked)]
-pub unsafe extern "C" fn enter(_seam: *mut u8, _code: u64) -> u64 {
+unsafe extern "C" fn enter(_seam: *mut u8, _code: u64) -> u64 {
     naked_asm!(
         "push rbp",
         "push rbx",

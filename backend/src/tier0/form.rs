@@ -4,6 +4,7 @@
 //! UNSAFE: only the reading of handlers and edges out of slots that this module wrote.
 #![allow(unsafe_code)]
 
+use super::vector;
 use super::{counted, observed, ops};
 use crate::atomic::AtomicArgs;
 use crate::cache::Record;
@@ -398,16 +399,17 @@ impl Former {
             Op::ZExt => (ops::extend(false, block.ty(inst.a), inst.ty), 0),
             Op::SExt => (ops::extend(true, block.ty(inst.a), inst.ty), 0),
             Op::Select => (ops::select(inst.ty), bc),
-            Op::Vec => (ops::vec(inst.vec_op()), u32::from(b) | u32::from(inst.aux) << 16),
-            Op::VLane => (ops::vlane as Handler, inst.aux.into()),
-            Op::VShift => (ops::vshift as Handler, u32::from(inst.aux) | (inst.imm as u32) << 16),
-            Op::VMask => (ops::vmask as Handler, inst.aux.into()),
+            Op::Vec => (vector::vec(inst.vec_op()), u32::from(b) | u32::from(inst.aux) << 16),
+            Op::VFp | Op::FpGet | Op::FpSet => (vector::fp::<C>(inst.op), u32::from(b) | u32::from(inst.aux) << 16),
+            Op::VLane => (vector::vlane as Handler, inst.aux.into()),
+            Op::VShift => (vector::vshift as Handler, u32::from(inst.aux) | (inst.imm as u32) << 16),
+            Op::VMask => (vector::vmask as Handler, inst.aux.into()),
             Op::VShuffle => {
-                self.emit(COp::new(ops::vshuffle, d, a, u32::from(b)));
+                self.emit(COp::new(vector::vshuffle, d, a, u32::from(b)));
                 self.emit_mask(inst.shuffle_mask());
                 return Ok(());
             }
-            Op::VSetLane => (ops::vset_lane as Handler, u32::from(b) | u32::from(inst.aux) << 16),
+            Op::VSetLane => (vector::vset_lane as Handler, u32::from(b) | u32::from(inst.aux) << 16),
             Op::RaiseIf => {
                 self.emit(COp::new(ops::raise_if::<C>, 0, a, 0));
                 self.emit(COp { h: inst.imm as usize, d: 0, a: 0, x: inst.aux.into() });

@@ -5,3 +5,4 @@ pub mod counted;
 pub mod form;
 pub mod observed;
 pub mod ops;
+pub mod vector;

@@ -11,21 +11,20 @@
 use super::form::{COp, Edge, Handler};
 use crate::tlb;
 use crate::vblock::{LEAVE, VcpuBlock, Why, jc_index};
-use ir::vec::VecShift;
-use ir::{Cond, Op, Ty, VecOp};
+use ir::{Cond, Op, Ty};
 use std::ptr;
 use std::sync::atomic::Ordering;
 use vm_core::guest::GuestCpu;
 use vm_core::{Access, Fault, GuestEnv, Va};
 
 #[inline(always)]
-unsafe fn rd<T: Copy>(seam: *mut u8, off: u16) -> T {
+pub(super) unsafe fn rd<T: Copy>(seam: *mut u8, off: u16) -> T {
     // SAFETY: module note.
     unsafe { seam.add(usize::from(off)).cast::<T>().read_unaligned() }
 }
 
 #[inline(always)]
-unsafe fn wr<T>(seam: *mut u8, off: u16, v: T) {
+pub(super) unsafe fn wr<T>(seam: *mut u8, off: u16, v: T) {
     // SAFETY: module note.
     unsafe { seam.add(usize::from(off)).cast::<T>().write_unaligned(v) }
 }
@@ -532,91 +531,6 @@ impl<C: GuestCpu> VcpuBlock<C> {
     }
 }
 
-// --- vectors
-
-unsafe extern "C" fn vec_<const OP: u8>(s: *mut u8, op: *mut COp) -> *mut COp {
-    // SAFETY: module note.
-    unsafe {
-        let o = *op;
-        let v = VecOp::ALL[OP as usize].eval(rd(s, o.a), rd(s, o.b()));
-        wr::<u128>(s, o.d, v);
-        op.add(1)
-    }
-}
-
-/// The op's number is in `c`.
-unsafe extern "C" fn vec_any(s: *mut u8, op: *mut COp) -> *mut COp {
-    // SAFETY: module note.
-    unsafe {
-        let o = *op;
-        let v = VecOp::ALL[usize::from(o.c())].eval(rd(s, o.a), rd(s, o.b()));
-        wr::<u128>(s, o.d, v);
-        op.add(1)
-    }
-}
-
-pub fn vec(v: VecOp) -> Handler {
-    match v {
-        VecOp::And => vec_::<{ VecOp::And as u8 }>,
-        VecOp::Or => vec_::<{ VecOp::Or as u8 }>,
-        VecOp::Xor => vec_::<{ VecOp::Xor as u8 }>,
-        VecOp::CmpEq8 => vec_::<{ VecOp::CmpEq8 as u8 }>,
-        _ => vec_any,
-    }
-}
-
-/// Lane number in `x`.
-pub unsafe extern "C" fn vlane(s: *mut u8, op: *mut COp) -> *mut COp {
-    // SAFETY: module note.
-    unsafe {
-        let o = *op;
-        wr::<u64>(s, o.d, rd::<u64>(s, o.a + 8 * o.x as u16));
-        op.add(1)
-    }
-}
-
-/// a with lane `c` replaced by b.
-pub unsafe extern "C" fn vset_lane(s: *mut u8, op: *mut COp) -> *mut COp {
-    // SAFETY: module note.
-    unsafe {
-        let o = *op;
-        let (v, x) = (rd::<u128>(s, o.a), u128::from(rd::<u64>(s, o.b())));
-        let v = if o.c() == 0 { v >> 64 << 64 | x } else { v << 64 >> 64 | x << 64 };
-        wr::<u128>(s, o.d, v);
-        op.add(1)
-    }
-}
-
-/// `x` = count << 16 | kind.
-pub unsafe extern "C" fn vshift(s: *mut u8, op: *mut COp) -> *mut COp {
-    // SAFETY: module note.
-    unsafe {
-        let o = *op;
-        wr::<u128>(s, o.d, VecShift::ALL[usize::from(o.b())].eval(rd(s, o.a), o.c().into()));
-        op.add(1)
-    }
-}
-
-/// Lane width in `x`.
-pub unsafe extern "C" fn vmask(s: *mut u8, op: *mut COp) -> *mut COp {
-    // SAFETY: module note.
-    unsafe {
-        let o = *op;
-        wr::<u64>(s, o.d, ir::vec::high_bits(rd(s, o.a), o.x as u16));
-        op.add(1)
-    }
-}
-
-/// The mask fills the next slot.
-pub unsafe extern "C" fn vshuffle(s: *mut u8, op: *mut COp) -> *mut COp {
-    // SAFETY: module note.
-    unsafe {
-        let (o, mask) = (*op, op.add(1).cast::<[u8; 16]>().read());
-        wr::<u128>(s, o.d, ir::vec::shuffle(rd(s, o.a), rd(s, o.b()), mask));
-        op.add(2)
-    }
-}
-
 // --- helpers and faults
 
 /// The slot after it: `h` = helper, `a` = whether it needs the program counter, `x` = the instruction's page offset.
@@ -701,9 +615,8 @@ pub unsafe extern "C" fn start_compiled<C: GuestCpu>(s: *mut u8, op: *mut COp) -
     // SAFETY: as `start`; the code's linked entry needs the page's program counter, which tier 0 keeps.
     unsafe {
         let rec = (*op).record_here();
-        let why = Why::from_code(crate::jit::runtime::enter(s, (*rec).linked));
         let b = VcpuBlock::<C>::from_seam(s);
-        b.eng.why = why;
+        b.eng.why = b.run_code((*rec).linked);
         b.eng.stats.went_on += 1;
         ptr::null_mut()
     }

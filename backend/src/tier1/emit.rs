@@ -41,6 +41,8 @@ pub(super) enum Cold {
     Leave { jump: usize, offset: i32, why: u32, edge: u32, rest: u32 },
     /// Returns the status word.
     Failed { jump: usize },
+    /// Makes floating point ready and goes back.
+    Fp { jump: usize, back: usize },
     /// Goes on at a page offset through the jump cache.
     Chain { jump: usize, offset: i32 },
 }
@@ -71,6 +73,8 @@ pub(super) struct Emit<'a> {
     /// Instructions of the block from this one on.
     pub rest: u32,
     pub edges: [Option<(u32, u32)>; 2],
+    /// Floating point has been made ready: see `fp`.
+    pub fp_ready: bool,
 }
 
 impl Tier1 {
@@ -89,7 +93,18 @@ impl Tier1 {
         b.cold.clear();
         let mut code = SimpleAssembler::new();
         code.ops = b.code;
-        let mut e = Emit { code, env, block, r: b.regs, cold: b.cold, at: 0, insn: block.start, rest: 0, edges: [None; 2] };
+        let mut e = Emit {
+            code,
+            env,
+            block,
+            r: b.regs,
+            cold: b.cold,
+            at: 0,
+            insn: block.start,
+            rest: 0,
+            edges: [None; 2],
+            fp_ready: false,
+        };
         e.prepare();
         let linked = e.entry();
         for i in 0..block.insts.len() {
@@ -165,6 +180,7 @@ impl Emit<'_> {
             Op::RaiseIf => self.raise_if(i),
             Op::Jump | Op::Br | Op::JumpInd | Op::Exit | Op::ExitNext => self.terminator(i),
             Op::Vec | Op::VLane | Op::VSetLane | Op::VShift | Op::VShuffle | Op::VMask => self.vector(i),
+            Op::VFp | Op::FpGet | Op::FpSet => self.fp(i),
             Op::Cmp if self.fuses(self.at as usize) => {}
             _ => self.integer(i),
         }

@@ -148,6 +148,7 @@ impl Emit<'_> {
             let here = self.here();
             match c {
                 Cold::Failed { jump } => failed.push(jump),
+                Cold::Fp { jump, back } => self.make_fp_ready(jump, back),
                 Cold::Miss { jump, back, va, info } => {
                     self.point(jump, here);
                     failed.push(self.miss(back, va, info));

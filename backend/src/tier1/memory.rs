@@ -3,7 +3,7 @@
 use super::asm;
 use super::emit::{Cold, Emit, cc};
 use super::regs::{RAX, RCX, RDX, imm32};
-use crate::jit::runtime::{AccessInfo, func};
+use crate::jit::runtime::{AccessInfo, PURE, func};
 use crate::tlb;
 use crate::vblock::Engine;
 use ir::{Effects, Inst, Op, Ty, Val};
@@ -168,7 +168,10 @@ impl Emit<'_> {
         if leaves || effects.has(Effects::READS_STATE) {
             self.set_pc_in_page(self.insn as i32);
         }
-        self.mov_imm(RSI, u64::from(i.aux) | u64::from(self.rest) << 16 | u64::from(self.insn) << 32);
+        let pure = effects == Effects::NONE;
+        self.fp_ready &= pure;
+        let flag = if pure { PURE } else { 0 };
+        self.mov_imm(RSI, u64::from(i.aux) | u64::from(self.rest) << 16 | u64::from(self.insn) << 32 | flag);
         for (r, v) in [(RDX, i.a), (RCX, i.b), (R8, i.c)] {
             if v != Val::NONE {
                 self.copy_to(r, v);

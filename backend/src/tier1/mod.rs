@@ -10,6 +10,7 @@
 
 mod emit;
 mod flow;
+mod fp;
 mod integer;
 mod memory;
 mod regs;

@@ -157,6 +157,10 @@ impl Emit<'_> {
             Op::VLane => self.lane(i),
             Op::VSetLane => {
                 let x = self.gpr(i.b);
+                if i.aux == 0 && self.loc(i.a) == Loc::Const(0) {
+                    let d = self.dest_xmm();
+                    return asm!(self; movq Rx(d), Rq(x));
+                }
                 let d = self.dest_from_xmm(i.a);
                 asm!(self; pinsrq Rx(d), Rq(x), BYTE i.aux as i8);
             }
@@ -237,6 +241,9 @@ impl Emit<'_> {
             let (s, d) = (if from_b { b } else { a }, self.dest_xmm());
             return asm!(self; pshufd Rx(d), Rx(s), BYTE order as i8);
         }
+        if let Some(s) = one_insn(mask) {
+            return self.shuffle_by(s, i);
+        }
         // PSHUFB gives 0 where the top bit of the index is set.
         asm!(self; movdqa xmm0, Rx(a));
         self.mask_constant(mask.map(|m| if m & 16 == 0 { m } else { 0x80 }));
@@ -247,6 +254,27 @@ impl Emit<'_> {
             asm!(self; movdqa Rx(d), Rx(b); pshufb Rx(d), xmm1; por Rx(d), xmm0);
         } else {
             asm!(self; movdqa Rx(d), xmm0);
+        }
+    }
+
+    fn shuffle_by(&mut self, s: Short, i: &Inst) {
+        let ((a, b), n) = match s {
+            Short::Shufps { from_b, order } => ((if from_b.0 { i.b } else { i.a }, if from_b.1 { i.b } else { i.a }), order),
+            Short::Blend(n) => ((i.a, i.b), n),
+            Short::Align(n) => ((i.b, i.a), n),
+            Short::Words { from_b, order, .. } => (if from_b { (i.b, i.b) } else { (i.a, i.a) }, order),
+        };
+        let b = self.xmm(b);
+        let n = n as i8;
+        if let Short::Words { high, .. } = s {
+            let d = self.dest_xmm();
+            return if high { asm!(self; pshufhw Rx(d), Rx(b), BYTE n) } else { asm!(self; pshuflw Rx(d), Rx(b), BYTE n) };
+        }
+        let d = self.dest_from_xmm(a);
+        match s {
+            Short::Shufps { .. } => asm!(self; shufps Rx(d), Rx(b), BYTE n),
+            Short::Blend(_) => asm!(self; pblendw Rx(d), Rx(b), BYTE n),
+            _ => asm!(self; palignr Rx(d), Rx(b), BYTE n),
         }
     }
 
@@ -273,4 +301,106 @@ fn by_dwords(mask: [u8; 16]) -> Option<(bool, u8)> {
         order |= (first >> 2 & 3) << (2 * i);
     }
     Some((from_b, order))
+}
+
+/// Shuffles that one instruction does.
+#[derive(Clone, Copy)]
+enum Short {
+    /// Two lanes of 32 bits of one operand, then two of one.
+    Shufps { from_b: (bool, bool), order: u8 },
+    /// Words of the first and of the second operand, in their places.
+    Blend(u8),
+    /// 16 bytes out of the two operands next to each other.
+    Align(u8),
+    /// Words of one half of one operand in another order.
+    Words { from_b: bool, high: bool, order: u8 },
+}
+
+fn one_insn(mask: [u8; 16]) -> Option<Short> {
+    if mask.windows(2).all(|w| w[1] == w[0] + 1) && mask[0] <= 16 {
+        return Some(Short::Align(mask[0]));
+    }
+    // In words: number of the word, 8 and more for the second operand.
+    let words: Vec<u8> = mask.chunks_exact(2).filter(|w| w[0] % 2 == 0 && w[1] == w[0] + 1).map(|w| w[0] / 2).collect();
+    let words: [u8; 8] = words.try_into().ok()?;
+    if words.iter().enumerate().all(|(i, w)| usize::from(w & 7) == i) {
+        return Some(Short::Blend(words.iter().enumerate().fold(0, |n, (i, w)| n | (w >> 3) << i)));
+    }
+    let stays = |part: &[u8], at: u8, b: u8| part.iter().enumerate().all(|(i, w)| *w == b + at + i as u8);
+    let order = |part: &[u8]| part.iter().enumerate().fold(0, |n, (i, w)| n | (w & 3) << (2 * i));
+    let b = words[0] & 8;
+    let within = |part: &[u8], at: u8| part.iter().all(|w| w & !3 == b + at);
+    let (low, high) = words.split_at(4);
+    if within(low, 0) && stays(high, 4, b) {
+        return Some(Short::Words { from_b: b != 0, high: false, order: order(low) });
+    }
+    if within(high, 4) && stays(low, 0, b) {
+        return Some(Short::Words { from_b: b != 0, high: true, order: order(high) });
+    }
+    let dwords: Vec<u8> = words.chunks_exact(2).filter(|w| w[0] % 2 == 0 && w[1] == w[0] + 1).map(|w| w[0] / 2).collect();
+    let d: [u8; 4] = dwords.try_into().ok()?;
+    let from_b = (d[0] & 4 != 0, d[2] & 4 != 0);
+    let order = d.iter().enumerate().fold(0, |n, (i, w)| n | (w & 3) << (2 * i));
+    ((d[1] & 4 != 0) == from_b.0 && (d[3] & 4 != 0) == from_b.1).then_some(Short::Shufps { from_b, order })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the instruction does, in bytes of b:a.
+    fn bytes(s: Short) -> [u8; 16] {
+        let word = |n: u8, k: usize| 2 * n + (k % 2) as u8;
+        std::array::from_fn(|i| match s {
+            Short::Align(n) => n + i as u8,
+            Short::Blend(n) => i as u8 + if n >> (i / 2) & 1 != 0 { 16 } else { 0 },
+            Short::Words { from_b, high, order } => {
+                let base = if from_b { 16 } else { 0 };
+                let (w, at) = (i / 2, if high { 4 } else { 0 });
+                base + if (w >= 4) == high { word((order >> (2 * (w % 4)) & 3) + at, i) } else { i as u8 }
+            }
+            Short::Shufps { from_b, order } => {
+                let lane = order >> (2 * (i / 4)) & 3;
+                let base = if (if i < 8 { from_b.0 } else { from_b.1 }) { 16 } else { 0 };
+                base + 4 * lane + (i % 4) as u8
+            }
+        })
+    }
+
+    #[test]
+    fn short_shuffles_are_what_the_mask_says() {
+        let mut seen = [0; 4];
+        let mut x = 1u64;
+        let mut next = |n: u8| {
+            x = x.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (x >> 33) as u8 % n
+        };
+        for _ in 0..200_000 {
+            let mask: [u8; 16] = match next(4) {
+                0 => {
+                    let n = next(17);
+                    std::array::from_fn(|i| n + i as u8)
+                }
+                1 => {
+                    let n = next(255);
+                    bytes(Short::Blend(n))
+                }
+                2 => bytes(Short::Words { from_b: next(2) != 0, high: next(2) != 0, order: next(255) }),
+                _ => {
+                    let d: [u8; 4] = std::array::from_fn(|_| next(8));
+                    std::array::from_fn(|i| 4 * d[i / 4] + (i % 4) as u8)
+                }
+            };
+            if let Some(s) = one_insn(mask) {
+                assert_eq!(bytes(s), mask);
+                seen[match s {
+                    Short::Shufps { .. } => 0,
+                    Short::Blend(_) => 1,
+                    Short::Align(_) => 2,
+                    Short::Words { .. } => 3,
+                }] += 1;
+            }
+        }
+        assert!(seen.iter().all(|n| *n > 100), "{seen:?}");
+    }
 }

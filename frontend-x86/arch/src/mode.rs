@@ -44,7 +44,7 @@ impl Mode {
     pub const ALIGN: u64 = 1 << 16;
     /// CPL <= IOPL: CLI, STI and port instructions need no further check (always in real mode).
     pub const IO_OK: u64 = 1 << 17;
-    /// MXCSR unmasks an exception: SSE arithmetic must test for #XM.
+    /// MXCSR's control bits are not what they are after reset: SSE arithmetic may raise #XM, round otherwise, flush to zero.
     pub const XM: u64 = 1 << 18;
 
     pub const fn has(self, bit: u64) -> bool {

@@ -31,6 +31,8 @@ rows! {
     MMX_INT = mmx_int(3) PURE;
     /// Writes MXCSR (reserved bits checked before).
     LDMXCSR = ldmxcsr(1) STATE;
+    /// MXCSR.
+    STMXCSR = stmxcsr(0) Effects::READS_STATE;
     /// (linear address, data, mask): stores the bytes whose mask byte has its top bit set.
     MASKMOVQ = maskmovq(3) ANY;
     /// (linear address, data register | mask register << 8).
@@ -240,6 +242,10 @@ impl MmxOp {
 
 fn mmx_int<E: Env>(_: &mut E, code: u64, a: u64, b: u64) -> Res {
     Ok(MmxOp::from_code(code).map_or(0, |op| op.eval(a, b)))
+}
+
+fn stmxcsr<E: Env>(env: &mut E, _: u64, _: u64, _: u64) -> Res {
+    Ok(env.cpu_ref().mxcsr.into())
 }
 
 fn ldmxcsr<E: Env>(env: &mut E, v: u64, _: u64, _: u64) -> Res {

@@ -36,7 +36,16 @@ pub const SLOTS: [SlotDesc; 11] = [
 pub const STATE_SIZE: usize = 88;
 
 pub fn layout() -> StateLayout {
-    StateLayout { slots: SLOTS.to_vec(), size: STATE_SIZE as u32, pc: SlotId(9), pc_page: SlotId(10), pc_mask: |_| !0 }
+    StateLayout {
+        slots: SLOTS.to_vec(),
+        size: STATE_SIZE as u32,
+        pc: SlotId(9),
+        pc_page: SlotId(10),
+        // Random blocks have no floating point, whose meaning is a front end's.
+        fp_flags: SlotId(6),
+        run_fp: |_, _, _, _| 0,
+        pc_mask: |_| !0,
+    }
 }
 
 const fn helper(name: &'static str, args: u8, effects: Effects) -> HelperDesc {

@@ -1,17 +1,23 @@
-//! SSE and AVX floating-point arithmetic, comparisons and conversions: helpers that run the host's instruction.
+//! SSE and AVX floating-point arithmetic, comparisons and conversions: IR ops where MXCSR's control bits are what they are
+//! after reset, helpers that run the host's instruction elsewhere and for what has no IR op.
 
 use super::super::Tr;
 use super::{Halves, number};
+use crate::fp::op_of;
 use crate::helpers::sse::{FP, FP_WIDE_XM, FP_XM, KEEP_DST, MEMORY, STORE_HALF, Shape, wide};
 use crate::helpers::vector::pack;
 use crate::hostfp::sse::SseOp;
 use arch_x86::Mode;
 use iced_x86::{Code, Mnemonic};
-use ir::{Op, Ty, Val};
+use ir::{FpOp, Op, Ty, Val, VecOp};
 
 pub(super) fn translate(tr: &mut Tr<'_>) -> bool {
     let Some((op, bytes)) = fp_op(tr) else { return false };
     if tr.sse_enabled() {
+        if let Some(op) = op_of(op).filter(|_| !tr.mode.has(Mode::XM)) {
+            direct(tr, op, bytes);
+            return true;
+        }
         match op {
             SseOp::Comiss | SseOp::Comisd | SseOp::Ucomiss | SseOp::Ucomisd => compare(tr, op, bytes),
             SseOp::Cvtps2ph => to_half(tr),
@@ -25,6 +31,82 @@ pub(super) fn translate(tr: &mut Tr<'_>) -> bool {
         }
     }
     true
+}
+
+/// As an IR op; the second operand has `bytes`.
+fn direct(tr: &mut Tr<'_>, op: FpOp, bytes: u32) {
+    // The last operand that is no immediate is the second source; the first source is only there if it is not operand 1.
+    let last = (1..tr.insn.op_count()).rev().find(|i| tr.is_reg(*i) || tr.is_mem(*i)).unwrap_or(1);
+    if op.gives_integer() {
+        let b = vector_source(tr, last, bytes);
+        let compares = !tr.insn.op_register(0).is_gpr();
+        let a = if compares { tr.xget(0) } else { b };
+        let v = tr.b.fp(op, a, b);
+        return if compares { tr.flags_bits(v) } else { put_integer(tr, v) };
+    }
+    let first = if last == 2 { 1 } else { 0 };
+    if op.takes_integer() {
+        let b = tr.src(last, Ty::int(bytes));
+        let b = tr.b.zext(Ty::I64, b);
+        let a = tr.xget(first);
+        let r = tr.b.fp(op, a, b);
+        return tr.xset(0, r);
+    }
+    if tr.is_wide() {
+        return direct_wide(tr, op, last);
+    }
+    let b = vector_source(tr, last, bytes);
+    let a = if last == 1 && takes_all_of_b(op) { b } else { tr.xget(first) };
+    let r = tr.b.fp(op, a, b);
+    tr.xset(0, r);
+}
+
+/// Does an op with one source leave nothing of a?
+fn takes_all_of_b(op: FpOp) -> bool {
+    use FpOp::*;
+    matches!(op, SqrtP32 | SqrtP64 | P32ToP64 | P64ToP32 | I32ToP32 | I32ToP64 | P32ToI32 | P32ToI32T | P64ToI32 | P64ToI32T)
+}
+
+/// 256-bit forms: half by half, or from or to the lanes of 128 bits.
+fn direct_wide(tr: &mut Tr<'_>, op: FpOp, last: u32) {
+    let r = match op {
+        FpOp::P32ToP64 | FpOp::I32ToP64 => {
+            let b = vector_source(tr, last, 16);
+            let high = tr.vec(VecOp::UnpkHi64, b, b);
+            [tr.b.fp(op, b, b), tr.b.fp(op, high, high)]
+        }
+        FpOp::P64ToP32 | FpOp::P64ToI32 | FpOp::P64ToI32T => {
+            let b = tr.halves(last);
+            let parts = b.map(|b| tr.b.fp(op, b, b));
+            [tr.vec(VecOp::UnpkLo64, parts[0], parts[1]), Val::NONE]
+        }
+        _ => {
+            let b = tr.halves(last);
+            let a = if last == 2 { tr.halves(1) } else { b };
+            [tr.b.fp(op, a[0], b[0]), tr.b.fp(op, a[1], b[1])]
+        }
+    };
+    tr.vset(0, r);
+}
+
+/// Vector operand `i`, of which the low `bytes` are used; in memory there are no more.
+fn vector_source(tr: &mut Tr<'_>, i: u32, bytes: u32) -> Val {
+    if bytes == 16 {
+        return tr.vsrc(i);
+    }
+    if !tr.is_mem(i) {
+        return tr.xget(i);
+    }
+    let v = tr.vload(Ty::int(bytes), false);
+    let v = tr.b.zext(Ty::I64, v);
+    let z = tr.vzero();
+    tr.b.vset_lane(z, 0, v)
+}
+
+fn put_integer(tr: &mut Tr<'_>, v: Val) {
+    let r = tr.insn.op_register(0);
+    let v = if r.is_gpr32() { tr.b.zext(Ty::I32, v) } else { v };
+    tr.set_reg(r, v);
 }
 
 /// Calls the helper with the second operand's lanes.
@@ -137,9 +219,7 @@ fn compare(tr: &mut Tr<'_>, op: SseOp, bytes: u32) {
 fn to_gpr(tr: &mut Tr<'_>, op: SseOp, bytes: u32) {
     let source = tr.vsrc_lanes(1, bytes);
     let v = call(tr, pack(op as u16, 0, 0, 0) | KEEP_DST, source);
-    let r = tr.insn.op_register(0);
-    let v = if r.is_gpr32() { tr.b.zext(Ty::I32, v) } else { v };
-    tr.set_reg(r, v);
+    put_integer(tr, v);
 }
 
 /// The operation, and how many bytes of the second operand it reads.

@@ -1,8 +1,7 @@
 //! SSE and AVX data movement (SDM 1 "SSE Data Movement Instructions", "SSE2 ...", "SSE3 ..."), MXCSR.
 
 use super::super::Tr;
-use crate::helpers::sse::{LDMXCSR, MASKMOVDQU, MXCSR_WRITABLE};
-use crate::layout::MXCSR;
+use crate::helpers::sse::{LDMXCSR, MASKMOVDQU, MXCSR_WRITABLE, STMXCSR};
 use arch_x86::SegReg;
 use arch_x86::fault::vector;
 use iced_x86::{Code, Mnemonic};
@@ -61,15 +60,15 @@ fn scalar(tr: &mut Tr<'_>, ty: Ty) {
         return tr.vstore(v, false);
     }
     let (i, j) = tr.sources();
-    if tr.is_vex() {
-        let (rest, low) = (tr.xget(i), tr.xget(j));
-        let n = ty.bytes() as u8;
-        let v = tr.b.vshuffle(low, rest, std::array::from_fn(|k| if (k as u8) < n { k as u8 } else { 16 + k as u8 }));
-        return tr.xset(0, v);
-    }
-    let (src, dst) = (tr.xslot(j), tr.xslot(i));
-    let v = tr.b.get(ty, src, 0);
-    tr.b.set(ty, dst, 0, v);
+    let (rest, low) = (tr.xget(i), tr.xget(j));
+    let r = with_low(tr, rest, low, ty);
+    tr.xset(0, r);
+}
+
+/// `rest` with the low part of `low`.
+fn with_low(tr: &mut Tr<'_>, rest: ir::Val, low: ir::Val, ty: Ty) -> ir::Val {
+    let n = ty.bytes() as u8;
+    tr.b.vshuffle(low, rest, std::array::from_fn(|k| if (k as u8) < n { k as u8 } else { 16 + k as u8 }))
 }
 
 /// Operand 0 = the I64 `v`, zero-extended.
@@ -101,14 +100,9 @@ fn lane(tr: &mut Tr<'_>, to: u32, from: u32) {
 
 /// Destination = first source with `v` (I64) at byte `at`.
 fn replace_lane(tr: &mut Tr<'_>, at: u32, v: ir::Val) {
-    if tr.is_vex() {
-        let first = tr.xget(1);
-        let r = tr.b.vset_lane(first, (at / 8) as u16, v);
-        tr.xset(0, r);
-    } else {
-        let dst = tr.xslot(0);
-        tr.b.set(Ty::I64, dst, at, v);
-    }
+    let first = tr.xget(if tr.is_vex() { 1 } else { 0 });
+    let r = tr.b.vset_lane(first, (at / 8) as u16, v);
+    tr.xset(0, r);
 }
 
 /// MOVD and MOVQ between XMM registers, general registers and memory; a destination register is cleared above.
@@ -212,6 +206,7 @@ fn ldmxcsr(tr: &mut Tr<'_>) {
 }
 
 fn stmxcsr(tr: &mut Tr<'_>) {
-    let v = tr.b.get(Ty::I32, MXCSR, 0);
+    let v = tr.call(STMXCSR, &[]);
+    let v = tr.b.zext(Ty::I32, v);
     tr.vstore(v, false);
 }
