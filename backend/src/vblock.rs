@@ -68,7 +68,7 @@ impl Why {
 pub type Helper<C> = fn(&mut VcpuBlock<C>, u64, u64, u64) -> Result<u64, Fault>;
 
 /// Entries of the inline jump cache (a power of two).
-pub const JC_ENTRIES: usize = 4096;
+pub const JC_ENTRIES: usize = 32768;
 
 /// Where a program counter in a mode leads. The record may have been dropped meanwhile: then its code says so.
 #[repr(C)]

@@ -128,7 +128,7 @@ impl Emit<'_> {
             for v in inst.operands() {
                 self.r.last[v.index()] = i as u32;
             }
-            let calls = matches!(inst.op, Op::Call | Op::AtomicRmw | Op::AtomicCas | Op::ProbeW | Op::Vec);
+            let calls = matches!(inst.op, Op::Call | Op::AtomicRmw | Op::AtomicCas | Op::Vec) || super::memory::calls(inst);
             if calls && (inst.op != Op::Vec || super::vector::opcode(inst.vec_op()).is_none()) {
                 self.r.calls.push(i as u32);
             }

@@ -13,6 +13,12 @@ use std::mem::offset_of;
 const R8: u8 = 8;
 const RSI: u8 = 6;
 
+/// Is the op a probe that calls the runtime?
+pub fn calls(i: &Inst) -> bool {
+    let len = u32::from(i.aux >> 2);
+    i.op == Op::ProbeW && len != 32 && !Ty::ALL.iter().any(|t| t.bytes() == len)
+}
+
 impl Emit<'_> {
     pub fn eng(&self, in_engine: usize) -> i32 {
         (self.env.eng)(in_engine)
@@ -128,7 +134,22 @@ impl Emit<'_> {
         }
     }
 
+    /// A probe of what an access would touch is the check of that access.
     pub fn probe(&mut self, i: &Inst) {
+        let ctx = i.aux & 3;
+        let part = |ty: Ty, at: i64| Inst { ty, aux: ctx, imm: i.imm.wrapping_add(at), ..*i };
+        if calls(i) {
+            self.probe_by_call(i);
+        } else if let Some(ty) = Ty::ALL.iter().find(|t| t.bytes() == u32::from(i.aux >> 2)) {
+            self.check(&part(*ty, 0), true);
+        } else {
+            // Both halves have entries then: they lie in one page or in neighbours, which are in different entries.
+            self.check(&part(Ty::V128, 0), true);
+            self.check(&part(Ty::V128, 16), true);
+        }
+    }
+
+    fn probe_by_call(&mut self, i: &Inst) {
         let (len, info) = (u64::from(i.aux >> 2), u64::from(self.info(i, true)));
         self.spill_for_call();
         self.address_to(RSI, i);
