@@ -136,6 +136,15 @@ impl Block {
         self.insts[v.index()].result().expect("operand has a result: the verifier checks it")
     }
 
+    /// Page offsets that the block goes to directly: taken, not taken.
+    pub fn targets(&self) -> [Option<i64>; 2] {
+        match self.terminator() {
+            Some(t) if t.op == Op::Jump => [Some(t.imm), None],
+            Some(t) if t.op == Op::Br => [Some(t.imm), Some(self.next)],
+            _ => [None, None],
+        }
+    }
+
     /// Value of `v` if it is a constant, zero-extended from its type.
     #[inline]
     pub fn as_const(&self, v: Val) -> Option<u64> {

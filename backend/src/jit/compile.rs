@@ -5,13 +5,14 @@ use super::lower::{self, Env, Member};
 use super::pads;
 use super::region::{MAX_BLOCKS, MAX_INSNS};
 use super::runtime;
+use crate::tier1::{self, Tier1};
 use cranelift_codegen::control::ControlPlane;
 use cranelift_codegen::isa::{CallConv, OwnedTargetIsa};
 use cranelift_codegen::settings::{self, Configurable};
 use cranelift_codegen::{Context, ir as clif};
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 use ir::pass::Passes;
-use ir::{Block, BlockKey, CodeFetch, Frontend, Op};
+use ir::{Block, BlockKey, CodeFetch, Frontend};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use vm_core::log::{self, Item};
@@ -76,6 +77,9 @@ pub struct Compiler<F: Frontend> {
     eng: fn(usize) -> i32,
     /// Blocks take their instructions from `Engine::budget`.
     counted: bool,
+    /// Emits regions itself, instead of Cranelift.
+    emitter: Option<Tier1>,
+    temps: i32,
 }
 
 pub(super) struct Bytes<'a>(pub &'a [u8; 4096]);
@@ -119,8 +123,9 @@ fn isa() -> OwnedTargetIsa {
 }
 
 impl<F: Frontend> Compiler<F> {
-    /// `eng`: offset from the seam of a byte of the engine state.
-    pub fn new(fe: Arc<F>, eng: fn(usize) -> i32, counted: bool) -> Self {
+    /// `eng`: offset from the seam of a byte of the engine state; `temps`: of tier 0's temporaries; `emitter`: what makes host code,
+    /// else Cranelift does.
+    pub fn new(fe: Arc<F>, eng: fn(usize) -> i32, temps: i32, counted: bool, emitter: Option<Tier1>) -> Self {
         Self {
             fe,
             isa: isa(),
@@ -130,6 +135,8 @@ impl<F: Frontend> Compiler<F> {
             control: ControlPlane::default(),
             eng,
             counted,
+            emitter,
+            temps,
         }
     }
 
@@ -140,13 +147,15 @@ impl<F: Frontend> Compiler<F> {
         let ranges = members.iter().map(|m| (page + u64::from(m.start), page + m.ir.next.clamp(0, 4096) as u64)).collect();
         let insns = members.iter().map(|m| m.ir.guest_insns).sum();
         let starts = members.iter().map(|m| m.start).collect();
-        let mut code = if members.is_empty() { Vec::new() } else { self.host_code(&job, &members) };
+        let (mut code, entries) = if members.is_empty() { Default::default() } else { self.host_code(&job, &members) };
         let thunks = code.len();
         if !code.is_empty() {
             let l = self.fe.layout();
             let slot = |s| l.slot(s).offset as i32;
             let slots = runtime::PcSlots { pc: slot(l.pc), page: slot(l.pc_page), mask: (l.pc_mask)(job.key.mode) };
-            members.iter().enumerate().for_each(|(i, m)| runtime::push_thunk(&mut code, i, m.start, &slots));
+            for (i, m) in members.iter().enumerate() {
+                runtime::push_thunk(&mut code, i, m.start, entries.get(i).copied().unwrap_or(0), &slots);
+            }
         }
         let nanos = cpu_nanos() - t;
         Compiled {
@@ -182,7 +191,7 @@ impl<F: Frontend> Compiler<F> {
             if !members.is_empty() && insns > MAX_INSNS {
                 break;
             }
-            for to in successors(&ir).into_iter().flatten() {
+            for to in ir.targets().into_iter().flatten() {
                 let fits = (0..4096).contains(&to) && !job.single && queue.len() < MAX_BLOCKS;
                 if let Some(max) = fits.then(|| job.may_join(to as u32)).flatten()
                     && !queue.iter().any(|(s, _)| *s == to as u32)
@@ -202,7 +211,38 @@ impl<F: Frontend> Compiler<F> {
         members
     }
 
-    fn host_code(&mut self, job: &Job, members: &[Member]) -> Vec<u8> {
+    /// Host code of the region, and where each member is entered in it (nothing: at its first byte).
+    fn host_code(&mut self, job: &Job, members: &[Member]) -> (Vec<u8>, Vec<u32>) {
+        self.log_ir(job, members);
+        let (code, entries) = match self.emitter.take() {
+            Some(mut e) => {
+                let made = self.emit(&mut e, job, members);
+                self.emitter = Some(e);
+                made
+            }
+            None => (self.cranelift_code(job, members), Vec::new()),
+        };
+        self.log_code(job, &code);
+        (code, entries)
+    }
+
+    fn emit(&self, emitter: &mut Tier1, job: &Job, members: &[Member]) -> (Vec<u8>, Vec<u32>) {
+        let layout = self.fe.layout();
+        let env = tier1::Env {
+            layout,
+            helpers: self.fe.helpers(),
+            eng: self.eng,
+            temps: self.temps,
+            pc_mask: (layout.pc_mask)(job.key.mode),
+            record: std::ptr::null_mut(),
+            counts: false,
+            counted: self.counted,
+        };
+        let blocks: Vec<&Block> = members.iter().map(|m| &m.ir).collect();
+        emitter.emit_region(&env, &blocks).map(|c| (c.bytes.to_vec(), c.entries)).unwrap_or_default()
+    }
+
+    fn cranelift_code(&mut self, job: &Job, members: &[Member]) -> Vec<u8> {
         let env = Env {
             layout: self.fe.layout(),
             helpers: self.fe.helpers(),
@@ -215,7 +255,7 @@ impl<F: Frontend> Compiler<F> {
         let mut b = FunctionBuilder::new(&mut self.ctx.func, &mut self.fctx);
         let sites = lower::lower(&mut b, &env, members, CallConv::triple_default(self.isa.triple()));
         b.finalize(self.isa.frontend_config());
-        self.log_ir(job, members);
+        self.log_clif(job);
         let code = match self.ctx.compile(&*self.isa, &mut self.control) {
             Ok(c) if c.buffer.relocs().is_empty() => pads::with_pads(c, &sites, self.eng),
             Ok(_) => {
@@ -232,19 +272,21 @@ impl<F: Frontend> Compiler<F> {
             dlog!(UNIMP, "region {}: a memory check of unknown form: left to tier 0", job.number);
             return Vec::new();
         };
-        self.log_code(job, &code);
         code
     }
 
     fn log_ir(&self, job: &Job, members: &[Member]) {
-        if !log::enabled(Item::OP_OPT | Item::CLIF) || !log::in_filter(job.key.phys) {
-            return;
-        }
-        if log::enabled(Item::OP_OPT) {
+        if log::enabled(Item::OP_OPT) && log::in_filter(job.key.phys) {
             for m in members {
                 let text = m.ir.display(self.fe.layout(), self.fe.helpers());
                 log::write(format_args!("OP after optimization, region {} block {:#x}:\n{text}\n", job.number, m.start));
             }
+        }
+    }
+
+    fn log_clif(&self, job: &Job) {
+        if !log::enabled(Item::CLIF) || !log::in_filter(job.key.phys) {
+            return;
         }
         let func: &clif::Function = &self.ctx.func;
         dlog!(CLIF, "CLIF of region {}, entry at RAM {:#x}:\n{}", job.number, job.key.phys, func.display());
@@ -288,14 +330,5 @@ impl Job {
             None => Some(64),
             Some(known) => known.iter().find(|(s, _)| *s == start).map(|(_, n)| *n),
         }
-    }
-}
-
-/// Page offsets that a block goes to directly.
-fn successors(b: &Block) -> [Option<i64>; 2] {
-    match b.terminator() {
-        Some(t) if t.op == Op::Jump => [Some(t.imm), None],
-        Some(t) if t.op == Op::Br => [Some(t.imm), Some(b.next)],
-        _ => [None, None],
     }
 }

@@ -141,13 +141,16 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
         let counted = settings.counter.is_some();
         let regions = settings.hot != 0 || !settings.tier1;
         let threaded = settings.background && settings.threshold != 0 && regions;
-        let background = if threaded { Some(Background::start(Compiler::new(fe.clone(), eng, counted), kick)?) } else { None };
+        let temps = VcpuBlock::<C>::temps_offset() as i32;
+        let tier1 = settings.tier1 && Tier1::available();
+        let compiler = || Compiler::new(fe.clone(), eng, temps, counted, tier1.then(Tier1::default));
+        let background = if threaded { Some(Background::start(compiler(), kick)?) } else { None };
         Ok(Self {
-            own: Compiler::new(fe.clone(), eng, counted),
+            own: compiler(),
             background,
             queued: FxHashMap::default(),
+            tier1: tier1.then(Tier1::default),
             fe,
-            tier1: (settings.tier1 && Tier1::available()).then(Tier1::default),
             passes: Passes::new(),
             block: Block::default(),
             page: Box::new([0; 4096]),
@@ -301,7 +304,7 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
             temps: VcpuBlock::<C>::temps_offset() as i32,
             pc_mask: (layout.pc_mask)(key.mode),
             record: rec,
-            counts: self.settings.hot != 0,
+            counts: self.settings.hot != 0 && leads_back(&block),
             counted: self.settings.counter.is_some(),
         };
         let code = emitter.emit(&env, &block);
@@ -354,4 +357,9 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
             s.arena_flushes,
         )
     }
+}
+
+/// Can the block be the end of a loop within its page? Loops are what regions are for.
+fn leads_back(b: &Block) -> bool {
+    b.targets().into_iter().flatten().any(|to| (0..=i64::from(b.start)).contains(&to))
 }

@@ -360,10 +360,10 @@ pub struct PcSlots {
     pub mask: u64,
 }
 
-/// Appends a thunk that enters the region at the start of `code` at member `i`, which starts at a page offset: the first
+/// Appends a thunk that enters the region at byte `entry` of `code` at member `i`, which starts at a page offset: the first
 /// argument register gets the number, then a jump.
 #[cfg(target_arch = "x86_64")]
-pub fn push_thunk(code: &mut Vec<u8>, i: usize, start: u32, slots: &PcSlots) {
+pub fn push_thunk(code: &mut Vec<u8>, i: usize, start: u32, entry: u32, slots: &PcSlots) {
     let at = code.len();
     // mov rax, [r15 + page]; add rax, start
     code.extend([0x49, 0x8b, 0x87]);
@@ -383,7 +383,7 @@ pub fn push_thunk(code: &mut Vec<u8>, i: usize, start: u32, slots: &PcSlots) {
     code.push(0xbf);
     code.extend((i as u32).to_le_bytes());
     code.push(0xe9);
-    let rel = -(code.len() as i32 + 4);
+    let rel = entry as i32 - (code.len() as i32 + 4);
     code.extend(rel.to_le_bytes());
     debug_assert_eq!(code.len() - at, THUNK);
 }

@@ -1,6 +1,7 @@
 //! One block: what an op needs to know, and the walk over the ops.
 
 use super::asm;
+use super::region::Inside;
 use super::regs::{Loc, Regs};
 use crate::cache::Record;
 use ir::{Block, HelperDesc, Inst, Op, StateLayout, Ty, Val};
@@ -49,15 +50,15 @@ pub(super) enum Cold {
 
 /// Reused from block to block.
 #[derive(Default)]
-struct Buffers {
-    code: Vec<u8>,
-    regs: Regs,
-    cold: Vec<Cold>,
+pub(super) struct Buffers {
+    pub code: Vec<u8>,
+    pub regs: Regs,
+    pub cold: Vec<Cold>,
 }
 
 #[derive(Default)]
 pub struct Tier1 {
-    buffers: Buffers,
+    pub(super) buffers: Buffers,
 }
 
 pub(super) struct Emit<'a> {
@@ -75,6 +76,7 @@ pub(super) struct Emit<'a> {
     pub edges: [Option<(u32, u32)>; 2],
     /// Floating point has been made ready: see `fp`.
     pub fp_ready: bool,
+    pub region: Option<Inside>,
 }
 
 impl Tier1 {
@@ -104,14 +106,11 @@ impl Tier1 {
             rest: 0,
             edges: [None; 2],
             fp_ready: false,
+            region: None,
         };
         e.prepare();
         let linked = e.entry();
-        for i in 0..block.insts.len() {
-            e.at = i as u32;
-            e.op(&block.insts[i]);
-            e.release();
-        }
+        e.ops();
         e.cold_code();
         let edges = e.edges;
         self.buffers = Buffers { code: e.code.ops, regs: e.r, cold: e.cold };
@@ -121,7 +120,7 @@ impl Tier1 {
 
 impl Emit<'_> {
     /// Finds last uses and calls. A comparison that the next op alone uses is done there, so its operands live till then.
-    fn prepare(&mut self) {
+    pub(super) fn prepare(&mut self) {
         self.r.reset(self.block.insts.len());
         self.rest = self.block.guest_insns + 1;
         for (i, inst) in self.block.insts.iter().enumerate() {
@@ -140,6 +139,16 @@ impl Emit<'_> {
                     *last = (*last).max(i as u32 + 1);
                 }
             }
+        }
+        self.find_direct();
+    }
+
+    /// All ops of the block.
+    pub(super) fn ops(&mut self) {
+        for i in 0..self.block.insts.len() {
+            self.at = i as u32;
+            self.op(&self.block.insts[i]);
+            self.release();
         }
     }
 
@@ -201,6 +210,10 @@ impl Emit<'_> {
         if self.loc(i.a) == Loc::State(off) {
             return;
         }
+        if let Some((pin, 0)) = self.r.pins.find(off).filter(|(p, _)| !p.is_vector()) {
+            self.save_aliased(Some((off, size)));
+            return self.store_pin(i.ty, pin, i.a);
+        }
         let constant = match self.loc(i.a) {
             Loc::Const(c) if i.ty != Ty::V128 => super::regs::imm32(i.ty, c),
             _ => None,
@@ -210,7 +223,10 @@ impl Emit<'_> {
             (Ty::V128, _) => {
                 let r = self.xmm(i.a);
                 self.save_aliased(Some((off, size)));
-                asm!(self; movdqu [r15 + off], Rx(r));
+                match self.r.pins.find(off) {
+                    Some((p, _)) => asm!(self; movdqa Rx(p.reg), Rx(r)),
+                    None => asm!(self; movdqu [r15 + off], Rx(r)),
+                }
             }
             (_, Some(c)) => {
                 self.save_aliased(Some((off, size)));

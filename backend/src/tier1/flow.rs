@@ -16,7 +16,7 @@ impl Emit<'_> {
         self.env.layout.slot(self.env.layout.pc_page).offset as i32
     }
 
-    fn pc_off(&self) -> i32 {
+    pub fn pc_off(&self) -> i32 {
         self.env.layout.slot(self.env.layout.pc).offset as i32
     }
 
@@ -43,21 +43,32 @@ impl Emit<'_> {
         let (page, pc, start) = (self.page_off(), self.pc_off(), self.block.start as i32);
         asm!(self; mov rax, [r15 + pc]; lea rax, [rax - start]; mov [r15 + page], rax);
         let linked = self.here() as u32;
-        let exit = self.eng(offset_of!(Engine, exit));
-        asm!(self; cmp DWORD [r15 + exit], BYTE 0);
-        self.leave_if(cc::NE, start, Why::Kicked);
+        self.exit_test();
         if self.env.counts {
             let hot = self.env.record as i64 + offset_of!(Record, hot) as i64;
             asm!(self; mov rax, QWORD hot; dec DWORD [rax]);
             self.leave_if(cc::E, start, Why::Hot);
         }
+        self.take_budget();
+        linked
+    }
+
+    /// Leaves if another thread wants the dispatcher.
+    pub fn exit_test(&mut self) {
+        let (exit, start) = (self.eng(offset_of!(Engine, exit)), self.block.start as i32);
+        asm!(self; cmp DWORD [r15 + exit], BYTE 0);
+        self.leave_if(cc::NE, start, Why::Kicked);
+    }
+
+    /// Takes the block's instructions from the budget, where they are counted.
+    pub fn take_budget(&mut self) {
+        let start = self.block.start as i32;
         if self.env.counted {
             let (budget, n) = (self.eng(offset_of!(Engine, budget)), self.block.guest_insns as i32);
             asm!(self; cmp QWORD [r15 + budget], DWORD n);
             self.leave_if(cc::B, start, Why::Budget);
             asm!(self; sub QWORD [r15 + budget], DWORD n);
         }
-        linked
     }
 
     fn leave_if(&mut self, c: u8, offset: i32, why: Why) {
@@ -73,6 +84,7 @@ impl Emit<'_> {
     }
 
     fn return_why(&mut self, why: Why) {
+        self.write_back();
         asm!(self; mov eax, DWORD why as i32; ret);
     }
 
@@ -106,6 +118,7 @@ impl Emit<'_> {
 
     pub fn terminator(&mut self, i: &Inst) {
         match i.op {
+            _ if self.inner_edges(i) => {}
             Op::Jump => {
                 let jump = self.jmp();
                 self.edge(0, jump, i.imm);
@@ -122,6 +135,7 @@ impl Emit<'_> {
                 self.mask_pc(RDI);
                 let pc = self.pc_off();
                 asm!(self; mov [r15 + pc], rdi);
+                self.write_back();
                 self.chain();
             }
             Op::ExitNext => {
@@ -133,9 +147,9 @@ impl Emit<'_> {
     }
 
     /// Where a jump at the block's end goes: by a link if the target is in the page, else through the jump cache.
-    fn edge(&mut self, n: u32, jump: usize, to: i64) {
+    pub fn edge(&mut self, n: u32, jump: usize, to: i64) {
         let offset = to as i32;
-        self.cold.push(if (0..4096).contains(&to) {
+        self.cold.push(if (0..4096).contains(&to) && self.region.is_none() {
             Cold::Leave { jump, offset, why: Why::Edge as u32, edge: n, rest: 0 }
         } else {
             Cold::Chain { jump, offset }
@@ -167,6 +181,7 @@ impl Emit<'_> {
                 }
                 Cold::Chain { jump, offset } => {
                     self.point(jump, here);
+                    self.write_back();
                     self.set_pc_in_page(offset);
                     asm!(self; mov rdi, rax);
                     self.chain();
@@ -199,6 +214,7 @@ impl Emit<'_> {
         }
         let (here, status) = (self.here(), self.eng(offset_of!(Engine, status)));
         jumps.iter().for_each(|j| self.point(*j, here));
+        self.write_back();
         asm!(self; mov eax, [r15 + status]; ret);
     }
 
@@ -208,13 +224,11 @@ impl Emit<'_> {
         jumps.iter().for_each(|j| self.point(*j, here));
         let (edge, cur) = (self.eng(offset_of!(Engine, edge_number)), self.eng(offset_of!(Engine, cur)));
         let (page, pc, record) = (self.page_off(), self.pc_off(), self.env.record as i64);
-        asm!(self
-            ; mov [r15 + edge], ecx
-            ; mov rdi, QWORD record
-            ; mov [r15 + cur], rdi
-            ; movsxd rdi, edx
-            ; add rdi, [r15 + page]
-        );
+        self.write_back();
+        if self.region.is_none() {
+            asm!(self; mov [r15 + edge], ecx; mov rdi, QWORD record; mov [r15 + cur], rdi);
+        }
+        asm!(self; movsxd rdi, edx; add rdi, [r15 + page]);
         self.mask_pc(RDI);
         asm!(self; mov [r15 + pc], rdi; ret);
     }

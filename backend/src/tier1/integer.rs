@@ -200,7 +200,7 @@ impl Emit<'_> {
 
     fn extend(&mut self, i: &Inst) {
         let (from, signed) = (self.block.ty(i.a), i.op == Op::SExt);
-        if let (Loc::State(off), true) = (self.loc(i.a), self.dies(i.a)) {
+        if let (Loc::State(off), true, None) = (self.loc(i.a), self.dies(i.a), self.pinned(i.a)) {
             let d = self.dest();
             return match (from, signed) {
                 (Ty::I8, true) => asm!(self; movsx Rq(d), BYTE [r15 + off]),
@@ -215,7 +215,8 @@ impl Emit<'_> {
             return self.mov_imm(d, if signed { ((c << sh) as i64 >> sh) as u64 } else { c & from.mask() });
         }
         let s = self.gpr(i.a);
-        let d = if self.dies(i.a) { self.dest_from(i.a) } else { self.dest() };
+        let in_place = self.dies(i.a) && matches!(self.loc(i.a), Loc::Gpr(_)) && !self.goes_direct();
+        let d = if in_place { self.dest_from(i.a) } else { self.dest() };
         match (from, signed) {
             (Ty::I8, true) => asm!(self; movsx Rq(d), Rb(s)),
             (Ty::I16, true) => asm!(self; movsx Rq(d), Rw(s)),
@@ -273,7 +274,7 @@ impl Emit<'_> {
     }
 
     fn compare_const(&mut self, i: &Inst, c: i32) {
-        if let (Loc::State(m), true) = (self.loc(i.a), self.dies(i.a)) {
+        if let (Loc::State(m), true, None) = (self.loc(i.a), self.dies(i.a), self.pinned(i.a)) {
             return match i.ty {
                 Ty::I8 => asm!(self; cmp BYTE [r15 + m], BYTE c as i8),
                 Ty::I16 => asm!(self; cmp WORD [r15 + m], WORD c as i16),

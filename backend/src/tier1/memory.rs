@@ -110,10 +110,16 @@ impl Emit<'_> {
 
     /// Calls `Engine::fns[index]` with the seam and what is in the other argument registers. Nothing lives in a register
     /// that calls do not preserve.
-    pub fn call_runtime(&mut self, index: usize) {
+    fn call_runtime(&mut self, index: usize) {
         let f = self.eng(offset_of!(Engine, fns) + 8 * index);
         // The stack is 8 off its alignment within emitted code.
         asm!(self; mov rdi, r15; sub rsp, BYTE 8; call QWORD [r15 + f]; add rsp, BYTE 8);
+    }
+
+    /// As `call_runtime`; the pins, which have been written back, are taken in again.
+    pub fn call_with_pins(&mut self, index: usize, writes_state: bool) {
+        self.call_runtime(index);
+        self.load_pins(writes_state);
     }
 
     /// Leaves if the last call failed.
@@ -152,10 +158,11 @@ impl Emit<'_> {
     fn probe_by_call(&mut self, i: &Inst) {
         let (len, info) = (u64::from(i.aux >> 2), u64::from(self.info(i, true)));
         self.spill_for_call();
+        self.write_back();
         self.address_to(RSI, i);
         self.mov_imm(RDX, len);
         self.mov_imm(RCX, info);
-        self.call_runtime(func::PROBE);
+        self.call_with_pins(func::PROBE, false);
         self.check_status();
     }
 
@@ -163,11 +170,12 @@ impl Emit<'_> {
         let kind = if i.op == Op::AtomicRmw { i.rmw() as u32 + 1 } else { 0 };
         let info = self.info(i, true) | kind << AccessInfo::RMW_SHIFT;
         self.spill_for_call();
+        self.write_back();
         self.address_to(RSI, i);
         self.mov_imm(RDX, info.into());
         self.copy_to(RCX, i.b);
         self.copy_to(R8, if i.c == Val::NONE { i.b } else { i.c });
-        self.call_runtime(func::ATOMIC);
+        self.call_with_pins(func::ATOMIC, false);
         self.check_status();
         self.result_of_call();
     }
@@ -186,6 +194,7 @@ impl Emit<'_> {
             self.save_aliased(None);
         }
         self.spill_for_call();
+        self.write_back();
         if leaves || effects.has(Effects::READS_STATE) {
             self.set_pc_in_page(self.insn as i32);
         }
@@ -198,7 +207,7 @@ impl Emit<'_> {
                 self.copy_to(r, v);
             }
         }
-        self.call_runtime(func::HELPER);
+        self.call_with_pins(func::HELPER, effects.has(Effects::WRITES_STATE));
         if leaves {
             self.check_status();
         }

@@ -13,6 +13,8 @@ mod flow;
 mod fp;
 mod integer;
 mod memory;
+mod pins;
+mod region;
 mod regs;
 mod vector;
 

@@ -2,6 +2,7 @@
 //! (tier 0's temporaries). Each value is made once, so a linear walk with the last uses known suffices.
 
 use super::emit::Emit;
+use super::pins::{Pin, Pins};
 use crate::tier1::asm;
 use ir::{Op, Ty, Val};
 
@@ -32,7 +33,7 @@ pub const RAX: u8 = 0;
 pub const RCX: u8 = 1;
 pub const RDX: u8 = 2;
 /// Registers for values; those that calls preserve come last.
-const POOL: [u8; 11] = [6, 7, 8, 9, 10, 11, 3, 5, 12, 13, 14];
+pub const POOL: [u8; 11] = [6, 7, 8, 9, 10, 11, 3, 5, 12, 13, 14];
 const SAVED_FIRST: [u8; 11] = [3, 5, 12, 13, 14, 6, 7, 8, 9, 10, 11];
 const CALLER_SAVED: u16 = 0b1111_1100_0000;
 const XMM_POOL: std::ops::Range<u8> = 2..16;
@@ -50,6 +51,9 @@ pub struct Regs {
     aliased: Vec<(Val, i32, i32)>,
     free_spills: Vec<i32>,
     spills: i32,
+    /// Slots that live in registers, and values that are to be computed there.
+    pub pins: Pins,
+    pub direct: Vec<Option<Pin>>,
     /// Registers that the current op needs as they are.
     locked: u16,
     locked_x: u16,
@@ -98,7 +102,8 @@ impl Emit<'_> {
     /// A register for value `v`, whose location it becomes.
     pub fn take(&mut self, v: Val) -> u8 {
         let order = if self.crosses_call(v) { &SAVED_FIRST } else { &POOL };
-        let free = order.iter().copied().find(|r| self.r.gpr[usize::from(*r)].is_none() && self.r.locked >> r & 1 == 0);
+        let usable = self.r.pins.gprs & !self.r.locked;
+        let free = order.iter().copied().find(|r| usable >> r & 1 != 0 && self.r.gpr[usize::from(*r)].is_none());
         let r = free.unwrap_or_else(|| self.evict());
         self.r.gpr[usize::from(r)] = Some(v);
         self.r.loc[v.index()] = Loc::Gpr(r);
@@ -109,7 +114,8 @@ impl Emit<'_> {
     /// Frees the register whose value is used last.
     fn evict(&mut self) -> u8 {
         let last = |e: &Self, r: u8| e.r.gpr[usize::from(r)].map_or(0, |v| e.r.last[v.index()]);
-        let unlocked = POOL.iter().copied().filter(|r| self.r.locked >> r & 1 == 0);
+        let usable = self.r.pins.gprs & !self.r.locked;
+        let unlocked = POOL.iter().copied().filter(|r| usable >> r & 1 != 0);
         let r = unlocked.max_by_key(|r| last(self, *r)).expect("an op needs fewer registers than there are");
         self.spill(r);
         r
@@ -135,10 +141,11 @@ impl Emit<'_> {
     }
 
     pub fn take_xmm(&mut self, v: Val) -> u8 {
-        let free = XMM_POOL.clone().find(|r| self.r.xmm[usize::from(*r)].is_none() && self.r.locked_x >> r & 1 == 0);
+        let usable = self.r.pins.xmms & !self.r.locked_x;
+        let free = XMM_POOL.clone().find(|r| usable >> r & 1 != 0 && self.r.xmm[usize::from(*r)].is_none());
         let r = free.unwrap_or_else(|| {
             let last = |e: &Self, r: u8| e.r.xmm[usize::from(r)].map_or(0, |v| e.r.last[v.index()]);
-            let unlocked = XMM_POOL.clone().filter(|r| self.r.locked_x >> r & 1 == 0);
+            let unlocked = XMM_POOL.clone().filter(|r| usable >> r & 1 != 0);
             let r = unlocked.max_by_key(|r| last(self, *r)).expect("an op needs fewer registers than there are");
             self.spill_xmm(r);
             r
@@ -180,6 +187,9 @@ impl Emit<'_> {
 
     /// Loads `ty` from an offset from the seam, zero-extended.
     pub fn load_state(&mut self, r: u8, ty: Ty, off: i32) {
+        if let Some(pin) = self.r.pins.find(off) {
+            return self.load_pin(r, ty, pin);
+        }
         match ty {
             Ty::I8 => asm!(self; movzx Rd(r), BYTE [r15 + off]),
             Ty::I16 => asm!(self; movzx Rd(r), WORD [r15 + off]),
@@ -205,6 +215,14 @@ impl Emit<'_> {
             self.r.locked |= 1 << r;
             return r;
         }
+        match self.pinned(v) {
+            Some(r) => r,
+            None => self.own_gpr(v),
+        }
+    }
+
+    /// Moves a value to a register of its own.
+    fn own_gpr(&mut self, v: Val) -> u8 {
         let from = self.loc(v);
         let r = self.take(v);
         self.r.loc[v.index()] = from;
@@ -221,6 +239,13 @@ impl Emit<'_> {
             self.r.locked_x |= 1 << r;
             return r;
         }
+        match self.pinned_xmm(v) {
+            Some(r) => r,
+            None => self.own_xmm(v),
+        }
+    }
+
+    fn own_xmm(&mut self, v: Val) -> u8 {
         let from = self.loc(v);
         let r = self.take_xmm(v);
         self.load_xmm(r, from);
@@ -230,8 +255,14 @@ impl Emit<'_> {
         r
     }
 
-    fn load_xmm(&mut self, r: u8, from: Loc) {
+    pub fn load_xmm(&mut self, r: u8, from: Loc) {
         match from {
+            Loc::State(off) if self.is_pinned(off) => {
+                let (p, _) = self.r.pins.find(off).expect("it is pinned");
+                if p.reg != r {
+                    asm!(self; movdqa Rx(r), Rx(p.reg));
+                }
+            }
             Loc::State(off) | Loc::Spill(off) => asm!(self; movdqu Rx(r), [r15 + off]),
             Loc::Xmm(s) => asm!(self; movdqa Rx(r), Rx(s)),
             Loc::Const(0) => asm!(self; pxor Rx(r), Rx(r)),
@@ -250,6 +281,7 @@ impl Emit<'_> {
                 Some(i) => Src::Imm(i),
                 None => Src::Gpr(self.gpr(v)),
             },
+            Loc::State(off) if self.is_pinned(off) => Src::Gpr(self.gpr(v)),
             Loc::State(off) | Loc::Spill(off) if self.dies(v) && matches!(ty, Ty::I32 | Ty::I64) => Src::Mem(off),
             _ => Src::Gpr(self.gpr(v)),
         }
@@ -257,6 +289,9 @@ impl Emit<'_> {
 
     /// A register that holds `a` and may be changed: it becomes that of the current op's result.
     pub fn dest_from(&mut self, a: Val) -> u8 {
+        if let Some(r) = self.direct(Some(a)) {
+            return r;
+        }
         let d = Val(self.at);
         match self.loc(a) {
             Loc::Gpr(r) if self.dies(a) => {
@@ -276,6 +311,9 @@ impl Emit<'_> {
 
     /// As `dest_from` for vectors.
     pub fn dest_from_xmm(&mut self, a: Val) -> u8 {
+        if let Some(r) = self.direct(Some(a)) {
+            return r;
+        }
         let d = Val(self.at);
         match self.loc(a) {
             Loc::Xmm(r) if self.dies(a) => {
@@ -296,11 +334,11 @@ impl Emit<'_> {
 
     /// A register for the current op's result.
     pub fn dest(&mut self) -> u8 {
-        self.take(Val(self.at))
+        self.direct(None).unwrap_or_else(|| self.take(Val(self.at)))
     }
 
     pub fn dest_xmm(&mut self) -> u8 {
-        self.take_xmm(Val(self.at))
+        self.direct(None).unwrap_or_else(|| self.take_xmm(Val(self.at)))
     }
 
     // --- state slots and lifetimes
@@ -322,9 +360,9 @@ impl Emit<'_> {
             if self.r.last[v.index()] > self.at {
                 let locked = (self.r.locked, self.r.locked_x);
                 if self.block.ty(v) == Ty::V128 {
-                    self.xmm(v);
+                    self.own_xmm(v);
                 } else {
-                    self.gpr(v);
+                    self.own_gpr(v);
                 }
                 (self.r.locked, self.r.locked_x) = locked;
             }

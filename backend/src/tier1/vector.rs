@@ -190,14 +190,17 @@ impl Emit<'_> {
         let (a, b) = (self.xmm(i.a), self.xmm(i.b));
         asm!(self; movdqu [r15 + va], Rx(a); movdqu [r15 + vb], Rx(b));
         self.spill_for_call();
+        self.write_back();
         asm!(self; mov esi, DWORD i.aux.into());
-        self.call_runtime(func::VEC);
+        self.call_with_pins(func::VEC, false);
         let d = self.dest_xmm();
         asm!(self; movdqu Rx(d), [r15 + va]);
     }
 
     fn lane(&mut self, i: &Inst) {
-        if let Loc::State(off) | Loc::Spill(off) = self.loc(i.a) {
+        if let Loc::State(off) | Loc::Spill(off) = self.loc(i.a)
+            && self.pinned_xmm(i.a).is_none()
+        {
             let d = self.dest();
             return asm!(self; mov Rq(d), [r15 + off + 8 * i32::from(i.aux)]);
         }

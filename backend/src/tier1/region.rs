@@ -1,0 +1,154 @@
+//! Regions of tier 2: blocks of one page with loops among them, emitted one after the other with the slots they use most in
+//! registers all the while (`pins`).
+
+use super::asm;
+use super::emit::{Buffers, Emit, Env, Tier1};
+use super::pins::Pins;
+use dynasmrt::SimpleAssembler;
+use ir::{Block, Inst, Op};
+
+/// How much more an access in a loop counts than another.
+const LOOP_WEIGHT: u32 = 8;
+
+/// What emitting a block must know of the region it is in.
+pub struct Inside {
+    /// Page offsets of the members.
+    starts: Vec<u32>,
+    /// Number of the member that is being emitted.
+    at: usize,
+    /// Jumps to members: (end of the jump, number).
+    jumps: Vec<(usize, usize)>,
+}
+
+impl Inside {
+    fn member(&self, to: i64) -> Option<usize> {
+        self.starts.iter().position(|s| i64::from(*s) == to)
+    }
+}
+
+/// Emitted code of a region.
+pub struct RegionCode<'a> {
+    pub bytes: &'a [u8],
+    /// For each member, where the code begins that enters the region there with the program counter in the state.
+    pub entries: Vec<u32>,
+}
+
+/// Edges that lead from a member to itself or one before it: (target, source).
+fn loops(starts: &[u32], blocks: &[&Block]) -> Vec<(u32, u32)> {
+    let mut found = Vec::new();
+    for (start, b) in starts.iter().zip(blocks) {
+        for to in b.targets().into_iter().flatten() {
+            if (0..=i64::from(*start)).contains(&to) && starts.contains(&(to as u32)) {
+                found.push((to as u32, *start));
+            }
+        }
+    }
+    found
+}
+
+impl Tier1 {
+    /// Emits optimised blocks, of which there are some, as a region. `None` if there is no loop in it: it would not be
+    /// faster than the blocks one by one.
+    pub fn emit_region<'a>(&'a mut self, env: &'a Env<'a>, blocks: &[&'a Block]) -> Option<RegionCode<'a>> {
+        let starts: Vec<u32> = blocks.iter().map(|b| b.start).collect();
+        let loops = loops(&starts, blocks);
+        if loops.is_empty() {
+            return None;
+        }
+        let weight = |s: u32| if loops.iter().any(|(from, to)| (*from..=*to).contains(&s)) { LOOP_WEIGHT } else { 1 };
+        let weighed: Vec<(&Block, u32)> = blocks.iter().map(|b| (*b, weight(b.start))).collect();
+        let mut b = std::mem::take(&mut self.buffers);
+        b.code.clear();
+        b.cold.clear();
+        b.regs.pins = Pins::choose(env.layout, &weighed);
+        let mut code = SimpleAssembler::new();
+        code.ops = b.code;
+        let region = Some(Inside { starts, at: 0, jumps: Vec::new() });
+        let (r, cold) = (b.regs, b.cold);
+        let mut e =
+            Emit { code, env, block: blocks[0], r, cold, at: 0, insn: 0, rest: 0, edges: [None; 2], fp_ready: false, region };
+        let labels: Vec<usize> = (0..blocks.len()).map(|k| e.member(k, blocks[k], &loops)).collect();
+        let entries = blocks.iter().zip(&labels).map(|(b, label)| e.region_entry(b, *label)).collect();
+        e.cold_code();
+        for (jump, k) in e.region.take().map(|r| r.jumps).unwrap_or_default() {
+            e.point(jump, labels[k]);
+        }
+        let mut regs = e.r;
+        regs.pins = Pins::default();
+        self.buffers = Buffers { code: e.code.ops, regs, cold: e.cold };
+        Some(RegionCode { bytes: &self.buffers.code, entries })
+    }
+}
+
+impl<'a> Emit<'a> {
+    /// Emits a member; gives its first byte.
+    fn member(&mut self, k: usize, block: &'a Block, loops: &[(u32, u32)]) -> usize {
+        (self.block, self.at, self.insn, self.fp_ready) = (block, 0, block.start, false);
+        if let Some(r) = &mut self.region {
+            r.at = k;
+        }
+        self.prepare();
+        let label = self.here();
+        if loops.iter().any(|(to, _)| *to == block.start) {
+            self.exit_test();
+        }
+        self.take_budget();
+        self.ops();
+        label
+    }
+
+    /// The way in at a member, with the program counter in the state.
+    fn region_entry(&mut self, block: &'a Block, label: usize) -> u32 {
+        self.block = block;
+        let here = self.here() as u32;
+        let (page, pc, start) = (self.page_off(), self.pc_off(), block.start as i32);
+        asm!(self; mov rax, [r15 + pc]; lea rax, [rax - start]; mov [r15 + page], rax);
+        self.load_pins(true);
+        // Regions may lead to each other without end. Whoever leaves writes the pins back.
+        self.exit_test();
+        let jump = self.jmp();
+        self.point(jump, label);
+        here
+    }
+
+    /// The edges of a terminator of which one leads to a member. `false`: it has none.
+    pub fn inner_edges(&mut self, i: &Inst) -> bool {
+        let next = self.block.next;
+        let Some(r) = &self.region else { return false };
+        let following = r.starts.get(r.at + 1).map(|s| i64::from(*s));
+        let (taken, other) = (r.member(i.imm), r.member(next));
+        match i.op {
+            Op::Jump if taken.is_some() => {
+                if following != Some(i.imm) {
+                    let jump = self.jmp();
+                    self.leads(0, jump, taken, i.imm);
+                }
+                true
+            }
+            Op::Br if taken.is_some() || other.is_some() => {
+                let c = self.condition(i.a);
+                if following == Some(i.imm) {
+                    let jump = self.jcc(c ^ 1);
+                    self.leads(1, jump, other, next);
+                    return true;
+                }
+                let jump = self.jcc(c);
+                self.leads(0, jump, taken, i.imm);
+                if following != Some(next) {
+                    let jump = self.jmp();
+                    self.leads(1, jump, other, next);
+                }
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// A jump to a member, or else out of the region.
+    fn leads(&mut self, n: u32, jump: usize, member: Option<usize>, to: i64) {
+        match (&mut self.region, member) {
+            (Some(r), Some(k)) => r.jumps.push((jump, k)),
+            _ => self.edge(n, jump, to),
+        }
+    }
+}
