@@ -10,9 +10,9 @@ use frontend_x86::X86;
 use std::sync::Arc;
 use vm_core::VcpuSignals;
 
-/// Runs of a block before tier 1 emits it, and from then before its region is compiled (never: see ADR 0005).
+/// Runs of a block before tier 1 emits it, and from then, if it may end a loop, before its region is compiled (ADR 0007).
 const THRESHOLD: u32 = 40;
-const HOT: u32 = 0;
+const HOT: u32 = 3000;
 /// Without tier 1, runs of a block before it is compiled on another thread, and on this one: a thread that also runs the
 /// guest must be surer that compiling pays.
 const THRESHOLD_REGIONS: u32 = 400;

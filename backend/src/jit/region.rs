@@ -11,8 +11,8 @@ use std::sync::Arc;
 use vm_core::guest::GuestCpu;
 
 /// Blocks and guest instructions of a region at most.
-pub const MAX_BLOCKS: usize = 32;
-pub const MAX_INSNS: u32 = 200;
+pub const MAX_BLOCKS: usize = 48;
+pub const MAX_INSNS: u32 = 300;
 
 /// The job for the region that starts at `rec`, a live record.
 pub fn choose<C: GuestCpu>(b: &VcpuBlock<C>, rec: *mut Record, number: u64, s: &Settings) -> Job {
@@ -59,7 +59,7 @@ fn follow_hot_edges<C: GuestCpu>(b: &VcpuBlock<C>, rec: *mut Record, s: &Setting
             let Some(to) = b.cache.get(&key) else { continue };
             // SAFETY: as above.
             let r = unsafe { &*to };
-            if r.second.is_none() && !r.in_region() && insns + r.insns <= MAX_INSNS && !found.contains(&to) {
+            if r.second.is_none() && insns + r.insns <= MAX_INSNS && !found.contains(&to) {
                 insns += r.insns;
                 found.push(to);
             }
