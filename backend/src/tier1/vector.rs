@@ -364,7 +364,8 @@ mod tests {
             }
             Short::Shufps { from_b, order } => {
                 let lane = order >> (2 * (i / 4)) & 3;
-                let base = if (if i < 8 { from_b.0 } else { from_b.1 }) { 16 } else { 0 };
+                let second = if i < 8 { from_b.0 } else { from_b.1 };
+                let base = if second { 16 } else { 0 };
                 base + 4 * lane + (i % 4) as u8
             }
         })

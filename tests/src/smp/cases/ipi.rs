@@ -169,9 +169,14 @@ fn nmi(g: &mut Asm) -> Emit {
     g.skip(
         |a, l| a.je(l),
         |g| {
-            g.mov(rsi, r13)?;
-            g.lea(rdi, ptr(r12 + per_cpu::NMIS))?;
-            g.wait_at_least("NMIs were lost")?;
+            // One after the other: a wait has a limit.
+            g.xor(r10d, r10d)?;
+            g.rounds(|g| {
+                g.inc(r10)?;
+                g.mov(rsi, r10)?;
+                g.lea(rdi, ptr(r12 + per_cpu::NMIS))?;
+                g.wait_at_least("NMIs were lost")
+            })?;
             g.jmp(end)
         },
     )?;
