@@ -9,6 +9,8 @@ pub mod crypto;
 pub mod fma;
 pub mod sse;
 pub mod x87;
+#[cfg(target_arch = "x86_64")]
+pub mod x87fast;
 
 #[cfg(all(test, target_arch = "x86_64"))]
 mod tests;

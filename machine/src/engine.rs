@@ -76,7 +76,7 @@ fn jit_settings(jit: &JitConfig, host_cpus: u32) -> Settings {
         jit: true,
         threshold,
         tier1,
-        hot: jit.hot.unwrap_or(HOT),
+        hot: jit.hot.unwrap_or(if tier1 { HOT } else { 0 }),
         single_block_regions: jit.region == RegionKind::Block,
         // Ours ends before the last number, the engine's with it; an empty range compiles nothing.
         bisect: jit.bisect.as_ref().map(|r| if r.is_empty() { (1, 0) } else { (r.start, r.end - 1) }),

@@ -2,6 +2,8 @@
 
 mod env;
 mod exec;
+#[cfg(target_arch = "x86_64")]
+mod fast;
 mod fxsave;
 mod stack;
 pub mod xsave;
@@ -139,6 +141,11 @@ fn check_pending<E: Env>(env: &E) -> Result<(), Fault> {
 fn x87<E: Env>(env: &mut E, code: u64, addr: u64, ptr: u64) -> Res {
     check_pending(env)?;
     let Some(code) = Code::unpack(code) else { return Ok(0) };
+    #[cfg(target_arch = "x86_64")]
+    if fast::run(env, code, addr)? {
+        pointers(env, code, ptr);
+        return Ok(0);
+    }
     let stores = matches!(code.form, Form::Store | Form::StoreF80);
     let mut mem = [0u8; 16];
     if code.bytes != 0 && !stores {

@@ -6,7 +6,7 @@
 use arch_x86::F80;
 
 /// FCW after FNINIT, the host's, and that of most guests' programs.
-const FCW_DEFAULT: u16 = 0x37f;
+pub const FCW_DEFAULT: u16 = 0x37f;
 static HOST_FCW: u16 = FCW_DEFAULT;
 
 /// Operands and results of one operation.
@@ -47,6 +47,7 @@ macro_rules! quick {
         // SAFETY: as above; no exception is pending and none is unmasked.
         unsafe {
             std::arch::asm!(
+                "fnstsw ax", "test al, 0x7f", "jz 3f", "fnclex", "3:",
                 "fld tbyte ptr [rdi + 16]", "fld tbyte ptr [rdi]", $asm, "fnstsw ax", "fstp tbyte ptr [rdi]", $second, $drop,
                 "mov [rdi + 50], ax", "test al, 0x7f", "jz 2f", "fnclex", "2:",
                 in("rdi") &raw mut *$io, out("ax") _, out("st(0)") _, out("st(1)") _, out("st(2)") _, out("st(3)") _,
