@@ -220,8 +220,45 @@ impl Tr<'_> {
                 let eq = self.b.bin(Op::And, eq, l.aux);
                 Test::Bool(self.b.bin(Op::Or, lt, eq))
             }
+            None if self.lazy.all == Val::NONE && self.lazy.bits == Val::NONE => Test::Bool(self.cf_of_state()),
             _ => self.flag_bit(bit::CF),
         }
+    }
+
+    /// CF as only the state knows it: INC and DEC keep it, and in a loop they would call `FLAGS` for it each turn. Bit k of
+    /// a table is for kind k of `CcKind`; kinds that do not exist count as `Bits`.
+    fn cf_of_state(&mut self) -> Val {
+        /// A comparison says it; with a carry in, equality too; bit 0 of the second operand; nobody: it is 0.
+        const COMPARED: u64 = 1 << CcKind::Add as u32 | 1 << CcKind::Sub as u32 | WITH_CARRY;
+        const WITH_CARRY: u64 = 1 << CcKind::Adc as u32 | 1 << CcKind::Sbb as u32;
+        const BIT_0: u64 = !(COMPARED | 1 << CcKind::Logic as u32);
+        let op = self.b.get(Ty::I32, CC_OP, 0);
+        let (dst, src) = (self.b.get(Ty::I64, CC_DST, 0), self.b.get(Ty::I64, CC_SRC, 0));
+        let aux = self.b.get(Ty::I64, CC_AUX, 0);
+        let op = self.b.zext(Ty::I64, op);
+        let kind = self.b.bin_imm(Op::Shr, op, 2);
+        let in_table = |tr: &mut Self, table: u64, v: Val| {
+            let table = tr.i64(table);
+            let t = tr.b.bin(Op::Shr, table, kind);
+            tr.b.bin(Op::And, t, v)
+        };
+        let compared = |tr: &mut Self, c: Cond| {
+            let v = tr.b.cmp(c, dst, src);
+            tr.b.zext(Ty::I64, v)
+        };
+        let (less, equal) = (compared(self, Cond::Ult), compared(self, Cond::Eq));
+        let equal = self.b.bin(Op::And, equal, aux);
+        let (less, equal) = (in_table(self, COMPARED, less), in_table(self, WITH_CARRY, equal));
+        let low = in_table(self, BIT_0, src);
+        let cf = self.b.bin(Op::Or, less, equal);
+        let cf = self.b.bin(Op::Or, cf, low);
+        let apart = self.b.bin_imm(Op::And, op, over::HAS_CF.into());
+        let zero = self.i64(0);
+        let apart = self.b.cmp(Cond::Ne, apart, zero);
+        let given = self.b.bin_imm(Op::Shr, op, over::SHIFT.into());
+        let cf = self.b.select(apart, given, cf);
+        let cf = self.b.zext(Ty::I8, cf);
+        self.b.bin_imm(Op::And, cf, 1)
     }
 
     fn test_zf(&mut self) -> Test {

@@ -249,3 +249,26 @@ fn far_return_addresses_and_relative_branches_of_16_bits_in_32_bit_code() {
     let (_, _, pc) = run(modes()[4], &[0x66, 0xe9, 0x10, 0x00], |s, l| set(s, l, "pc_page", 0x1234_f000));
     assert_eq!(pc, 0xf014);
 }
+
+#[test]
+fn carry_of_earlier_blocks_is_what_the_lazy_form_means() {
+    use arch_x86::flags::{Cc, bit, over};
+    let values = [0u64, 1, 2, 0x7f, !0x7f, 0x7fff, 0x7fff_ffff, !0x7fff_ffff, i64::MAX as u64, 1 << 63, !0, 0x841];
+    for op in (0..36).flat_map(|k| [k, k | over::HAS_CF, k | over::HAS_CF | over::CF, k | over::HAS_OF]) {
+        // Operands lie there sign-extended from their size.
+        let extend = |v: u64| ((v << (64 - (8 << (op & 3)))) as i64 >> (64 - (8 << (op & 3)))) as u64;
+        let pairs = values.iter().flat_map(|a| values.iter().map(move |b| (extend(*a), extend(*b))));
+        for (dst, src) in pairs {
+            for aux in 0..2 {
+                let cc = Cc { op, dst, src, aux };
+                // setb al; jmp the next
+                let (s, _, _) = run(modes()[6], &[0x0f, 0x92, 0xc0, 0xeb, 0], |s, l| {
+                    for (name, v) in [("cc_op", op.into()), ("cc_dst", dst), ("cc_src", src), ("cc_aux", aux)] {
+                        set(s, l, name, v);
+                    }
+                });
+                assert_eq!(get(&s, "rax") & 0xff, cc.eflags() & bit::CF, "{cc:x?}");
+            }
+        }
+    }
+}
