@@ -7,6 +7,7 @@ mod cache;
 mod count;
 mod dump;
 mod exec;
+pub mod inspect;
 mod jit;
 mod mmu;
 mod observe;

@@ -55,6 +55,8 @@ pub struct Compiled {
     pub code: Vec<u8>,
     /// Offset of the first thunk.
     pub thunks: usize,
+    /// Bytes of the region that run while nothing leaves it, if it was emitted: they come first.
+    pub hot: usize,
     pub nanos: u64,
     /// Not compiled: somebody else took the job.
     pub skipped: bool,
@@ -63,7 +65,7 @@ pub struct Compiled {
 impl Compiled {
     pub fn skipped(key: BlockKey) -> Self {
         let (also, ranges, starts, code) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        Self { key, also, version: 0, ranges, starts, insns: 0, bytes: None, code, thunks: 0, nanos: 0, skipped: true }
+        Self { key, also, version: 0, ranges, starts, insns: 0, bytes: None, code, thunks: 0, hot: 0, nanos: 0, skipped: true }
     }
 }
 
@@ -168,6 +170,7 @@ impl<F: Frontend> Compiler<F> {
             bytes: Some(job.bytes),
             code,
             thunks,
+            hot: entries.first().map_or(0, |e| *e as usize),
             nanos,
             skipped: false,
         }

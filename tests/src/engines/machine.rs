@@ -345,6 +345,6 @@ pub fn engines() -> Vec<(&'static str, Settings)> {
         ("jit2", s(true, 2, false, false)),
         ("jit2-bg", s(true, 2, false, true)),
         ("tier1", Settings { tier1: true, ..s(true, 0, false, false) }),
-        ("tier1-hot", Settings { tier1: true, hot: 3, ..s(true, 2, false, true) }),
+        ("regions", Settings { tier1: true, hot: 3, ..s(true, 2, false, false) }),
     ]
 }
