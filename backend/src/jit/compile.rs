@@ -1,6 +1,7 @@
 //! From source bytes to host code: translates a region's blocks, runs the IR passes, lowers, compiles. Needs nothing of
 //! the vCPU, so it runs on any thread.
 
+use super::known;
 use super::lower::{self, Env, Member};
 use super::pads;
 use super::region::{MAX_BLOCKS, MAX_INSNS};
@@ -202,7 +203,7 @@ impl<F: Frontend> Compiler<F> {
                     queue.push((to as u32, max));
                 }
             }
-            members.push(Member { start, ir });
+            members.push(Member { start, ir, entered: None });
         }
         // The entry first, then by address, so that most jumps go forward.
         if let Some((_, rest)) = members.split_first_mut() {
@@ -210,6 +211,9 @@ impl<F: Frontend> Compiler<F> {
         }
         for m in &mut members {
             self.passes.optimize(&mut m.ir, self.fe.layout(), self.fe.helpers());
+        }
+        if self.emitter.is_some() {
+            known::specialise(&mut members, &mut self.passes, self.fe.layout(), self.fe.helpers());
         }
         members
     }
@@ -241,7 +245,7 @@ impl<F: Frontend> Compiler<F> {
             counts: false,
             counted: self.counted,
         };
-        let blocks: Vec<&Block> = members.iter().map(|m| &m.ir).collect();
+        let blocks: Vec<_> = members.iter().map(|m| (&m.ir, m.entered.as_ref())).collect();
         emitter.emit_region(&env, &blocks).map(|c| (c.bytes.to_vec(), c.entries)).unwrap_or_default()
     }
 

@@ -30,6 +30,8 @@ pub struct Env<'a> {
 pub struct Member {
     pub start: u32,
     pub ir: Block,
+    /// What runs where the region is entered here, if `ir` counts on what other members leave behind (`known`).
+    pub entered: Option<Block>,
 }
 
 pub fn clif_ty(ty: Ty) -> Type {

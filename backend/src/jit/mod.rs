@@ -3,6 +3,7 @@
 
 pub mod arena;
 pub mod compile;
+mod known;
 pub mod lower;
 mod pads;
 mod region;

@@ -10,6 +10,9 @@ use ir::{Block, Inst, Op};
 /// How much more an access in a loop counts than another.
 const LOOP_WEIGHT: u32 = 8;
 
+/// No member's number.
+const NOWHERE: usize = usize::MAX;
+
 /// What emitting a block must know of the region it is in.
 pub struct Inside {
     /// Page offsets of the members.
@@ -49,9 +52,12 @@ fn loops(starts: &[u32], blocks: &[&Block]) -> Vec<(u32, u32)> {
 impl Tier1 {
     /// Emits optimised blocks, of which there are some, as a region. `None` if there is no loop in it: it would not be
     /// faster than the blocks one by one.
-    pub fn emit_region<'a>(&'a mut self, env: &'a Env<'a>, blocks: &[&'a Block]) -> Option<RegionCode<'a>> {
+    ///
+    /// With each block comes what to run instead of it where the region is entered there, if that is something else.
+    pub fn emit_region<'a>(&'a mut self, env: &'a Env<'a>, members: &[(&'a Block, Option<&'a Block>)]) -> Option<RegionCode<'a>> {
+        let blocks: Vec<&Block> = members.iter().map(|m| m.0).collect();
         let starts: Vec<u32> = blocks.iter().map(|b| b.start).collect();
-        let loops = loops(&starts, blocks);
+        let loops = loops(&starts, &blocks);
         if loops.is_empty() {
             return None;
         }
@@ -68,7 +74,7 @@ impl Tier1 {
         let mut e =
             Emit { code, env, block: blocks[0], r, cold, at: 0, insn: 0, rest: 0, edges: [None; 2], fp_ready: false, region };
         let labels: Vec<usize> = (0..blocks.len()).map(|k| e.member(k, blocks[k], &loops)).collect();
-        let entries = blocks.iter().zip(&labels).map(|(b, label)| e.region_entry(b, *label)).collect();
+        let entries = members.iter().zip(&labels).map(|((b, entered), label)| e.region_entry(b, *entered, *label)).collect();
         e.cold_code();
         for (jump, k) in e.region.take().map(|r| r.jumps).unwrap_or_default() {
             e.point(jump, labels[k]);
@@ -83,12 +89,8 @@ impl Tier1 {
 impl<'a> Emit<'a> {
     /// Emits a member; gives its first byte.
     fn member(&mut self, k: usize, block: &'a Block, loops: &[(u32, u32)]) -> usize {
-        (self.block, self.at, self.insn, self.fp_ready) = (block, 0, block.start, false);
-        if let Some(r) = &mut self.region {
-            r.at = k;
-        }
-        self.prepare();
         let label = self.here();
+        self.start_block(k, block);
         if loops.iter().any(|(to, _)| *to == block.start) {
             self.exit_test();
         }
@@ -97,17 +99,31 @@ impl<'a> Emit<'a> {
         label
     }
 
+    fn start_block(&mut self, k: usize, block: &'a Block) {
+        (self.block, self.at, self.insn, self.fp_ready) = (block, 0, block.start, false);
+        if let Some(r) = &mut self.region {
+            r.at = k;
+        }
+        self.prepare();
+    }
+
     /// The way in at a member, with the program counter in the state.
-    fn region_entry(&mut self, block: &'a Block, label: usize) -> u32 {
-        self.block = block;
+    fn region_entry(&mut self, block: &'a Block, entered: Option<&'a Block>, label: usize) -> u32 {
+        // No member follows this code.
+        self.start_block(NOWHERE, entered.unwrap_or(block));
         let here = self.here() as u32;
         let (page, pc, start) = (self.page_off(), self.pc_off(), block.start as i32);
         asm!(self; mov rax, [r15 + pc]; lea rax, [rax - start]; mov [r15 + page], rax);
         self.load_pins(true);
         // Regions may lead to each other without end. Whoever leaves writes the pins back.
         self.exit_test();
-        let jump = self.jmp();
-        self.point(jump, label);
+        if entered.is_some() {
+            self.take_budget();
+            self.ops();
+        } else {
+            let jump = self.jmp();
+            self.point(jump, label);
+        }
         here
     }
 
@@ -115,7 +131,7 @@ impl<'a> Emit<'a> {
     pub fn inner_edges(&mut self, i: &Inst) -> bool {
         let next = self.block.next;
         let Some(r) = &self.region else { return false };
-        let following = r.starts.get(r.at + 1).map(|s| i64::from(*s));
+        let following = r.starts.get(r.at.saturating_add(1)).map(|s| i64::from(*s));
         let (taken, other) = (r.member(i.imm), r.member(next));
         match i.op {
             Op::Jump if taken.is_some() => {

@@ -240,6 +240,7 @@ impl Tr<'_> {
         let in_table = |tr: &mut Self, table: u64, v: Val| {
             let table = tr.i64(table);
             let t = tr.b.bin(Op::Shr, table, kind);
+            let t = tr.b.bin_imm(Op::And, t, 1);
             tr.b.bin(Op::And, t, v)
         };
         let compared = |tr: &mut Self, c: Cond| {
