@@ -9,6 +9,14 @@ use std::sync::Arc;
 /// A device as the machine holds it. Its lock is taken for each access.
 pub type DeviceCell = Arc<Mutex<dyn Device>>;
 
+/// Takes what no device on a bus claims: a bridge to another bus.
+pub trait Subtractive: Send + Sync {
+    /// Reads `size` bytes at a port (`io`) or address; `None` if nothing is there either.
+    fn read(&self, io: bool, at: u64, size: u8) -> Option<u64>;
+    /// `false` if nothing is there either.
+    fn write(&self, io: bool, at: u64, size: u8, value: u64) -> bool;
+}
+
 #[derive(Clone)]
 struct Entry {
     start: u64,
@@ -37,9 +45,14 @@ impl Ranges {
 
 /// The 64 KiB port space.
 #[derive(Clone, Default)]
-pub struct PortBus(Ranges);
+pub struct PortBus(Ranges, Option<Arc<dyn Subtractive>>);
 
 impl PortBus {
+    /// Sends what no device claims there.
+    pub fn set_rest(&mut self, rest: Arc<dyn Subtractive>) {
+        self.1 = Some(rest);
+    }
+
     /// Gives ports `start..start + len` to a device that has the port capability.
     pub fn add(&mut self, start: u16, len: u16, region: u32, device: DeviceCell) {
         assert!(device.lock().ports().is_some(), "a device without ports on the port bus");
@@ -54,10 +67,13 @@ impl PortBus {
                 e.device.lock().ports().map_or(!0, |p| p.read(e.region, off, size)) & mask32(size)
             }
             Some(_) if size > 1 => (0..size).fold(0, |v, i| v | self.read(port.wrapping_add(i.into()), 1) << (8 * i)),
-            _ => {
-                dlog!(GUEST_ERRORS, "read of unassigned port {port:#x} size {size}");
-                mask32(size)
-            }
+            _ => match self.1.as_ref().and_then(|r| r.read(true, port.into(), size)) {
+                Some(v) => v as u32 & mask32(size),
+                None => {
+                    dlog!(GUEST_ERRORS, "read of unassigned port {port:#x} size {size}");
+                    mask32(size)
+                }
+            },
         }
     }
 
@@ -72,6 +88,7 @@ impl PortBus {
             Some(_) if size > 1 => {
                 (0..size).for_each(|i| self.write(port.wrapping_add(i.into()), 1, value >> (8 * i)));
             }
+            _ if self.1.as_ref().is_some_and(|r| r.write(true, port.into(), size, value.into())) => {}
             _ => dlog!(GUEST_ERRORS, "write of {value:#x} to unassigned port {port:#x} size {size}"),
         }
     }
@@ -79,9 +96,14 @@ impl PortBus {
 
 /// Memory-mapped devices, by guest-physical address.
 #[derive(Clone, Default)]
-pub struct MmioBus(Ranges);
+pub struct MmioBus(Ranges, Option<Arc<dyn Subtractive>>);
 
 impl MmioBus {
+    /// Sends what no device claims there.
+    pub fn set_rest(&mut self, rest: Arc<dyn Subtractive>) {
+        self.1 = Some(rest);
+    }
+
     pub fn add(&mut self, start: Pa, len: u64, region: u32, device: DeviceCell) {
         assert!(device.lock().mmio().is_some(), "a device without MMIO on the memory bus");
         self.0.add(Entry { start: start.0, len, region, device });
@@ -93,10 +115,13 @@ impl MmioBus {
             Some(e) if pa.0 - e.start + u64::from(size) <= e.len => {
                 e.device.lock().mmio().map_or(!0, |m| m.read(e.region, pa.0 - e.start, size)) & mask64(size)
             }
-            _ => {
-                dlog!(GUEST_ERRORS, "read of unassigned memory {pa:?} size {size}");
-                mask64(size)
-            }
+            _ => match self.1.as_ref().and_then(|r| r.read(false, pa.0, size)) {
+                Some(v) => v & mask64(size),
+                None => {
+                    dlog!(GUEST_ERRORS, "read of unassigned memory {pa:?} size {size}");
+                    mask64(size)
+                }
+            },
         }
     }
 
@@ -107,6 +132,7 @@ impl MmioBus {
                     m.write(e.region, pa.0 - e.start, size, value & mask64(size));
                 }
             }
+            _ if self.1.as_ref().is_some_and(|r| r.write(false, pa.0, size, value & mask64(size))) => {}
             _ => dlog!(GUEST_ERRORS, "write of {value:#x} to unassigned memory {pa:?} size {size}"),
         }
     }

@@ -53,6 +53,18 @@ impl MemMap {
         }
     }
 
+    /// As `target`, with the number of bytes from `pa` on to which the same applies; at least 1.
+    pub fn extent(&self, pa: Pa) -> (Target, u64) {
+        let i = self.ranges.partition_point(|r| r.end <= pa.0);
+        match self.ranges.get(i) {
+            Some(r) if r.start <= pa.0 => {
+                (Target::Ram { offset: r.offset + (pa.0 - r.start), writable: r.writable }, r.end - pa.0)
+            }
+            Some(r) => (Target::Mmio, r.start - pa.0),
+            None => (Target::Mmio, (u64::MAX - pa.0).max(1)),
+        }
+    }
+
     /// Mapped RAM as (first address, length, writable), ascending: for E820 and `info mtree`.
     pub fn ram_ranges(&self) -> impl Iterator<Item = (Pa, u64, bool)> + '_ {
         self.ranges.iter().map(|r| (Pa(r.start), r.end - r.start, r.writable))

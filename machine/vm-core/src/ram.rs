@@ -11,6 +11,8 @@ use parking_lot::Mutex;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use vm_memory::VolatileSlice;
+use vm_memory::bitmap::{Bitmap, BitmapSlice, WithBitmapSlice};
 
 bitflags::bitflags! {
     /// State of one RAM page. Engines fill write entries of their TLBs only for pages with no bit set, read entries only
@@ -48,6 +50,48 @@ struct Listener {
     signals: Arc<VcpuSignals>,
     /// Code that the host wrote to, as (first, last) byte offsets; the vCPU drains it on `Events::CODE`.
     writes: Vec<(u64, u64)>,
+}
+
+/// Makes what is written through a `VolatileSlice` a host write: vm-memory's log of dirty ranges is told after each write.
+#[derive(Clone)]
+pub struct HostWrites {
+    ram: Arc<Ram>,
+    /// Offset of the slice in RAM.
+    base: u64,
+}
+
+impl HostWrites {
+    pub fn new(ram: Arc<Ram>, base: u64) -> Self {
+        Self { ram, base }
+    }
+}
+
+impl std::fmt::Debug for HostWrites {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "RAM at {:#x}", self.base)
+    }
+}
+
+impl WithBitmapSlice<'_> for HostWrites {
+    type S = Self;
+}
+
+impl BitmapSlice for HostWrites {}
+
+impl Bitmap for HostWrites {
+    fn mark_dirty(&self, offset: usize, len: usize) {
+        if len > 0 {
+            self.ram.written(self.base + offset as u64, len as u64);
+        }
+    }
+
+    fn dirty_at(&self, _: usize) -> bool {
+        false
+    }
+
+    fn slice_at(&self, offset: usize) -> Self {
+        Self { ram: self.ram.clone(), base: self.base + offset as u64 }
+    }
 }
 
 /// Code writes that may wait for a vCPU; beyond them all of RAM counts as written.
@@ -97,6 +141,14 @@ impl Ram {
         // SAFETY: as in `read`, the other way round.
         unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), p, data.len()) }
         self.written(offset, data.len() as u64);
+    }
+
+    /// A range of RAM for the crates of rust-vmm. The range must lie inside RAM. What is written by way of it counts as
+    /// written by the host.
+    pub fn volatile(self: &Arc<Self>, offset: u64, len: usize) -> VolatileSlice<'_, HostWrites> {
+        let p = self.at(offset, len);
+        // SAFETY: `at` checked the range, and the mapping lives as long as the borrow. Nobody holds references into it.
+        unsafe { VolatileSlice::with_bitmap(p, len, HostWrites { ram: self.clone(), base: offset }, None) }
     }
 
     /// Asks the host for the pages of a range that is about to be written whole: one call instead of a fault for each. The
