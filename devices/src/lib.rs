@@ -1,5 +1,6 @@
 //! Device models: islands that get wires, clock and host back end in `new`.
 
+pub mod block;
 pub mod chr;
 pub mod display;
 pub mod fw;
@@ -8,3 +9,4 @@ pub mod irq;
 pub mod pci;
 pub mod power;
 pub mod timer;
+pub mod virtio;

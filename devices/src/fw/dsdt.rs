@@ -2,7 +2,7 @@
 //! (ACPI 6.5 §6 "Device Configuration", §7.4 "OEM-Supplied System-Level Control Methods"; PCI Firmware 3.3 "_OSC").
 
 use super::acpi::{self, AcpiConfig, bytes_of};
-use crate::pci::intx_gsi;
+use crate::pci::{intx_gsi, intx_isa};
 use crate::timer::pm::SLP_TYP_S5;
 use acpi_tables::aml::*;
 use acpi_tables::{Aml, AmlSink};
@@ -37,6 +37,7 @@ fn refs<T: Aml>(v: &[T]) -> Vec<&dyn Aml> {
 /// The whole table.
 pub(super) fn build(cfg: &AcpiConfig) -> Vec<u8> {
     let mut body = bytes_of(&Name::new("_S5_".into(), &Package::new(vec![&SLP_TYP_S5, &SLP_TYP_S5, &0u8, &0u8])));
+    body.extend(interrupt_model());
     let mut devices: Vec<Raw> = (0..cfg.apic_ids.len() as u8).map(processor).collect();
     devices.push(pci_root(cfg));
     devices.push(board_resources(cfg));
@@ -109,17 +110,40 @@ fn root_resources(cfg: &AcpiConfig) -> Raw {
     Raw(bytes_of(&Name::new("_CRS".into(), &ResourceTemplate::new(r))))
 }
 
-/// _PRT: every pin of every device goes straight to a global system interrupt.
-fn routing() -> Raw {
+/// Says what _PRT returns: the system tells by \_PIC whether it uses the 8259s (0) or the I/O APIC.
+const MODEL: &str = "PICM";
+
+fn interrupt_model() -> Vec<u8> {
+    let mut out = bytes_of(&Name::new(MODEL.into(), &0u8));
+    let (name, arg): (Path, Arg) = (MODEL.into(), Arg(0));
+    out.extend(bytes_of(&Method::new("_PIC".into(), 1, false, vec![&Store::new(&name, &arg)])));
+    out
+}
+
+/// The interrupt of every pin of every device, all of them hardwired.
+fn table_of_pins(interrupt: impl Fn(u8, u8) -> u32) -> PackageBuilder {
     let mut all = PackageBuilder::new();
     for dev in 0..32u8 {
         for pin in 0..4u8 {
             let address = u32::from(dev) << 16 | 0xffff;
-            let gsi = intx_gsi(dev, pin);
-            all.add_element(&Package::new(vec![&address, &pin, &ZERO, &gsi]));
+            let n = interrupt(dev, pin);
+            all.add_element(&Package::new(vec![&address, &pin, &ZERO, &n]));
         }
     }
-    Raw(bytes_of(&Name::new("_PRT".into(), &all)))
+    all
+}
+
+/// _PRT: with the I/O APIC every pin has a global system interrupt; with the 8259s they share two.
+fn routing() -> Raw {
+    let (apic, pic) = (table_of_pins(intx_gsi), table_of_pins(|d, p| intx_isa(d, p).into()));
+    let mut out = bytes_of(&Name::new("PRTA".into(), &apic));
+    out.extend(bytes_of(&Name::new("PRTP".into(), &pic)));
+    let (model, with_apic, with_pic): (Path, Path, Path) = (format!("\\{MODEL}").as_str().into(), "PRTA".into(), "PRTP".into());
+    let apic = Return::new(&with_apic);
+    let if_apic = If::new(&model, vec![&apic]);
+    let otherwise = Return::new(&with_pic);
+    out.extend(bytes_of(&Method::new("_PRT".into(), 0, false, vec![&if_apic, &otherwise])));
+    Raw(out)
 }
 
 /// UUID of the PCI host bridge's capabilities.

@@ -1,12 +1,14 @@
 //! PCI bus 0 and access to it: configuration mechanism #1 (PCI Local Bus 3.0 §3.2.2.3.2) and ECAM (PCI Express 5.0
 //! §7.2.2). Port 0CF9h, which lies between CONFIG_ADDRESS's bytes, is served here too.
 
+use super::decode::Decoder;
 use crate::power::PowerSink;
 use crate::power::reset::ResetControl;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use vm_core::bus::Subtractive;
 use vm_core::{Device, LoadError, Mmio, PortIo, Section, Stateless, dlog};
 
 const STATE_VERSION: u32 = 1;
@@ -24,6 +26,18 @@ pub trait PciFunction: Send {
     /// `offset` is 0..=4095; `size` is 1, 2 or 4 and does not cross a doubleword.
     fn config_read(&mut self, offset: u16, size: u8) -> u32;
     fn config_write(&mut self, offset: u16, size: u8, value: u32);
+    /// What its base address registers decode, for functions that have some.
+    fn decoder(&self) -> Option<Arc<Decoder>> {
+        None
+    }
+    /// An access to what register `bar` decodes; it lies in the range whole. `size` is 1, 2, 4 or, in memory, 8.
+    fn bar_read(&mut self, bar: u32, offset: u64, size: u8) -> u64 {
+        let _ = (bar, offset, size);
+        !0
+    }
+    fn bar_write(&mut self, bar: u32, offset: u64, size: u8, value: u64) {
+        let _ = (bar, offset, size, value);
+    }
 }
 
 pub type FunctionCell = Arc<Mutex<dyn PciFunction>>;
@@ -32,6 +46,7 @@ pub type FunctionCell = Arc<Mutex<dyn PciFunction>>;
 #[derive(Default)]
 pub struct PciBus {
     functions: Mutex<BTreeMap<(u8, u8), FunctionCell>>,
+    decoders: RwLock<Vec<(Arc<Decoder>, FunctionCell)>>,
 }
 
 impl PciBus {
@@ -42,8 +57,28 @@ impl PciBus {
     /// Plugs a function in. `device` is 0..=31, `function` 0..=7; the place must be free.
     pub fn add(&self, device: u8, function: u8, cell: FunctionCell) {
         assert!(device < 32 && function < 8, "no such slot {device}.{function}");
+        if let Some(d) = cell.lock().decoder() {
+            self.decoders.write().push((d, cell.clone()));
+        }
         let old = self.functions.lock().insert((device, function), cell);
         assert!(old.is_none(), "two functions at {device}.{function}");
+    }
+
+    /// The lowest device number that is free, if there is one.
+    pub fn free_device(&self) -> Option<u8> {
+        let functions = self.functions.lock();
+        (0..32).find(|d| functions.range((*d, 0)..=(*d, 7)).next().is_none())
+    }
+
+    pub fn is_free(&self, device: u8, function: u8) -> bool {
+        !self.functions.lock().contains_key(&(device, function))
+    }
+
+    /// The function that takes an access to ports or memory, with register and offset.
+    fn decode(&self, io: bool, at: u64, size: u8) -> Option<(FunctionCell, u32, u64)> {
+        let all = self.decoders.read();
+        let hit = |(d, cell): &(Arc<Decoder>, FunctionCell)| d.find(io, at, size).map(|(bar, off)| (cell.clone(), bar, off));
+        all.iter().find_map(hit)
     }
 
     fn find(&self, bus: u8, devfn: u8) -> Option<FunctionCell> {
@@ -76,6 +111,19 @@ impl PciBus {
             }
             None => dlog!(GUEST_ERRORS, "pci: write to absent function {bus:x}:{:x}.{}", devfn >> 3, devfn & 7),
         }
+    }
+}
+
+/// What no device of the board takes goes to PCI.
+impl Subtractive for PciBus {
+    fn read(&self, io: bool, at: u64, size: u8) -> Option<u64> {
+        let (cell, bar, offset) = self.decode(io, at, size)?;
+        Some(cell.lock().bar_read(bar, offset, size))
+    }
+
+    fn write(&self, io: bool, at: u64, size: u8, value: u64) -> bool {
+        let hit = self.decode(io, at, size);
+        hit.map(|(cell, bar, offset)| cell.lock().bar_write(bar, offset, size, value)).is_some()
     }
 }
 

@@ -35,13 +35,14 @@ pub struct ConfigSpace {
     /// Bits that a written 1 clears.
     write_clears: [u8; CONFIG_SIZE],
     bars: [Option<BarKind>; 6],
+    bar_sizes: [u64; 6],
 }
 
 impl ConfigSpace {
     /// A type 0 header. `class` is base class, sub-class and interface, as 24 bits.
     pub fn new(vendor: u16, device: u16, class: u32, revision: u8) -> Self {
         let zero = [0; CONFIG_SIZE];
-        let mut c = Self { data: zero, fresh: zero, writable: zero, write_clears: zero, bars: [None; 6] };
+        let mut c = Self { data: zero, fresh: zero, writable: zero, write_clears: zero, bars: [None; 6], bar_sizes: [0; 6] };
         c.set(0x00, &vendor.to_le_bytes());
         c.set(0x02, &device.to_le_bytes());
         c.set(0x08, &(class << 8 | u32::from(revision)).to_le_bytes());
@@ -84,6 +85,13 @@ impl ConfigSpace {
         self.set(at, &[flags]);
         self.allow(at, &mask.to_le_bytes()[..bytes]);
         self.bars[index] = Some(kind);
+        self.bar_sizes[index] = size;
+    }
+
+    /// Whether register `index` decodes ports, and its size; `None` if there is no such register.
+    pub fn bar_size(&self, index: usize) -> Option<(bool, u64)> {
+        let kind = (*self.bars.get(index)?)?;
+        Some((kind == BarKind::Io, self.bar_sizes[index]))
     }
 
     /// Address that register `index` decodes, if the command register enables it.

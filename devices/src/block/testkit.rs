@@ -1,0 +1,127 @@
+//! A disk in memory for controllers' tests: does its jobs at once, or when it is told to.
+
+use super::{Disk, Geometry, Job, Op};
+use parking_lot::Mutex;
+use std::sync::Arc;
+
+#[derive(Default)]
+struct State {
+    data: Vec<u8>,
+    waiting: Vec<Job>,
+    log: Vec<String>,
+}
+
+/// See the module. Jobs beyond `fail_from` (bytes) end in errors.
+pub struct MemoryDisk {
+    state: Mutex<State>,
+    geometry: Geometry,
+    /// Jobs wait for `run`.
+    pub hold: bool,
+    pub fail_from: u64,
+}
+
+impl MemoryDisk {
+    pub fn new(bytes: u64) -> Self {
+        let state = State { data: vec![0; bytes as usize], ..State::default() };
+        let geometry = Geometry { bytes, read_only: false, discard: true, write_back: true };
+        Self { state: Mutex::new(state), geometry, hold: false, fail_from: u64::MAX }
+    }
+
+    pub fn read_only(mut self) -> Self {
+        self.geometry.read_only = true;
+        self
+    }
+
+    pub fn holding(mut self) -> Self {
+        self.hold = true;
+        self
+    }
+
+    pub fn shared(self) -> Arc<Self> {
+        Arc::new(self)
+    }
+
+    pub fn bytes(&self, at: usize, len: usize) -> Vec<u8> {
+        self.state.lock().data[at..at + len].to_vec()
+    }
+
+    pub fn fill(&self, at: usize, data: &[u8]) {
+        self.state.lock().data[at..at + data.len()].copy_from_slice(data);
+    }
+
+    /// What was done since the last look.
+    pub fn log(&self) -> Vec<String> {
+        std::mem::take(&mut self.state.lock().log)
+    }
+
+    /// Does the jobs that wait, the last one first. Returns how many there were.
+    pub fn run(&self) -> usize {
+        let jobs = std::mem::take(&mut self.state.lock().waiting);
+        let n = jobs.len();
+        jobs.into_iter().rev().for_each(|j| self.finish(j));
+        n
+    }
+
+    fn finish(&self, job: Job) {
+        let ok = self.perform(&job);
+        job.done.done(job.id, ok);
+        // Devices under test hold their lock, or ask for the completions themselves.
+    }
+
+    fn perform(&self, job: &Job) -> bool {
+        let mut s = self.state.lock();
+        let range = |at: u64, len: u64| at as usize..(at + len) as usize;
+        let (text, at) = match &job.op {
+            Op::Read { at, .. } => (format!("read {at} {}", job.op.len()), *at),
+            Op::Write { at, through, .. } => {
+                (format!("write {at} {}{}", job.op.len(), if *through { " through" } else { "" }), *at)
+            }
+            Op::Flush => ("flush".into(), 0),
+            Op::Discard { at, len } => (format!("discard {at} {len}"), *at),
+            Op::Zero { at, len, unmap } => (format!("zero {at} {len} {unmap}"), *at),
+        };
+        s.log.push(text);
+        if at >= self.fail_from {
+            return false;
+        }
+        match &job.op {
+            Op::Read { at, to } => {
+                let mut at = *at;
+                for seg in to {
+                    job.memory.write(seg.pa, &s.data[range(at, seg.len.into())]);
+                    at += u64::from(seg.len);
+                }
+            }
+            Op::Write { at, from, .. } => {
+                let mut at = *at;
+                for seg in from {
+                    job.memory.read(seg.pa, &mut s.data[range(at, seg.len.into())]);
+                    at += u64::from(seg.len);
+                }
+            }
+            Op::Zero { at, len, .. } | Op::Discard { at, len } => s.data[range(*at, *len)].fill(0),
+            Op::Flush => {}
+        }
+        true
+    }
+}
+
+impl Disk for MemoryDisk {
+    fn geometry(&self) -> Geometry {
+        self.geometry.clone()
+    }
+
+    fn submit(&self, job: Job) {
+        if self.hold {
+            self.state.lock().waiting.push(job);
+        } else {
+            self.finish(job);
+        }
+    }
+
+    fn drain(&self) {}
+
+    fn abandon(&self) {
+        self.state.lock().waiting.clear();
+    }
+}
