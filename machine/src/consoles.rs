@@ -81,7 +81,7 @@ impl Consoles {
     pub fn devices(&self, config: &Config) -> Vec<(DeviceSpec, Option<Arc<dyn CharSink>>)> {
         let sink = |d: &DeviceSpec| match d {
             DeviceSpec::IsaDebugcon { chardev, .. } => self.end(chardev).map(|e| e.sink()),
-            DeviceSpec::IsaDebugExit { .. } => None,
+            _ => None,
         };
         config.devices.iter().map(|d| (d.clone(), sink(d))).collect()
     }

@@ -29,6 +29,8 @@ pub enum RunState {
     PostMigrate,
     /// Loading a saved machine has failed half-way.
     InternalError,
+    /// A disk's error has stopped it (`werror=stop`).
+    IoError,
 }
 
 impl RunState {
@@ -42,6 +44,7 @@ impl RunState {
             Self::InMigrate => "inmigrate",
             Self::PostMigrate => "postmigrate",
             Self::InternalError => "internal-error",
+            Self::IoError => "io-error",
         }
     }
 
@@ -107,6 +110,8 @@ pub type Job = Box<dyn FnOnce(&mut Runner) + Send>;
 pub struct Requests {
     pub reset: Option<Cause>,
     pub power_off: bool,
+    /// A disk's error is to stop the machine.
+    pub io_error: bool,
     /// The program ends with this status; without a cause nobody is told.
     pub end: Option<(u8, Option<Cause>)>,
     /// New level of address line 20 (`true`: enabled).
@@ -156,6 +161,16 @@ impl Control {
     /// Ends the program with this status. The first one asked for counts.
     pub fn end(&self, status: u8, cause: Option<Cause>) {
         self.ask(|r| r.end = r.end.or(Some((status, cause))));
+    }
+
+    /// Stops the machine for an error of a disk's.
+    pub fn stop_for_io_error(&self) {
+        self.ask(|r| r.io_error = true);
+    }
+
+    /// Forgets it: the machine goes on, and tries again what went wrong.
+    pub fn forget_io_error(&self) {
+        self.0.requests.lock().io_error = false;
     }
 
     /// Adds somebody to be told, for as long as the machine lives.

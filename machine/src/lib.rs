@@ -1,5 +1,6 @@
 //! The machine: command line, loaders, board and run loop around the CPU engines.
 
+pub mod block;
 pub mod board;
 pub mod boot;
 pub mod chardev;

@@ -1,5 +1,6 @@
 //! The machine as the monitor sees it.
 
+use crate::block::Drives;
 use crate::board::Board;
 use crate::chardev::Chardev;
 use crate::control::{Cause, Control, Notice, RunState};
@@ -23,6 +24,7 @@ use vm_core::{GuestCpu, Pa, Target, Va};
 /// Handles to the parts that run; dropping it does not end them.
 pub struct Machine {
     pub board: Arc<Board>,
+    pub drives: Arc<Drives>,
     pub control: Control,
     pub chardevs: Vec<Arc<Chardev>>,
     pub frontend: Arc<X86>,
@@ -168,6 +170,14 @@ impl MonitorTarget for Machine {
     fn chardevs(&self) -> Vec<Value> {
         let one = |(label, what, open): (&str, &str, bool)| json!({ "label": label, "filename": what, "frontend-open": open });
         self.chardevs.iter().map(|c| one(c.summary())).collect()
+    }
+
+    fn info_block(&self) -> String {
+        self.drives.info()
+    }
+
+    fn block(&self) -> Vec<Value> {
+        self.drives.query()
     }
 
     fn run_state(&self) -> RunState {

@@ -1,5 +1,6 @@
 //! Runs the machine that a `Config` describes.
 
+use crate::block::{self, Drives};
 use crate::board::{Board, BoardError, Outside};
 use crate::chardev::{OpenError, term};
 use crate::consoles::Consoles;
@@ -37,6 +38,8 @@ pub enum RunError {
     Chardev(String, #[source] io::Error),
     #[error(transparent)]
     Open(#[from] OpenError),
+    #[error(transparent)]
+    Drive(#[from] block::OpenError),
     #[error(transparent)]
     Board(#[from] BoardError),
     #[error(transparent)]
@@ -77,6 +80,7 @@ pub fn run(config: Config) -> Result<ExitCode, RunError> {
     let quit = control.clone();
     let mut consoles = Consoles::open(&config, &events.waker(), move || quit.end(0, Some(Cause::HostQuit)))?;
     let a20 = control.clone();
+    let drives = Arc::new(Drives::open(&config.drives, &control)?);
     let outside = Outside {
         clock,
         cpus: (0..).map(|n| topology.apic_id(n)).zip(signals.iter().cloned()).collect(),
@@ -84,6 +88,7 @@ pub fn run(config: Config) -> Result<ExitCode, RunError> {
         a20: Arc::new(move |on| a20.set_a20(on)),
         serials: consoles.serials(&config),
         devices: consoles.devices(&config),
+        disks: config.drives.iter().filter_map(|d| Some((d.id.clone(), drives.disk(&d.id)?))).collect(),
         unix_seconds,
     };
     let board = Arc::new(Board::new(config.machine, config.mem_bytes, outside)?);
@@ -98,9 +103,11 @@ pub fn run(config: Config) -> Result<ExitCode, RunError> {
         let hash = config.log.hash_every.map(HashLog::new);
         runner.cpus[0].pace = Some(Pace::new(&c, n, board.clock.clone(), signals[0].clone(), hash));
     }
+    runner.drives = drives.clone();
     start_from(&mut runner, &config)?;
     let machine = Arc::new(Machine {
         board,
+        drives,
         control: control.clone(),
         chardevs: consoles.all(),
         frontend,

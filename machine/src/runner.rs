@@ -1,6 +1,7 @@
 //! What the machine does between two instructions: starts over, pauses, serves requests. Its vCPUs run on threads of
 //! their own and come back for it.
 
+use crate::block::Drives;
 use crate::board::{Board, BoardIo};
 use crate::boot;
 use crate::control::{Cause, Control, Notice, RunState};
@@ -34,6 +35,7 @@ pub struct Runner {
     end: Option<u8>,
     /// A board to try saved states on.
     pub(crate) trial: Option<Board>,
+    pub drives: Arc<Drives>,
 }
 
 impl Runner {
@@ -47,7 +49,7 @@ impl Runner {
     ) -> Result<Self, LoadError> {
         let with_io = |(n, engine)| Cpu { engine, io: BoardIo(board.clone(), n), pace: None };
         let cpus = engines.into_iter().enumerate().map(with_io).collect();
-        let mut r = Self { cpus, board, images, control, policy, running: false, end: None, trial: None };
+        let mut r = Self { cpus, board, images, control, policy, running: false, end: None, trial: None, drives: Arc::default() };
         r.start_over()?;
         Ok(r)
     }
@@ -106,7 +108,7 @@ impl Runner {
             RunState::Shutdown | RunState::InternalError => Err("Resetting the Virtual Machine is required".into()),
             RunState::InMigrate => Err("The machine waits for 'migrate_incoming'".into()),
             RunState::Running => Ok(()),
-            RunState::Prelaunch | RunState::Paused | RunState::PostMigrate => {
+            RunState::Prelaunch | RunState::Paused | RunState::PostMigrate | RunState::IoError => {
                 self.set_state(RunState::Running);
                 Ok(())
             }
@@ -135,9 +137,12 @@ impl Runner {
         let clock = &self.board.clock;
         let run = state == RunState::Running;
         if run {
+            self.control.forget_io_error();
+            self.drives.resume();
             clock.start()
         } else {
-            clock.stop()
+            clock.stop();
+            self.board.quiesce();
         }
         self.control.set_state(state);
         if std::mem::replace(&mut self.running, run) != run {
@@ -152,6 +157,8 @@ impl Runner {
             if let Some(status) = self.end {
                 self.board.clock.stop();
                 self.control.close();
+                self.drives.drain();
+                self.drives.flush();
                 return Ok(status);
             }
             if self.control.state() != RunState::Running {
@@ -188,6 +195,9 @@ impl Runner {
         }
         if self.end.is_none() && asked.power_off {
             self.shut_down(Cause::GuestShutdown);
+        }
+        if asked.io_error && self.control.state() == RunState::Running {
+            self.set_state(RunState::IoError);
         }
         if let (None, Some(cause)) = (self.end, asked.reset) {
             self.reset(cause);

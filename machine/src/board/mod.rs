@@ -2,6 +2,7 @@
 
 mod io;
 mod memory;
+mod pci;
 mod ports;
 mod saved;
 #[cfg(test)]
@@ -14,6 +15,7 @@ pub use saved::tests::traffic;
 
 use crate::options::{DeviceSpec, MachineConfig, MachineKind};
 use arch_x86::paging::PHYS_BITS;
+use devices::block::Disk;
 use devices::chr::CharSink;
 use devices::chr::debugcon::DebugCon;
 use devices::chr::uart16550::Uart16550;
@@ -21,7 +23,6 @@ use devices::display::vga::{self, Vga};
 use devices::fw::acpi;
 use devices::input::i8042::{self, I8042};
 use devices::irq::{ApicBus, IoApic, IoApicInputs, Lapic, LapicConfig, Pic, ioapic, pic};
-use devices::pci::{Bridge, PciBus, PciEcam, PciPorts};
 use devices::power::PowerSink;
 use devices::power::debug_exit::DebugExit;
 use devices::power::reset::Port92;
@@ -32,8 +33,9 @@ use devices::timer::rtc::Rtc;
 use memory::ECAM;
 use parking_lot::Mutex;
 use ports::Ports;
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use vm_core::{Clock, Device, DeviceCell, Events, IrqLine, MemMap, MmioBus, Pa, PortBus, Ram, VcpuSignals};
+use vm_core::{Clock, Device, DeviceCell, Dma, Events, IrqLine, MemMap, MmioBus, Pa, PortBus, Ram, VcpuSignals};
 use wires::Wires;
 
 /// Frequency of the virtual time-stamp counter: one tick a nanosecond of guest time, whatever the host's own is.
@@ -55,6 +57,12 @@ pub enum BoardError {
     PortClash { new: &'static str, old: &'static str, port: u16 },
     #[error("{0} wants ports beyond ffffh")]
     PortsBeyondEnd(&'static str),
+    #[error("-device {0}: no PCI slot is free")]
+    NoSlot(&'static str),
+    #[error("-device {0}: PCI device {1:x}.{2} is there already")]
+    SlotTaken(&'static str, u8, u8),
+    #[error("there is no drive '{0}'")]
+    NoDrive(String),
 }
 
 /// What the board is built from, beside the configuration: the ways out of it.
@@ -69,6 +77,8 @@ pub struct Outside {
     pub serials: [Option<Arc<dyn CharSink>>; 4],
     /// Devices beyond the board's own; a debug console comes with its output.
     pub devices: Vec<(DeviceSpec, Option<Arc<dyn CharSink>>)>,
+    /// Drives by id.
+    pub disks: BTreeMap<String, Arc<dyn Disk>>,
     /// What the real-time clock shows at guest time 0, in seconds since 1970.
     pub unix_seconds: i64,
 }
@@ -93,6 +103,8 @@ pub struct Board {
     config: MachineConfig,
     /// Devices that were added to the board's own.
     extra: Vec<DeviceSpec>,
+    disks: BTreeMap<String, Arc<dyn Disk>>,
+    blks: Vec<pci::SharedBlk>,
 }
 
 /// Buses and list of devices while the board is built.
@@ -138,20 +150,29 @@ impl Board {
         b.mmio(&ioapic, Pa(acpi::IO_APIC_BASE.into()), ioapic::MMIO_LEN);
         let rtc = add_timers(&mut b, config, &out, &wires, &map)?;
         let pm = add_power(&mut b, &out, &wires)?;
-        add_pci(&mut b, &out)?;
+        let pci_bus = pci::add_bus(&mut b, &out)?;
         let uarts = add_serials(&mut b, &out, &wires)?;
         let vga = config.vga.then(|| add_vga(&mut b, &out)).transpose()?;
         add_extra(&mut b, &out)?;
+        let slots = pci::Slots { bus: pci_bus, wires: &wires, msi: bus, dma: Dma::new(ram.clone(), &map) };
+        let blks = pci::add_devices(&mut b, &out, &slots)?;
         let Builder { ports, mmio, devices } = b;
         let apic_ids = out.cpus.iter().map(|(id, _)| *id).collect();
+        let disks = out.disks;
         let (clock, ports, extra) = (out.clock, ports.into_bus(), out.devices.into_iter().map(|(spec, _)| spec).collect());
-        Ok(Self { ram, map, clock, lapics, pm, uarts, rtc, apic_ids, vga, ports, mmio, pic, devices, config, extra })
+        Ok(Self { ram, map, clock, lapics, pm, uarts, rtc, apic_ids, vga, ports, mmio, pic, devices, config, extra, disks, blks })
     }
 
     /// Brings all devices to their power-on state; RAM keeps its content. The CPU is the caller's.
     pub fn reset(&self) {
         self.devices.iter().for_each(|d| d.lock().reset());
         self.lapics.iter().for_each(|l| l.reset());
+    }
+
+    /// Waits until no disk works any more, and tells the devices. The vCPUs stand still.
+    pub fn quiesce(&self) {
+        self.disks.values().for_each(|d| d.drain());
+        self.blks.iter().for_each(|b| b.lock().service());
     }
 
     /// What firmware would have done before it starts a kernel: the interrupt controllers are wired for the 8259s.
@@ -255,18 +276,6 @@ fn add_vga(b: &mut Builder, out: &Outside) -> Result<Arc<Mutex<Vga>>, BoardError
     Ok(vga)
 }
 
-fn add_pci(b: &mut Builder, out: &Outside) -> Result<(), BoardError> {
-    let bus = PciBus::new();
-    let host = Arc::new(Mutex::new(Bridge::host(Some(ECAM))));
-    let isa = Arc::new(Mutex::new(Bridge::isa()));
-    bus.add(0, 0, host.clone());
-    bus.add(1, 0, isa.clone());
-    b.devices.extend([host as DeviceCell, isa]);
-    b.ports(&Arc::new(Mutex::new(PciPorts::new(bus.clone(), out.power.clone()))), &[(0xcf8, 8, 0)])?;
-    b.mmio(&Arc::new(Mutex::new(PciEcam::new(bus))), ECAM, ECAM_BUSES * devices::pci::bus::ECAM_BUS_SIZE);
-    Ok(())
-}
-
 type Uarts = [Option<Arc<Mutex<Uart16550>>>; 4];
 
 fn add_serials(b: &mut Builder, out: &Outside, wires: &Wires) -> Result<Uarts, BoardError> {
@@ -292,6 +301,7 @@ fn add_extra(b: &mut Builder, out: &Outside) -> Result<(), BoardError> {
                 b.ports(&Arc::new(Mutex::new(DebugCon::new(sink.clone()))), &[(*iobase, 1, 0)])?;
             }
             (DeviceSpec::IsaDebugcon { .. }, None) => {}
+            (DeviceSpec::VirtioBlk { .. } | DeviceSpec::VirtioRng { .. }, _) => {}
         }
     }
     Ok(())

@@ -1,6 +1,8 @@
 //! The port bus while it is filled: two devices on one port are an error of the command line, not of the program.
 
 use super::BoardError;
+use std::sync::Arc;
+use vm_core::bus::Subtractive;
 use vm_core::{DeviceCell, PortBus};
 
 struct Claim {
@@ -28,6 +30,11 @@ impl Ports {
         self.claims.push(claim);
         self.bus.add(start, len, region, cell);
         Ok(())
+    }
+
+    /// Sends what nobody claims there.
+    pub fn set_rest(&mut self, rest: Arc<dyn Subtractive>) {
+        self.bus.set_rest(rest);
     }
 
     pub fn into_bus(self) -> PortBus {

@@ -1,6 +1,7 @@
 //! Saved state of the board: a section of each device and of each local APIC.
 
 use super::{Board, BoardError, Outside};
+use devices::block::{Absent, Disk};
 use devices::chr::{CharSink, NullSink};
 use devices::power::PowerSink;
 use std::sync::Arc;
@@ -54,6 +55,7 @@ impl Board {
             a20: Arc::new(|_| {}),
             serials: std::array::from_fn(|i| self.uarts[i].as_ref().map(|_| sink())),
             devices: self.extra.iter().map(|d| (d.clone(), Some(sink()))).collect(),
+            disks: self.disks.iter().map(|(id, d)| (id.clone(), Arc::new(Absent(d.geometry())) as Arc<dyn Disk>)).collect(),
             unix_seconds: 0,
         };
         Board::around(self.ram.clone(), self.map.clone(), self.config, out)
@@ -101,6 +103,7 @@ pub mod tests {
     use super::*;
     use crate::board::BoardIo;
     use crate::options::{DeviceSpec, MachineConfig, MachineKind};
+    use std::collections::BTreeMap;
     use vm_core::testing::Rng;
     use vm_core::{CpuIo, Pa};
 
@@ -112,6 +115,7 @@ pub mod tests {
             a20: Arc::new(|_| {}),
             serials: [Some(Arc::new(NullSink)), None, Some(Arc::new(NullSink)), None],
             devices: [0xe9, 0x402].map(debugcon).to_vec(),
+            disks: BTreeMap::new(),
             unix_seconds: 0,
         };
         Board::new(MachineConfig { kind: MachineKind::Pc, acpi: true, hpet, vga: true }, 2 << 20, out).unwrap()

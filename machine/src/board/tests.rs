@@ -1,7 +1,7 @@
 //! Tests of the wiring: ports answer, memory lies where it should, interrupts reach the CPU by the way that is set up.
 
 use super::*;
-use crate::options::MachineKind;
+use crate::options::{MachineKind, PciSlot};
 use devices::chr::NullSink;
 use vm_core::{CpuIo, Events, Target};
 
@@ -31,6 +31,7 @@ fn outside(power: Arc<Asked>) -> Outside {
         a20: Arc::new(move |on| a20.0.lock().push(format!("a20 {on}"))),
         serials: [Some(Arc::new(NullSink)), None, Some(Arc::new(NullSink)), None],
         devices: vec![(DeviceSpec::IsaDebugExit { iobase: 0x501, iosize: 2 }, None)],
+        disks: BTreeMap::new(),
         unix_seconds: 0,
     }
 }
@@ -200,4 +201,61 @@ fn acpi_tables_lie_in_ram_that_the_kernel_leaves_alone() {
     let off = MachineConfig { acpi: false, ..CONFIG };
     let bare = Board::new(off, 16 * MIB, outside(Arc::default())).unwrap();
     assert!(bare.acpi_tables().is_none());
+}
+
+/// A PCI device is found, its ports move, and its pin reaches the 8259s and the I/O APIC.
+#[test]
+fn pci_devices_move_and_interrupt() {
+    let slot = PciSlot { addr: None, legacy: true, modern: true, vectors: None };
+    let devices = vec![(DeviceSpec::VirtioRng { slot }, None)];
+    let io = BoardIo(Arc::new(Board::new(CONFIG, 16 * MIB, Outside { devices, ..outside(Arc::default()) }).unwrap()), 0);
+    io.0.prepare_direct_boot();
+    let config = |offset: u32, value: u32| {
+        io.port_write(0xcf8, 4, 0x8000_1000 | offset);
+        io.port_write(0xcfc, 4, value);
+        io.port_read(0xcfc, 4)
+    };
+    assert_eq!(config(0, 0), 0x1005_1af4);
+    assert_eq!(config(0x3c, 0), 0x100, "the line is the guest's to write");
+    config(0x10, 0xc000);
+    config(4, 7);
+    assert_eq!((io.port_read(0xc00c, 2), io.port_read(0xd00c, 2)), (8, 0xffff));
+    config(0x10, 0xd000);
+    assert_eq!((io.port_read(0xc00c, 2), io.port_read(0xd00c, 2)), (0xffff, 8));
+    config(0x20, 0xe000_0000);
+    assert_eq!(io.mmio_read(Pa(0xe000_0012), 2), 1, "number of queues");
+    assert_eq!(io.mmio_read(Pa(0xe000_4000), 4), 0xffff_ffff);
+
+    program_pics(&io, 0xff);
+    io.port_write(0x4d1, 1, 4);
+    io.port_write(0xa1, 1, 0xfb);
+    // I/O APIC input 18: vector 51h to APIC 0, level, active low.
+    io.mmio_write(Pa(0xfee0_00f0), 4, 0x1ff);
+    for (r, v) in [(0x35, 0), (0x34, 0xa051)] {
+        io.mmio_write(Pa(0xfec0_0000), 4, r);
+        io.mmio_write(Pa(0xfec0_0010), 4, v);
+    }
+    // A queue that lies in no RAM: the device says that it needs a reset.
+    io.port_write(0xd008, 4, 0xffff_ffff);
+    io.port_write(0xd012, 1, 7);
+    assert_eq!(io.port_read(0xd012, 1), 0x47);
+    let both = [io.ack_intr(), io.ack_intr()];
+    assert!(both.contains(&Some(0x2a)) && both.contains(&Some(0x51)), "{both:x?}");
+    assert_eq!((io.port_read(0xd013, 1), io.port_read(0xd013, 1)), (2, 0));
+    // Nobody raises it any more.
+    [(0xa0, 0x20), (0x20, 0x20)].into_iter().for_each(|(p, v)| io.port_write(p, 1, v));
+    io.mmio_write(Pa(0xfee0_00b0), 4, 0);
+    assert_eq!(io.ack_intr(), None);
+}
+
+#[test]
+fn pci_slots_that_are_taken_are_errors() {
+    let slot = |addr| PciSlot { addr, legacy: true, modern: true, vectors: None };
+    let made = |list: &[PciSlot]| {
+        let devices = list.iter().map(|s| (DeviceSpec::VirtioRng { slot: *s }, None)).collect();
+        Board::new(CONFIG, MIB, Outside { devices, ..outside(Arc::default()) }).err().map(|e| e.to_string())
+    };
+    assert_eq!(made(&[slot(Some((4, 0))), slot(Some((4, 1))), slot(None)]), None);
+    assert_eq!(made(&[slot(Some((1, 0)))]).as_deref(), Some("-device virtio-rng-pci: PCI device 1.0 is there already"));
+    assert_eq!(made(&[slot(None); 30]).as_deref(), Some("-device virtio-rng-pci: no PCI slot is free"));
 }

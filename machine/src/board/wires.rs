@@ -1,6 +1,7 @@
 //! Interrupt wiring: ISA lines go to the 8259s and to the I/O APIC, global system interrupts to the I/O APIC alone.
 
 use devices::irq::{IoApic, IoApicInputs, Pic, ioapic};
+use devices::pci::{PCI_ISA_FIRST, intx_gsi, intx_isa};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use vm_core::IrqLine;
@@ -29,21 +30,47 @@ impl IrqSink for Isa {
     }
 }
 
+/// An input of the 8259s alone.
+struct PicInput(Arc<Mutex<Pic>>);
+
+impl IrqSink for PicInput {
+    fn set_irq(&self, line: u32, level: bool) {
+        self.0.lock().set_input(line, level);
+    }
+}
+
+/// A PCI interrupt pin: the guest uses one of the two ways, and masks the other.
+struct Pin {
+    gsi: Arc<SharedIrq>,
+    pic: Arc<SharedIrq>,
+}
+
+impl IrqSink for Pin {
+    fn set_irq(&self, source: u32, level: bool) {
+        self.pic.set_irq(source, level);
+        self.gsi.set_irq(source, level);
+    }
+}
+
 /// Gives devices their wires.
 pub struct Wires {
     isa: Arc<Isa>,
     shared_isa: [Arc<SharedIrq>; 2],
     gsi: Arc<IoApicInputs>,
     shared_gsi: Vec<Arc<SharedIrq>>,
+    /// The 8259s' inputs for PCI.
+    pci_pic: [Arc<SharedIrq>; 2],
 }
 
 impl Wires {
     pub fn new(pic: Arc<Mutex<Pic>>, ioapic: Arc<Mutex<IoApic>>) -> Self {
         let gsi = Arc::new(IoApicInputs(ioapic.clone()));
+        let input = Arc::new(PicInput(pic.clone()));
+        let pci_pic = [0, 1].map(|n| SharedIrq::new(IrqLine::new(input.clone(), (PCI_ISA_FIRST + n).into())));
         let isa = Arc::new(Isa { pic, ioapic });
         let shared_isa = SHARED_ISA.map(|n| SharedIrq::new(IrqLine::new(isa.clone(), n)));
         let shared_gsi = (FIRST_SHARED_GSI..ioapic::PINS as u32).map(|n| SharedIrq::new(IrqLine::new(gsi.clone(), n))).collect();
-        Self { isa, shared_isa, gsi, shared_gsi }
+        Self { isa, shared_isa, gsi, shared_gsi, pci_pic }
     }
 
     /// The only source of ISA interrupt `n` (0..=15).
@@ -57,6 +84,15 @@ impl Wires {
             Some(i) => IrqLine::new(self.shared_isa[i].clone(), source),
             None => self.isa(n),
         }
+    }
+
+    /// The INTx pin of a PCI device (0..=30), and the number of the 8259s' interrupt that it reaches beside the I/O APIC.
+    pub fn pci(&self, device: u8) -> (IrqLine, u8) {
+        let gsi = intx_gsi(device, 0);
+        let shared = self.shared_gsi[(gsi - FIRST_SHARED_GSI) as usize].clone();
+        let isa = intx_isa(device, 0);
+        let pic = self.pci_pic[usize::from(isa - PCI_ISA_FIRST)].clone();
+        (IrqLine::new(Arc::new(Pin { gsi: shared, pic }), device.into()), isa)
     }
 
     /// The I/O APIC's inputs, from 0, for the HPET.

@@ -82,6 +82,7 @@ impl Machine {
             a20: Arc::new(move |on| a20.set_a20(on)),
             serials,
             devices: config.devices.iter().map(|d| (d.clone(), Some(null.clone()))).collect(),
+            disks: Default::default(),
             unix_seconds: rtc_base(&Config { icount: Some(*time), ..config.clone() })?,
         };
         let board = Arc::new(Board::new(config.machine, config.mem_bytes, outside)?);

@@ -43,6 +43,7 @@ static COMMANDS: &[Command] = &[
 ];
 
 static INFOS: &[Command] = &[
+    command!("block", "", "drives and their images", |_, t| t.info_block()),
     command!("chardev", "", "character back ends", |_, t| t.info_chardev()),
     command!("cpus", "", "CPUs and their threads", |_, t| cpus(t)),
     command!("jit", "", "translation counters", |_, t| t.info_jit()),

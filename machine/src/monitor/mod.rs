@@ -36,6 +36,14 @@ pub trait MonitorTarget: Send + Sync {
     fn info_tlb(&self) -> String;
     fn info_jit(&self) -> String;
     fn info_chardev(&self) -> String;
+    /// Drives and their images.
+    fn info_block(&self) -> String {
+        String::new()
+    }
+    /// The same as `query-block` has them.
+    fn block(&self) -> Vec<Value> {
+        Vec::new()
+    }
     /// Label, file name and whether it is open, of each back end, as `query-chardev` has them.
     fn chardevs(&self) -> Vec<Value>;
     fn run_state(&self) -> RunState;

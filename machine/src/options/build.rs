@@ -1,6 +1,7 @@
 //! From the tree to `Config`: defaults, and what must hold between options.
 
 use super::config::*;
+use super::drive;
 use super::error::{Hint, OptionError, Quoted};
 use super::icount;
 use super::smp;
@@ -24,7 +25,7 @@ pub fn build(tree: &Tree) -> Result<Config, OptionError> {
     let off = |name| process.and_then(|p| p.switch(name)) == Some(false);
     let kernel = tree.one(Group::Kernel);
     let path = |name| kernel.and_then(|k| k.text(name)).filter(|s| !s.is_empty()).map(PathBuf::from);
-    let config = Config {
+    let mut config = Config {
         machine: machine(tree),
         accel: accels(tree)?,
         cpu: cpu(tree)?,
@@ -36,7 +37,8 @@ pub fn build(tree: &Tree) -> Result<Config, OptionError> {
         monitors: monitors(tree, false).map(|(chardev, _)| chardev).collect(),
         qmp: monitors(tree, true).map(|(chardev, pretty)| QmpConfig { chardev, pretty }).collect(),
         chardevs: chardevs(tree)?,
-        devices: tree.all(Group::Device).filter_map(device).collect(),
+        devices: devices(tree)?,
+        drives: drive::build(tree)?,
         rtc: rtc(tree)?,
         icount: icount::icount(tree)?,
         log: log(tree)?,
@@ -48,6 +50,8 @@ pub fn build(tree: &Tree) -> Result<Config, OptionError> {
         incoming: process.and_then(|p| p.text("incoming")).map(incoming).transpose()?,
         start_paused: process.and_then(|p| p.switch("paused")) == Some(true),
     };
+    drive::adopt(tree, &mut config.drives);
+    drive::check(tree, &config)?;
     check_kernel(&config)?;
     icount::check(&config)?;
     if config.loadvm.is_some() && config.incoming.is_some() {
@@ -199,6 +203,17 @@ fn backend(o: &Object) -> Result<CharBackend, OptionError> {
         "socket" => socket(o)?,
         _ => CharBackend::Null,
     })
+}
+
+fn devices(tree: &Tree) -> Result<Vec<DeviceSpec>, OptionError> {
+    let mut list = Vec::new();
+    for o in tree.all(Group::Device) {
+        list.extend(match drive::device(o)? {
+            None => device(o),
+            some => some,
+        });
+    }
+    Ok(list)
 }
 
 fn device(o: &Object) -> Option<DeviceSpec> {

@@ -27,6 +27,8 @@ pub struct Config {
     /// Back ends that serial ports, monitors and devices name by id. Only those with `mux` have several users.
     pub chardevs: Vec<Chardev>,
     pub devices: Vec<DeviceSpec>,
+    /// Images of disks, which devices name by id.
+    pub drives: Vec<DriveConfig>,
     pub rtc: RtcConfig,
     /// Time follows the instructions executed.
     pub icount: Option<IcountConfig>,
@@ -164,8 +166,87 @@ pub enum SocketAddress {
 /// Devices added beyond the board's own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DeviceSpec {
-    IsaDebugExit { iobase: u16, iosize: u8 },
-    IsaDebugcon { iobase: u16, readback: u8, chardev: ChardevId },
+    IsaDebugExit {
+        iobase: u16,
+        iosize: u8,
+    },
+    IsaDebugcon {
+        iobase: u16,
+        readback: u8,
+        chardev: ChardevId,
+    },
+    /// `queues`: one for each CPU if `None`.
+    VirtioBlk {
+        drive: String,
+        serial: String,
+        queues: Option<u16>,
+        queue_size: u16,
+        slot: PciSlot,
+    },
+    VirtioRng {
+        slot: PciSlot,
+    },
+}
+
+/// Where a PCI device is, and how it shows itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PciSlot {
+    /// Device and function; the next free device if `None`.
+    pub addr: Option<(u8, u8)>,
+    /// Virtio: legacy registers.
+    pub legacy: bool,
+    /// Virtio: modern registers.
+    pub modern: bool,
+    /// MSI-X vectors; the device's own choice if `None`.
+    pub vectors: Option<u16>,
+}
+
+/// A disk image and how it is used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DriveConfig {
+    pub id: String,
+    pub file: PathBuf,
+    /// Looked for if `None`.
+    pub format: Option<ImageFormat>,
+    pub read_only: bool,
+    /// What is written goes to a temporary file.
+    pub snapshot: bool,
+    pub cache: CacheConfig,
+    pub werror: OnError,
+    pub rerror: OnError,
+    /// Discards free space on the host.
+    pub discard: bool,
+    /// Others may write to the image.
+    pub share: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ImageFormat {
+    Raw,
+    Qcow2,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheConfig {
+    /// The guest is shown a cache, which it flushes.
+    pub write_back: bool,
+    /// Past the host's page cache.
+    pub direct: bool,
+    /// Flushes do nothing: for disks that need not survive the host.
+    pub no_flush: bool,
+}
+
+/// What an error of the host does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnError {
+    /// The guest sees none.
+    Ignore,
+    /// The machine stops; it tries again when it goes on.
+    Stop,
+    /// The guest is told.
+    Report,
+    /// As `Stop` if the host has no space left, otherwise as `Report`.
+    Enospc,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

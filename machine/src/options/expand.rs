@@ -1,6 +1,7 @@
 //! From options to the tree: each option makes objects; short forms expand into the same objects as long ones.
 
 use super::chardev;
+use super::drive;
 use super::error::{Hint, OptionError, Quoted};
 use super::schema;
 use super::tree::{Group, KeyVal, Object, Tree, Value, keyvals, split_commas, take};
@@ -31,6 +32,10 @@ pub fn expand(tree: &mut Tree, name: &'static str, value: &str) -> Result<(), Op
         "chardev" => chardev::chardev(tree, value, &origin),
         "mon" => object(tree, Group::Monitor, "mon", keyvals(value, Some("chardev")), &origin),
         "device" => device(tree, value, &origin),
+        "drive" => drive::drive(tree, value, &origin),
+        "blockdev" => drive::blockdev(tree, value, &origin),
+        "hda" | "hdb" | "hdc" | "hdd" | "cdrom" => Err(drive::no_ide(&origin)),
+        "snapshot" => process(tree, vec![KeyVal::new("snapshot", "on")], &origin),
         "display" if value != "none" => absent(&origin, value),
         "display" => process(tree, vec![KeyVal::new("display", value)], &origin),
         "vga" if value == "none" => machine_switch(tree, "vga", &origin),

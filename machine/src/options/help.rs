@@ -37,6 +37,8 @@ pub fn for_value(option: &str, value: &str) -> Option<String> {
         "cpu" => Group::Cpu,
         "chardev" | "serial" | "monitor" | "qmp" | "qmp-pretty" | "debugcon" => Group::Chardev,
         "device" => Group::Device,
+        "drive" if value == "help" => return properties(Group::Drive, "drive"),
+        "blockdev" => Group::Drive,
         "m" => Group::Memory,
         "smp" => Group::Smp,
         "boot" => Group::Boot,

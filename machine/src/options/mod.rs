@@ -5,6 +5,7 @@
 mod build;
 mod chardev;
 pub mod config;
+mod drive;
 pub mod error;
 mod expand;
 mod help;

@@ -1,5 +1,6 @@
 //! Drivers of each group and their properties: the one list that checking, defaults in help and hints come from.
 
+use super::drive;
 use super::error::{Hint, OptionError};
 use super::tree::Group;
 use arch_x86::{features, models};
@@ -39,11 +40,11 @@ pub struct DriverSpec {
     pub missing: Option<&'static str>,
 }
 
-const fn prop(name: &'static str, kind: Kind, help: &'static str) -> PropSpec {
+pub(super) const fn prop(name: &'static str, kind: Kind, help: &'static str) -> PropSpec {
     PropSpec { name, kind, required: false, help }
 }
 
-const fn need(name: &'static str, kind: Kind, help: &'static str) -> PropSpec {
+pub(super) const fn need(name: &'static str, kind: Kind, help: &'static str) -> PropSpec {
     PropSpec { name, kind, required: true, help }
 }
 
@@ -223,6 +224,12 @@ pub const DRIVERS: &[DriverSpec] = &[
             prop("readback", Kind::Number(0xff), "what reads give (0xe9)"),
         ],
     ),
+    driver_spec(Group::Drive, "drive", "image for a device, of -drive", drive::DRIVE),
+    driver_spec(Group::Drive, "raw", "node of -blockdev: the disk as it is", drive::NODE),
+    driver_spec(Group::Drive, "qcow2", "node of -blockdev: QEMU's format", drive::NODE),
+    driver_spec(Group::Drive, "file", "node of -blockdev: a file that others read", drive::FILE_NODE),
+    driver_spec(Group::Device, "virtio-blk-pci", "disk", drive::VIRTIO_BLK),
+    driver_spec(Group::Device, "virtio-rng-pci", "random numbers", drive::VIRTIO_RNG),
     driver_spec(
         Group::Rtc,
         "rtc",
@@ -269,6 +276,7 @@ pub const DRIVERS: &[DriverSpec] = &[
             prop("defaults", Kind::Switch, ""),
             prop("graphic", Kind::Switch, ""),
             prop("display", Kind::Word(&["none"]), ""),
+            prop("snapshot", Kind::Switch, ""),
         ],
     ),
 ];

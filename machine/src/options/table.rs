@@ -48,7 +48,15 @@ pub const OPTIONS: &[OptSpec] = &[
     opt("qmp", "BACKEND", "QMP, on the same back ends as -serial"),
     opt("qmp-pretty", "BACKEND", "the same with replies in several lines"),
     opt("debugcon", "BACKEND", "debug console on port 0xe9"),
-    opt("device", "DRIVER[,PROP=V]", "isa-debug-exit, isa-debugcon, isa-serial"),
+    opt("device", "DRIVER[,PROP=V]", "virtio-blk-pci, virtio-rng-pci, isa-debug-exit, isa-debugcon, isa-serial"),
+    opt("drive", "file=FILE,if=virtio|none[,format=F][,PROP=V]", "a disk: raw or qcow2 image; -drive help lists properties"),
+    opt("blockdev", "DRIVER,node-name=N,PROP=V", "the same, node by node: file, raw, qcow2"),
+    opt("hda", "FILE", "IDE disk (not built yet)"),
+    opt("hdb", "FILE", "IDE disk (not built yet)"),
+    opt("hdc", "FILE", "IDE disk (not built yet)"),
+    opt("hdd", "FILE", "IDE disk (not built yet)"),
+    opt("cdrom", "FILE", "IDE CD-ROM (not built yet)"),
+    opt("snapshot", "", "what the guest writes to drives goes to temporary files"),
     opt("parallel", "none", "only none and null"),
     opt("nographic", "", "serial port and monitor share this terminal (Ctrl-A H for help)"),
     opt("display", "none", "only none"),
@@ -70,16 +78,8 @@ pub const OPTIONS: &[OptSpec] = &[
 
 /// Options of QEMU's that are known and not built, with the feature that is missing.
 const NOT_BUILT: &[(&str, &str)] = &[
-    ("hda", "disks"),
-    ("hdb", "disks"),
-    ("hdc", "disks"),
-    ("hdd", "disks"),
-    ("fda", "disks"),
-    ("fdb", "disks"),
-    ("cdrom", "disks"),
-    ("drive", "disks"),
-    ("blockdev", "disks"),
-    ("snapshot", "disks"),
+    ("fda", "floppy disks"),
+    ("fdb", "floppy disks"),
     ("bios", "firmware"),
     ("pflash", "firmware"),
     ("L", "firmware"),
@@ -139,7 +139,7 @@ pub fn normalise(args: impl IntoIterator<Item = String>) -> Result<Vec<String>, 
         let Some(name) = name.filter(|n| !n.is_empty()) else {
             return Err(OptionError::NotBuilt(
                 format!("{}: a disk image without an option", super::error::Quoted::from(&*arg)),
-                "disks".into(),
+                "an IDE disk; use -drive file=FILE,if=virtio".into(),
             ));
         };
         let Some(spec) = find(name) else { return Err(unknown(&arg, name)) };

@@ -215,9 +215,9 @@ fn unknown_options_are_one_line_with_a_hint() {
     assert_eq!(error("-kernal x"), "'-kernal': unknown option; did you mean '-kernel'?");
     assert_eq!(error("--serail x"), "'--serail': unknown option; did you mean '--serial'?");
     assert_eq!(error("-xyzzy"), "'-xyzzy': unknown option; try '-help'");
-    assert!(error("-hda disk").contains("not built yet: disks"));
-    assert!(error("disk.img").contains("disks"));
-    assert!(error("-").contains("disks"));
+    assert!(error("-hda disk").contains("an IDE disk is not built yet: use -drive file=FILE,if=virtio"));
+    assert!(error("disk.img").contains("an IDE disk"));
+    assert!(error("-").contains("an IDE disk"));
     assert_eq!(error("-m"), "-m: needs a value (SIZE)");
     assert_eq!(error("-initrd i"), "-initrd is only of use with -kernel");
     assert!(!error("-machine a\nb\x1b[31m").contains(['\n', '\x1b']));
@@ -354,4 +354,46 @@ fn counted_time() {
     assert_eq!((log.hash_every, log.items), (Some(77), Item::INT | Item::HASH));
     assert_eq!(config("-m 64 -icount 0 -d hash").log.hash_every, Some(1_000_000));
     assert!(!config("-m 64 -d all").log.items.contains(Item::HASH));
+}
+
+#[test]
+fn drives_by_their_short_and_long_forms() {
+    let c = config(
+        "-drive file=a.img,format=raw,if=virtio -drive file=b,if=none,id=b,cache=none,werror=stop,discard=unmap,readonly=on",
+    );
+    let [a, b] = &c.drives[..] else { panic!("{:?}", c.drives) };
+    assert_eq!((a.id.as_str(), a.format, a.read_only, a.werror), ("virtio0", Some(ImageFormat::Raw), false, OnError::Enospc));
+    assert_eq!((b.id.as_str(), b.format, b.read_only, b.werror, b.discard), ("b", None, true, OnError::Stop, true));
+    assert_eq!((b.cache.write_back, b.cache.direct, b.cache.no_flush), (true, true, false));
+    assert!(matches!(&c.devices[..], [DeviceSpec::VirtioBlk { drive, .. }] if drive == "virtio0"));
+    let two = "-blockdev driver=file,node-name=f,filename=x.qcow2 -blockdev driver=qcow2,node-name=n,file=f";
+    let one = "-blockdev {\"driver\":\"qcow2\",\"node-name\":\"n\",\"file\":{\"driver\":\"file\",\"filename\":\"x.qcow2\"}}";
+    let device = " -device virtio-blk-pci,drive=n,addr=1e.0,num-queues=2,queue-size=64,disable-legacy=on,serial=s,rerror=stop";
+    let c = config(&format!("{two}{device}"));
+    assert_eq!(c.drives, config(&format!("{one}{device}")).drives);
+    assert_eq!((c.drives[0].file.to_str(), c.drives[0].rerror), (Some("x.qcow2"), OnError::Stop));
+    let slot = PciSlot { addr: Some((0x1e, 0)), legacy: false, modern: true, vectors: None };
+    let (drive, serial) = ("n".to_owned(), "s".to_owned());
+    assert_eq!(c.devices, [DeviceSpec::VirtioBlk { drive, serial, queues: Some(2), queue_size: 64, slot }]);
+    assert!(config("-snapshot -drive file=a,if=virtio").drives[0].snapshot);
+}
+
+#[test]
+fn drives_that_cannot_be() {
+    for (line, words) in [
+        ("-drive file=a", "an IDE disk is not built yet"),
+        ("-drive if=virtio", "property file is missing"),
+        ("-drive file=a,if=none,id=x -drive file=b,if=none,id=x", "another drive has this id"),
+        ("-device virtio-blk-pci", "property drive is missing"),
+        ("-device virtio-blk-pci,drive=y -drive file=a,if=none,id=x", "unknown value 'y'"),
+        ("-drive file=a,if=none,id=x -device virtio-blk-pci,drive=x -device virtio-blk-pci,drive=x", "has another user"),
+        ("-drive file=a,if=none,id=x -device virtio-blk-pci,drive=x,queue-size=100", "a power of two"),
+        ("-drive file=a,if=none,id=x -device virtio-blk-pci,drive=x,addr=1f", "addr"),
+        ("-drive file=a,if=none,id=x -device virtio-blk-pci,drive=x,disable-legacy=on,disable-modern=on", "neither"),
+        ("-blockdev driver=qcow2,node-name=n,file=f", "unknown value 'f'"),
+        ("-blockdev {\"driver\":", "-blockdev"),
+        ("-icount 1 -device virtio-rng-pci", "exact instruction counts"),
+    ] {
+        assert!(error(line).contains(words), "{line}: {}", error(line));
+    }
 }

@@ -18,6 +18,7 @@ pub enum Group {
     Chardev,
     Monitor,
     Device,
+    Drive,
     Rtc,
     Icount,
     Log,

@@ -73,6 +73,7 @@ static COMMANDS: &[(&str, Run)] = &[
     ("human-monitor-command", human),
     ("migrate", migrate),
     ("migrate-incoming", |a, t| only(a, "uri").and_then(|uri| t.migrate_incoming(&uri)).map(|()| nothing())),
+    ("query-block", |a, t| a.end().map(|()| t.block().into())),
     ("query-chardev", |a, t| a.end().map(|()| t.chardevs().into())),
     ("query-commands", |a, _| a.end().map(|()| COMMANDS.iter().map(|(n, _)| json!({ "name": n })).collect())),
     ("query-cpus-fast", |a, t| a.end().map(|()| cpus(t))),

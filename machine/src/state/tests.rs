@@ -47,6 +47,7 @@ fn make(c: &Config, kernel: &Path) -> Runner {
         a20: Arc::new(move |on| a20.set_a20(on)),
         serials: [Some(Arc::new(NullSink)), None, None, None],
         devices: vec![],
+        disks: Default::default(),
         unix_seconds: 0,
     };
     let board = Arc::new(Board::new(c.machine, c.mem_bytes, out).unwrap());

@@ -1,0 +1,188 @@
+//! A drive's jobs and the threads that do them; what becomes of errors (`werror=`, `rerror=`).
+
+use super::image::Image;
+use crate::control::Control;
+use crate::options::{DriveConfig, ImageFormat, OnError};
+use crate::say;
+use devices::block::{Disk, Geometry, Job};
+use parking_lot::{Condvar, Mutex};
+use std::collections::VecDeque;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Threads of one drive: jobs that wait for the host's disk do not hold up all others.
+const THREADS: usize = 4;
+
+#[derive(Default)]
+struct State {
+    waiting: VecDeque<Job>,
+    /// Jobs that a thread has in hand, or has not yet told the end of.
+    running: usize,
+    /// Stopped by an error until the machine goes on.
+    parked: Vec<Job>,
+    /// Threads are to end.
+    closed: bool,
+}
+
+struct Inner {
+    image: Image,
+    id: String,
+    on_write: OnError,
+    on_read: OnError,
+    control: Control,
+    state: Mutex<State>,
+    work: Condvar,
+    idle: Condvar,
+    /// An error has been told once.
+    told: AtomicBool,
+}
+
+/// A drive that is open. Its threads end when it is dropped.
+pub struct HostDisk(Arc<Inner>);
+
+impl HostDisk {
+    pub fn start(c: &DriveConfig, image: Image, control: Control) -> io::Result<Arc<Self>> {
+        let (state, work, idle, told) = Default::default();
+        let (id, on_write, on_read) = (c.id.clone(), c.werror, c.rerror);
+        let inner = Arc::new(Inner { image, id, on_write, on_read, control, state, work, idle, told });
+        for n in 0..THREADS {
+            let inner = inner.clone();
+            std::thread::Builder::new().name(format!("disk{n}-{}", c.id)).spawn(move || inner.serve())?;
+        }
+        Ok(Arc::new(Self(inner)))
+    }
+
+    pub fn format(&self) -> &'static str {
+        match self.0.image.format {
+            ImageFormat::Raw => "raw",
+            ImageFormat::Qcow2 => "qcow2",
+        }
+    }
+
+    pub fn backing(&self) -> Option<&Path> {
+        self.0.image.backing.as_deref()
+    }
+
+    /// Whether an error has stopped jobs.
+    pub fn stopped(&self) -> bool {
+        !self.0.state.lock().parked.is_empty()
+    }
+
+    /// Begins anew what an error has stopped.
+    pub fn resume(&self) {
+        let mut s = self.0.state.lock();
+        let parked = std::mem::take(&mut s.parked);
+        s.waiting.extend(parked);
+        self.0.work.notify_all();
+    }
+
+    /// Everything to the image; an error is told.
+    pub fn flush(&self) {
+        if let Err(e) = self.0.image.flush() {
+            say!("-drive {}: writing the last of it: {e}", self.0.id);
+        }
+    }
+}
+
+impl Disk for HostDisk {
+    fn geometry(&self) -> Geometry {
+        self.0.image.geometry.clone()
+    }
+
+    fn submit(&self, job: Job) {
+        self.0.state.lock().waiting.push_back(job);
+        self.0.work.notify_one();
+    }
+
+    fn drain(&self) {
+        let mut s = self.0.state.lock();
+        while s.running > 0 || !s.waiting.is_empty() {
+            self.0.idle.wait(&mut s);
+        }
+    }
+
+    fn abandon(&self) {
+        self.drain();
+        self.0.state.lock().parked.clear();
+    }
+}
+
+impl Drop for HostDisk {
+    fn drop(&mut self) {
+        self.0.state.lock().closed = true;
+        self.0.work.notify_all();
+    }
+}
+
+impl Inner {
+    fn serve(&self) {
+        let mut buf = Vec::new();
+        loop {
+            let mut s = self.state.lock();
+            let job = loop {
+                if let Some(job) = s.waiting.pop_front() {
+                    s.running += 1;
+                    break job;
+                }
+                if s.closed {
+                    return;
+                }
+                self.work.wait(&mut s);
+            };
+            drop(s);
+            let done = job.done.clone();
+            let told = self.run(job, &mut buf);
+            let mut s = self.state.lock();
+            s.running -= 1;
+            if s.running == 0 && s.waiting.is_empty() {
+                self.idle.notify_all();
+            }
+            drop(s);
+            if told {
+                done.kick();
+            }
+        }
+    }
+
+    /// Does a job; whether its end was told.
+    fn run(&self, job: Job, buf: &mut Vec<u8>) -> bool {
+        // A library that falls over an image must not leave the guest waiting for ever.
+        let done = catch_unwind(AssertUnwindSafe(|| self.image.perform(&job.op, &job.memory, buf)));
+        let ok = match done.unwrap_or_else(|_| Err(io::Error::other("the image's format is in disorder"))) {
+            Ok(()) => true,
+            Err(e) => {
+                let full = e.raw_os_error() == Some(nix::libc::ENOSPC);
+                let policy = if matches!(job.op, devices::block::Op::Read { .. }) { self.on_read } else { self.on_write };
+                match policy {
+                    OnError::Stop => return self.park(job, &e),
+                    OnError::Enospc if full => return self.park(job, &e),
+                    OnError::Ignore => true,
+                    OnError::Report | OnError::Enospc => {
+                        self.tell(&e, "the guest is told");
+                        false
+                    }
+                }
+            }
+        };
+        job.done.done(job.id, ok);
+        true
+    }
+
+    fn park(&self, job: Job, e: &io::Error) -> bool {
+        self.tell(e, "the machine is stopped; 'cont' tries again");
+        self.state.lock().parked.push(job);
+        self.control.stop_for_io_error();
+        false
+    }
+
+    /// The first error is told, others are in the log.
+    fn tell(&self, e: &io::Error, what: &str) {
+        vm_core::dlog!(GUEST_ERRORS, "drive {}: {e}", self.id);
+        if !self.told.swap(true, Ordering::Relaxed) {
+            say!("-drive {}: {e} ({what})", self.id);
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! Images opened and used without a guest: formats, overlays, policies, errors; what is on the host afterwards.
+
+use super::*;
+use crate::control::{Control, RunState};
+use crate::options::{CacheConfig, ImageFormat};
+use devices::block::{Done, Job, Memory, Op, Segment};
+use parking_lot::Mutex;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// A folder that goes away.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        static N: AtomicU32 = AtomicU32::new(0);
+        let n = N.fetch_add(1, Ordering::Relaxed);
+        let dir = std::env::temp_dir().join(format!("rhea-block-{}-{n}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        Self(dir)
+    }
+
+    fn file(&self, name: &str, data: &[u8]) -> PathBuf {
+        let p = self.0.join(name);
+        std::fs::write(&p, data).unwrap();
+        p
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn config(file: &Path, format: Option<ImageFormat>) -> DriveConfig {
+    DriveConfig {
+        id: "d".into(),
+        file: file.into(),
+        format,
+        read_only: false,
+        snapshot: false,
+        cache: CacheConfig { write_back: true, direct: false, no_flush: false },
+        werror: OnError::Report,
+        rerror: OnError::Report,
+        discard: true,
+        share: false,
+    }
+}
+
+fn control() -> Control {
+    Control::new(vec![Arc::default()], RunState::Running)
+}
+
+#[derive(Default)]
+struct Ends(Mutex<Vec<(u64, bool)>>);
+
+impl Done for Ends {
+    fn done(&self, id: u64, ok: bool) {
+        self.0.lock().push((id, ok));
+    }
+    fn kick(&self) {}
+}
+
+struct User {
+    disk: Arc<HostDisk>,
+    ends: Arc<Ends>,
+    memory: Arc<Mutex<Vec<u8>>>,
+}
+
+impl User {
+    fn new(c: &DriveConfig) -> Self {
+        let disk = HostDisk::start(c, open(c).unwrap(), control()).unwrap();
+        Self { disk, ends: Arc::default(), memory: Arc::default() }
+    }
+
+    fn submit(&self, id: u64, op: Op) {
+        let memory = Memory::Buffer(self.memory.clone());
+        self.disk.submit(Job { id, op, memory, done: self.ends.clone() });
+    }
+
+    fn run(&self, op: Op) -> bool {
+        self.submit(1, op);
+        self.disk.drain();
+        let ends = std::mem::take(&mut *self.ends.0.lock());
+        assert_eq!(ends.len(), 1);
+        ends[0].1
+    }
+
+    fn write(&self, at: u64, data: &[u8]) -> bool {
+        *self.memory.lock() = data.to_vec();
+        // In two buffers of odd sizes.
+        let len = data.len() as u32;
+        let from = vec![Segment { pa: 0, len: 7 }, Segment { pa: 7, len: len - 7 }];
+        self.run(Op::Write { at, from, through: false })
+    }
+
+    fn read(&self, at: u64, len: u32) -> Vec<u8> {
+        *self.memory.lock() = vec![0xee; len as usize];
+        assert!(self.run(Op::Read { at, to: vec![Segment { pa: 0, len: 100 }, Segment { pa: 100, len: len - 100 }] }));
+        self.memory.lock().clone()
+    }
+}
+
+fn pattern(len: usize, seed: u8) -> Vec<u8> {
+    (0..len).map(|i| (i as u8).wrapping_mul(31) ^ (i >> 8) as u8 ^ seed).collect()
+}
+
+/// An empty qcow2 image, made by imago as a temporary overlay is.
+fn make_qcow2(path: &Path, bytes: u64, backing: Option<&str>) {
+    use imago::file::File as Storage;
+    use imago::qcow2::{Qcow2, Qcow2CreateBuilder};
+    use imago::{FormatCreateBuilder, Storage as _, StorageCreateOptions};
+    let storage = Storage::create_open(StorageCreateOptions::new().filename(path)).unwrap();
+    let mut b: Qcow2CreateBuilder<Storage> = Qcow2::create_builder(storage).size(bytes);
+    if let Some(name) = backing {
+        b = b.backing(name.into(), "raw".into());
+    }
+    b.create().unwrap();
+}
+
+#[test]
+fn raw_images_hold_what_is_written() {
+    let dir = Folder::new();
+    let file = dir.file("raw", &vec![0; 4 << 20]);
+    let u = User::new(&config(&file, Some(ImageFormat::Raw)));
+    let data = pattern(3 << 20, 1);
+    assert!(u.write(512, &data) && u.run(Op::Flush));
+    assert_eq!(u.read(512, 3 << 20), data);
+    assert!(u.run(Op::Zero { at: 4096, len: 8192, unmap: false }) && u.run(Op::Zero { at: 65536, len: 65536, unmap: true }));
+    assert!(u.run(Op::Discard { at: 1 << 20, len: 4096 }));
+    let on_disk = std::fs::read(&file).unwrap();
+    assert_eq!((on_disk.len(), &on_disk[512..4096]), (4 << 20, &data[..3584]));
+    assert!(on_disk[4096..12288].iter().chain(&on_disk[65536..131072]).all(|b| *b == 0));
+}
+
+#[test]
+fn qcow2_images_lie_over_others() {
+    let dir = Folder::new();
+    let base = pattern(2 << 20, 2);
+    let base_file = dir.file("base", &base);
+    let top = dir.0.join("top.qcow2");
+    make_qcow2(&top, 3 << 20, Some("base"));
+    let u = User::new(&config(&top, None));
+    assert_eq!((u.disk.format(), u.disk.backing()), ("qcow2", Some(&*base_file)));
+    let data = pattern(1000 * 512, 3);
+    assert!(u.write(700 * 512, &data) && u.run(Op::Flush));
+    let mut want = base.clone();
+    want.resize(3 << 20, 0);
+    want[700 * 512..1700 * 512].copy_from_slice(&data);
+    assert_eq!(u.read(0, 3 << 20), want);
+    drop(u);
+    assert_eq!(std::fs::read(&base_file).unwrap(), base);
+    let u = User::new(&config(&top, Some(ImageFormat::Qcow2)));
+    assert_eq!(u.read(0, 3 << 20), want);
+    assert!(u.run(Op::Discard { at: 0, len: 1 << 20 }) && u.run(Op::Zero { at: 1 << 20, len: 1 << 20, unmap: true }));
+    assert!(u.read(1 << 20, 1 << 20).iter().all(|b| *b == 0));
+}
+
+#[test]
+fn snapshots_leave_the_image_alone() {
+    let dir = Folder::new();
+    let before = pattern(1 << 20, 4);
+    let file = dir.file("image", &before);
+    let u = User::new(&DriveConfig { snapshot: true, ..config(&file, Some(ImageFormat::Raw)) });
+    assert!(u.write(1024, &[9; 2048]) && u.run(Op::Flush));
+    assert_eq!(u.read(0, 4096)[1000..1100], [&before[1000..1024], &[9; 76][..]].concat());
+    drop(u);
+    assert_eq!(std::fs::read(&file).unwrap(), before);
+}
+
+#[test]
+fn what_is_wrong_is_told_in_a_line() {
+    let dir = Folder::new();
+    let text = |c: &DriveConfig| match open(c) {
+        Err(e) => e.to_string(),
+        Ok(_) => panic!("{c:?} was opened"),
+    };
+    let told = |c: &DriveConfig, words: &[&str]| {
+        let t = text(c);
+        assert!(!t.contains('\n') && words.iter().all(|w| t.contains(w)), "{t}");
+    };
+    told(&config(&dir.0.join("absent"), None), &["-drive d: ", "absent", "No such file"]);
+    told(&config(&dir.0, None), &["neither a regular file"]);
+    told(&config(&dir.file("odd", &[0; 1000]), Some(ImageFormat::Raw)), &["512"]);
+    told(&config(&dir.file("short", b"QFI\xfb\0\0\0\x03"), None), &["short"]);
+    let top = dir.0.join("top");
+    make_qcow2(&top, 1 << 20, Some("gone"));
+    told(&config(&top, None), &["gone", "No such file"]);
+    // A header of random content behind the magic.
+    let whole = std::fs::read(&top).unwrap();
+    for i in 4..104 {
+        let mut bad = whole.clone();
+        bad[i] ^= 0xff;
+        let _ = open(&config(&dir.file("bad", &bad), None));
+    }
+}
+
+#[test]
+fn images_are_locked() {
+    let dir = Folder::new();
+    let file = dir.file("image", &[0; 4096]);
+    let c = config(&file, Some(ImageFormat::Raw));
+    let first = open(&c).unwrap();
+    assert!(open(&c).err().unwrap().to_string().contains("in use"));
+    assert!(open(&DriveConfig { read_only: true, ..c.clone() }).is_err());
+    drop(first);
+    let read = DriveConfig { read_only: true, ..c.clone() };
+    let both = (open(&read).unwrap(), open(&read).unwrap());
+    assert!(open(&c).is_err());
+    drop(both);
+    open(&c).unwrap();
+}
+
+#[test]
+fn a_disk_without_a_format_cannot_become_another() {
+    let dir = Folder::new();
+    let file = dir.file("image", &[0; 4096]);
+    let u = User::new(&config(&file, None));
+    assert!(!u.write(0, &[b"QFI\xfb", &[0; 508][..]].concat()));
+    assert!(u.write(0, &[1; 512]) && u.write(512, &[b"QFI\xfb", &[0; 508][..]].concat()));
+    drop(u);
+    let u = User::new(&config(&file, Some(ImageFormat::Raw)));
+    assert!(u.write(0, &[b"QFI\xfb", &[0; 508][..]].concat()));
+}
+
+/// Errors of the host as the guest's, as none, and as a stop after which nothing is lost.
+#[test]
+fn errors_do_what_was_asked_for() {
+    let dir = Folder::new();
+    let file = dir.file("image", &[0; 4096]);
+    // Beyond the image: as if the host could not write.
+    let op = || Op::Write { at: 8192, from: vec![Segment { pa: 0, len: 512 }], through: false };
+    let c = config(&file, Some(ImageFormat::Raw));
+    assert!(!User::new(&c).run(op()));
+    assert!(User::new(&DriveConfig { werror: OnError::Ignore, ..c.clone() }).run(op()));
+    assert!(!User::new(&DriveConfig { werror: OnError::Enospc, ..c.clone() }).run(op()));
+    let control = control();
+    let stop = DriveConfig { werror: OnError::Stop, ..c };
+    let disk = HostDisk::start(&stop, open(&stop).unwrap(), control.clone()).unwrap();
+    let u = User { disk, ends: Arc::default(), memory: Arc::default() };
+    u.submit(5, op());
+    u.disk.drain();
+    assert!(u.disk.stopped() && control.take().io_error && u.ends.0.lock().is_empty());
+    u.disk.resume();
+    u.disk.drain();
+    assert!(u.disk.stopped(), "it was tried again");
+    u.disk.abandon();
+    assert!(!u.disk.stopped() && u.ends.0.lock().is_empty());
+}
