@@ -3,6 +3,7 @@
 
 pub mod boot;
 pub mod counters;
+pub mod disks;
 pub mod engines;
 pub mod filetest;
 #[cfg(target_arch = "x86_64")]

@@ -93,3 +93,25 @@ fn more_ram_than_addresses() {
     refused("too-much-ram", &["-nographic", "-m", "100000000T", "-kernel", "x"], &["-m"]);
     refused("no-ram", &["-nographic", "-m", "0", "-kernel", "x"], &["-m"]);
 }
+
+#[test]
+fn a_drive_that_cannot_be_used() {
+    let elf = file("drive.elf", &pvh_elf(&[0xf4]));
+    let drive = |name: &str, value: &str, words: &[&str]| {
+        refused(name, &["-nographic", "-kernel", &elf, "-drive", value], words);
+    };
+    let path = scratch().join("there-is-no-such-disk");
+    drive("missing-disk", &format!("file={},if=virtio", path.display()), &["there-is-no-such-disk", "No such file"]);
+    let cut = file("cut.qcow2", b"QFI\xfb\0\0\0\x03 and no more");
+    drive("corrupt-disk", &format!("file={cut},if=virtio"), &["cut.qcow2"]);
+    let raw = file("disk.raw", &[0; 4096]);
+    drive("ide-disk", &format!("file={raw}"), &["IDE", "if=virtio"]);
+    drive("raw-as-qcow2", &format!("file={raw},format=qcow2,if=virtio"), &["disk.raw"]);
+    drive("format", &format!("file={raw},format=vhd,if=virtio"), &["format", "there is raw, qcow2"]);
+    let twice = format!("file={raw},format=raw,if=virtio");
+    refused("locked-disk", &["-nographic", "-kernel", &elf, "-drive", &twice, "-drive", &twice], &["disk.raw", "in use"]);
+    let args = ["-nographic", "-kernel", &elf, "-icount", "1", "-drive", &twice];
+    refused("counted-disk", &args, &["-icount", "not built yet"]);
+    let args = ["-nographic", "-kernel", &elf, "-device", "virtio-blk-pci,drive=none"];
+    refused("no-drive", &args, &["virtio-blk-pci: drive", "'none'"]);
+}

@@ -1,0 +1,297 @@
+//! Disks: a Linux guest reads and writes images by virtio-blk, and the host looks what became of them.
+
+use machine::firstrun;
+use machine::options::{Request, parse};
+use rhea_tests::boot::{Guest, scratch};
+use rhea_tests::disks::{Linux, qemu_img};
+use rhea_tests::qmp::Client;
+use std::path::PathBuf;
+use std::sync::OnceLock;
+use std::time::Duration;
+use vm_core::testing::{Rng, left_out};
+
+const LIMIT: Duration = Duration::from_secs(if cfg!(debug_assertions) { 3000 } else { 300 });
+const MIB: usize = 1 << 20;
+
+/// Reads both disks, writes to both, reads again what was written past the guest's cache.
+const JOB: &str = r#"sh /disk/load
+echo "sizes $(cat /sys/block/vda/size) $(cat /sys/block/vdb/size)"
+echo "serial $(cat /sys/block/vda/serial)"
+echo "first $(md5sum < /dev/vda | cut -c 1-32) $(md5sum < /dev/vdb | cut -c 1-32)"
+dd if=/dev/hwrng of=/tmp/random bs=4096 count=1 2>/dev/null
+echo "random $(wc -c < /tmp/random)"
+awk 'BEGIN { for (i = 0; i < 60000; i++) printf "%07d line of the guest\n", i }' > /tmp/data
+for d in vda vdb; do
+    dd if=/tmp/data of=/dev/$d bs=100000 seek=3 conv=notrunc 2>/dev/null
+    dd if=/dev/zero of=/dev/$d bs=65536 seek=100 count=3 conv=notrunc 2>/dev/null
+done
+sync
+echo 3 > /proc/sys/vm/drop_caches
+echo "second $(md5sum < /dev/vda | cut -c 1-32) $(md5sum < /dev/vdb | cut -c 1-32)"
+grep -E "virtio|ACPI.*IRQ" /proc/interrupts
+poweroff -f
+"#;
+
+/// Writes block after block, each on disk before its number is said.
+const WRITER: &str = r#"sh /disk/load
+i=0
+while :; do
+    printf "block %08d of the writer" $i | dd of=/dev/vda bs=4096 seek=$((i * 37 % 3001)) conv=sync,notrunc,fsync 2>/dev/null
+    echo "acked $i"
+    i=$((i+1))
+done
+"#;
+
+/// Writes blocks from several processes at once, and reads them past the guest's cache.
+const STEADY: &str = r#"sh /disk/load
+for p in 0 1 2 3; do
+    (i=$p; while [ $i -lt 400 ]; do
+        printf "block %08d of process %d" $i $p | dd of=/dev/vda bs=4096 seek=$i conv=sync,notrunc,fsync 2>/dev/null
+        echo "at $i"
+        i=$((i+4))
+    done) &
+done
+wait
+echo 3 > /proc/sys/vm/drop_caches
+echo "sum=$(dd if=/dev/vda bs=4096 count=400 2>/dev/null | md5sum | cut -c 1-32)"
+"#;
+
+fn linux() -> Option<&'static Linux> {
+    static MADE: OnceLock<Option<Linux>> = OnceLock::new();
+    let make = || {
+        let Ok(Request::FirstRun(c)) = parse([]) else { panic!("no arguments mean the first run") };
+        let c = firstrun::prepare(*c).expect("some guest can always be made");
+        Linux::make(&c.initrd?, "disk", &[("job", JOB), ("writer", WRITER), ("steady", STEADY)])
+    };
+    MADE.get_or_init(make).as_ref()
+}
+
+fn image(name: &str) -> String {
+    scratch().join(name).into_os_string().into_string().expect("the target folder's path is UTF-8")
+}
+
+fn data(seed: u64, len: usize) -> Vec<u8> {
+    let mut r = Rng(seed);
+    (0..len / 8).flat_map(|_| r.next_u64().to_le_bytes()).collect()
+}
+
+/// What the guest's job makes of a disk.
+fn changed(mut disk: Vec<u8>) -> Vec<u8> {
+    let text: String = (0..60000).map(|i| format!("{i:07} line of the guest\n")).collect();
+    disk[300_000..300_000 + text.len()].copy_from_slice(text.as_bytes());
+    disk[100 * 65536..103 * 65536].fill(0);
+    disk
+}
+
+struct Case<'a> {
+    name: &'a str,
+    engine: &'a str,
+    /// More of both `-device virtio-blk-pci`.
+    device: &'a str,
+    append: &'a str,
+    more: &'a [&'a str],
+}
+
+/// Raw and qcow2 over a backing file, both read and written.
+fn read_and_write(case: &Case) {
+    let (Some(linux), Some(_)) = (linux(), qemu_img(&["--version"])) else {
+        return left_out("disk: Debian's kernel cannot be fetched, or qemu-img is not there");
+    };
+    let n = case.name;
+    let (raw, base, top) = (image(&format!("{n}.raw")), image(&format!("{n}-base.qcow2")), image(&format!("{n}.qcow2")));
+    let before = [data(1, 16 * MIB), data(2, 12 * MIB)];
+    std::fs::write(&raw, &before[0]).unwrap();
+    let plain = image(&format!("{n}.tmp"));
+    std::fs::write(&plain, &before[1]).unwrap();
+    qemu_img(&["convert", "-f", "raw", "-O", "qcow2", &plain, &base]);
+    let _ = std::fs::remove_file(&top);
+    let base_name = PathBuf::from(&base).file_name().unwrap().to_string_lossy().into_owned();
+    qemu_img(&["create", "-q", "-f", "qcow2", "-b", &base_name, "-F", "qcow2", &top]);
+    let base_before = std::fs::read(&base).unwrap();
+
+    let (a, b) = (format!("file={raw},format=raw,if=none,id=a"), format!("file={top},format=qcow2,if=none,id=b"));
+    let devices = ["a,serial=one", "b"].map(|d| format!("virtio-blk-pci,drive={d}{}", case.device));
+    let args = [
+        &["-accel", case.engine, "-m", "256M", "-nographic", "-no-reboot", "-kernel", &linux.kernel, "-initrd", &linux.initrd][..],
+        &["-append", &format!("console=ttyS0 quiet {}", case.append), "-drive", &a, "-drive", &b],
+        &["-device", &devices[0], "-device", &devices[1], "-device", "virtio-rng-pci"],
+        case.more,
+    ];
+    let mut g = Guest::start(n, &args.concat());
+    g.wait_for("# ", LIMIT);
+    g.type_line("sh /disk/job");
+    let sum = |d: &[u8]| md5(d);
+    g.wait_for("sizes 32768 24576\r\n", LIMIT);
+    g.wait_for("serial one\r\n", LIMIT);
+    g.wait_for(&format!("first {} {}\r\n", sum(&before[0]), sum(&before[1])), LIMIT);
+    g.wait_for("random 4096\r\n", LIMIT);
+    let after = before.map(changed);
+    g.wait_for(&format!("second {} {}\r\n", sum(&after[0]), sum(&after[1])), LIMIT);
+    g.expect_exit(0, LIMIT);
+
+    assert!(std::fs::read(&raw).unwrap() == after[0], "the raw image is not what the guest wrote");
+    assert!(std::fs::read(&base).unwrap() == base_before, "the backing file has changed");
+    qemu_img(&["check", "-f", "qcow2", &top]);
+    qemu_img(&["convert", "-O", "raw", &top, &plain]);
+    assert!(std::fs::read(&plain).unwrap() == after[1], "the qcow2 image is not what the guest wrote");
+    for f in [raw, base, top, plain] {
+        std::fs::remove_file(f).unwrap();
+    }
+}
+
+/// By the host's tool.
+fn md5(data: &[u8]) -> String {
+    use std::io::Write;
+    use std::process::{Command, Stdio};
+    let mut c = Command::new("md5sum").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("md5sum is there");
+    c.stdin.take().unwrap().write_all(data).unwrap();
+    String::from_utf8(c.wait_with_output().unwrap().stdout).unwrap()[..32].to_owned()
+}
+
+#[test]
+fn a_guest_uses_modern_devices_with_msi_x() {
+    read_and_write(&Case { name: "disk-modern", engine: "jit", device: "", append: "", more: &[] });
+}
+
+#[test]
+fn a_guest_uses_legacy_devices_with_the_8259s() {
+    let device = ",disable-modern=on";
+    read_and_write(&Case { name: "disk-legacy", engine: "jit", device, append: "pci=nomsi noapic", more: &[] });
+}
+
+#[test]
+fn two_cpus_use_queues_of_their_own() {
+    let device = ",disable-legacy=on";
+    read_and_write(&Case { name: "disk-smp", engine: "jit", device, append: "pci=nomsi", more: &["-smp", "2"] });
+}
+
+/// The program is killed while the guest writes to qcow2: the image is whole but for leaks, and all that was acknowledged is there.
+fn killed(times: u64, seed: u64) {
+    let (Some(linux), Some(_)) = (linux(), qemu_img(&["--version"])) else {
+        return left_out("disk: Debian's kernel cannot be fetched, or qemu-img is not there");
+    };
+    let (base, top, flat) = (image("killed-base.raw"), image("killed.qcow2"), image("killed.raw"));
+    std::fs::write(&base, data(9, 16 * MIB)).unwrap();
+    for case in 0..times {
+        let mut r = Rng(seed + case);
+        let _ = std::fs::remove_file(&top);
+        qemu_img(&["create", "-q", "-f", "qcow2", "-b", &base, "-F", "raw", &top]);
+        let drive = format!("file={top},format=qcow2,if=virtio");
+        let mut g = Guest::start(
+            "disk-killed",
+            &[
+                &["-m", "256M", "-nographic", "-kernel", &linux.kernel, "-initrd", &linux.initrd][..],
+                &["-append", "console=ttyS0 quiet", "-drive", &drive],
+            ]
+            .concat(),
+        );
+        g.wait_for("# ", LIMIT);
+        g.type_line("sh /disk/writer");
+        g.wait_for(&format!("acked {}\r\n", r.below(60)), LIMIT);
+        std::thread::sleep(Duration::from_micros(r.below(200_000)));
+        g.kill();
+        let said = g.serial_to_end();
+        // The last line may be cut off.
+        let acked = said.rsplit_once("\r\n").map_or(0, |(whole, _)| whole.matches("\r\nacked ").count());
+        drop(g);
+        let checked = std::process::Command::new("qemu-img").args(["check", "-f", "qcow2", &top]).output().unwrap();
+        let told = String::from_utf8_lossy(&checked.stdout);
+        // 0: nothing found; 3: leaked clusters only.
+        assert!(matches!(checked.status.code(), Some(0 | 3)), "case {}: {told}", seed + case);
+        qemu_img(&["convert", "-O", "raw", &top, &flat]);
+        let flat = std::fs::read(&flat).unwrap();
+        for i in 0..acked {
+            let at = i * 37 % 3001 * 4096;
+            let want = format!("block {i:08} of the writer");
+            assert_eq!(String::from_utf8_lossy(&flat[at..at + want.len()]), want, "case {}: block {i} of {acked}", seed + case);
+        }
+        eprintln!("case {}: {acked} blocks", seed + case);
+    }
+    for f in [base, top, flat] {
+        std::fs::remove_file(f).unwrap();
+    }
+}
+
+#[test]
+fn a_killed_program_leaves_a_whole_image() {
+    killed(2, 1);
+}
+
+/// 50 times unless told otherwise.
+#[test]
+#[ignore = "takes minutes"]
+fn a_killed_program_leaves_a_whole_image_again_and_again() {
+    let number = |name: &str, default| std::env::var(name).map_or(default, |s| s.parse().expect("it is a number"));
+    killed(number("RHEA_KILL_CASES", 50), number("RHEA_KILL_SEED", 1000));
+}
+
+/// A busy machine is saved, and goes on in another process, again and again; what it wrote is whole.
+fn saved_while_busy(name: &str, seed: u64, handovers: u64) {
+    let (Some(linux), Some(_)) = (linux(), qemu_img(&["--version"])) else {
+        return left_out("disk: Debian's kernel cannot be fetched, or qemu-img is not there");
+    };
+    let (top, flat) = (image(&format!("{name}.qcow2")), image(&format!("{name}.raw")));
+    let (state, socket) = (scratch().join(format!("{name}.vm")), scratch().join(format!("{name}.qmp")));
+    let _ = std::fs::remove_file(&top);
+    qemu_img(&["create", "-q", "-f", "qcow2", &top, "16M"]);
+    let drive = format!("file={top},format=qcow2,if=virtio");
+    let qmp = format!("unix:{},server=on,wait=off", socket.display());
+    let start = |more: &[&str]| {
+        let _ = std::fs::remove_file(&socket);
+        let machine = ["-m", "256M", "-display", "none", "-kernel", &linux.kernel, "-initrd", &linux.initrd, "-drive", &drive];
+        let host = ["-append", "console=ttyS0 quiet", "-serial", "stdio", "-qmp", &qmp];
+        let g = Guest::start(name, &[&machine[..], &host, more].concat());
+        (g, Client::new(&socket))
+    };
+    let (mut r, mut said) = (Rng(seed), String::new());
+    let (mut g, mut c) = start(&[]);
+    let shown = c.run("query-block");
+    assert_eq!((&shown[0]["device"], &shown[0]["inserted"]["image"]["virtual-size"]), (&"virtio0".into(), &(16 * MIB).into()));
+    assert!(c.human("info block").starts_with(&format!("virtio0: {top} (qcow2)")), "{shown}");
+    g.wait_for("# ", LIMIT);
+    g.type_line("sh /disk/steady");
+    for n in 0..handovers {
+        g.wait_for("at ", LIMIT);
+        std::thread::sleep(Duration::from_millis(r.below(300)));
+        let done = c.migrate(&state);
+        assert_eq!(done["status"], "completed", "{done}");
+        c.run("quit");
+        g.expect_exit(0, LIMIT);
+        said += &g.serial_to_end();
+        (g, c) = start(&["-loadvm", state.to_str().unwrap(), "-accel", if n % 2 == 0 { "interp" } else { "jit" }]);
+        if said.contains("sum=") {
+            break;
+        }
+    }
+    let mut disk = vec![0; 400 * 4096];
+    for i in 0..400 {
+        let text = format!("block {i:08} of process {}", i % 4);
+        disk[i * 4096..i * 4096 + text.len()].copy_from_slice(text.as_bytes());
+    }
+    let want = format!("sum={}", md5(&disk));
+    if !said.contains(&want) {
+        g.wait_for(&want, LIMIT);
+    }
+    c.run("quit");
+    g.expect_exit(0, LIMIT);
+    qemu_img(&["check", "-f", "qcow2", &top]);
+    qemu_img(&["convert", "-O", "raw", &top, &flat]);
+    assert!(std::fs::read(&flat).unwrap()[..disk.len()] == disk[..], "the image is not what the guest wrote");
+    for f in [PathBuf::from(top), flat.into(), state] {
+        std::fs::remove_file(f).unwrap();
+    }
+}
+
+#[test]
+fn a_machine_with_a_disk_is_saved_while_busy() {
+    saved_while_busy("disk-saved", 5, 2);
+}
+
+/// 50 hand-overs unless told otherwise.
+#[test]
+#[ignore = "takes minutes"]
+fn a_machine_with_a_disk_is_saved_while_busy_again_and_again() {
+    let number = |name: &str, default| std::env::var(name).map_or(default, |s| s.parse().expect("it is a number"));
+    let cases = number("RHEA_SAVE_CASES", 50) / 5;
+    (0..cases).for_each(|i| saved_while_busy("disk-saved-long", number("RHEA_SAVE_SEED", 2000) + i, 5));
+}
