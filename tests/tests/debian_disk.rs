@@ -36,7 +36,7 @@ fn done(program: &str, args: &[&str]) {
     assert!(out.status.success(), "{program} {args:?}: {told}");
 }
 
-fn session(name: &str, dir: &Path, drive: &str, more: &[&str]) {
+fn use_system(name: &str, dir: &Path, drive: &str, more: &[&str]) {
     let (kernel, initrd) = (text(dir.join("vmlinuz")), text(dir.join("initrd.img")));
     let args = ["-m", "1G", "-nographic", "-no-reboot", "-kernel", &kernel, "-initrd", &initrd, "-drive", drive];
     let start = Instant::now();
@@ -73,7 +73,7 @@ fn a_debian_system_on_a_raw_disk() {
     let dir = system();
     let raw = text(scratch().join("debian.raw"));
     done("cp", &["--sparse=always", &text(dir.join("root.img")), &raw]);
-    session("debian-raw", &dir, &format!("file={raw},format=raw,if=virtio,discard=unmap"), &[]);
+    use_system("debian-raw", &dir, &format!("file={raw},format=raw,if=virtio,discard=unmap"), &[]);
     check(&raw);
     std::fs::remove_file(raw).unwrap();
 }
@@ -86,7 +86,7 @@ fn a_debian_system_on_qcow2_over_a_backing_file() {
     let base = text(dir.join("root.img"));
     let _ = std::fs::remove_file(&top);
     qemu_img(&["create", "-q", "-f", "qcow2", "-b", &base, "-F", "raw", &top]).expect("qemu-img is there");
-    session("debian-qcow2", &dir, &format!("file={top},format=qcow2,if=virtio,discard=unmap"), &["-smp", "2"]);
+    use_system("debian-qcow2", &dir, &format!("file={top},format=qcow2,if=virtio,discard=unmap"), &["-smp", "2"]);
     qemu_img(&["check", "-f", "qcow2", &top]);
     qemu_img(&["convert", "-O", "raw", &top, &raw]);
     check(&raw);

@@ -12,6 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 
 /// Threads of one drive: jobs that wait for the host's disk do not hold up all others.
 const THREADS: usize = 4;
@@ -40,19 +41,20 @@ struct Inner {
     told: AtomicBool,
 }
 
-/// A drive that is open. Its threads end when it is dropped.
-pub struct HostDisk(Arc<Inner>);
+/// A drive that is open. Its threads have ended when it has been dropped, and with them the image's locks.
+pub struct HostDisk(Arc<Inner>, Vec<JoinHandle<()>>);
 
 impl HostDisk {
     pub fn start(c: &DriveConfig, image: Image, control: Control) -> io::Result<Arc<Self>> {
         let (state, work, idle, told) = Default::default();
         let (id, on_write, on_read) = (c.id.clone(), c.werror, c.rerror);
         let inner = Arc::new(Inner { image, id, on_write, on_read, control, state, work, idle, told });
+        let mut this = Self(inner, Vec::new());
         for n in 0..THREADS {
-            let inner = inner.clone();
-            std::thread::Builder::new().name(format!("disk{n}-{}", c.id)).spawn(move || inner.serve())?;
+            let inner = this.0.clone();
+            this.1.push(std::thread::Builder::new().name(format!("disk{n}-{}", c.id)).spawn(move || inner.serve())?);
         }
-        Ok(Arc::new(Self(inner)))
+        Ok(Arc::new(this))
     }
 
     pub fn format(&self) -> &'static str {
@@ -114,6 +116,9 @@ impl Drop for HostDisk {
     fn drop(&mut self) {
         self.0.state.lock().closed = true;
         self.0.work.notify_all();
+        // The last one to let go may be a thread of its own, which ends by itself.
+        let own = std::thread::current().id();
+        self.1.drain(..).filter(|t| t.thread().id() != own).for_each(|t| drop(t.join()));
     }
 }
 
