@@ -104,6 +104,9 @@ impl<C: GuestCpu> VcpuBlock<C> {
         let Place::Ram { offset, writable: true, bits } = self.place(Va(va), Access::Write, ctx)? else {
             return Ok(Operand::Other);
         };
+        let pa = self.physical(Va(va), ctx);
+        self.debug_access(va, pa, size, true)?;
+        self.debug_access(va, pa, size, false)?;
         if bits.contains(PageBits::CODE) {
             self.write_to_code_page(offset, size.into())?;
         }

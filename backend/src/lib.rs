@@ -5,6 +5,7 @@
 mod atomic;
 mod cache;
 mod count;
+mod debug;
 mod dump;
 mod exec;
 pub mod inspect;

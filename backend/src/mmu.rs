@@ -87,14 +87,22 @@ impl<C: GuestCpu> VcpuBlock<C> {
     fn enter(&mut self, va: u64, ctx: usize, m: &Mapping, page_offset: u64, writable: bool, bits: PageBits) {
         let host = (self.machine().ram().host_base() as u64).wrapping_add(page_offset);
         let watched = self.cpu.watches(Va(va));
+        let (reads_seen, writes_seen) = self.debug_watches(va, m.page.0);
         let mut write = m.write && writable && bits.is_empty() && !watched;
         if let (true, Some(member)) = (write, &self.cache.member) {
             write = member.may_write(self.machine().ram(), page_offset >> 12);
         }
         let told = self.observing.is_some();
         let read = m.read && !bits.contains(PageBits::WATCHED) && !watched && !told;
-        let serves = Serves { read, write: write && !told, exec: m.exec, global: m.global };
-        self.fills.fill(&mut self.eng.tlb, va, ctx, serves, host.wrapping_sub(va & !0xfff));
+        let write = write && !told;
+        // Locked instructions read too, by entries for writing.
+        let serves =
+            Serves { read: read && !reads_seen, write: write && !writes_seen && !reads_seen, exec: m.exec, global: m.global };
+        let addend = host.wrapping_sub(va & !0xfff);
+        self.fills.fill(&mut self.eng.tlb, va, ctx, serves, addend);
+        if reads_seen || writes_seen {
+            self.fills.withhold(va, ctx, addend, read, write);
+        }
     }
 
     /// RAM offset of a page that another has just pushed out of the TLB. Entries that serve writes are of writable RAM.
@@ -117,6 +125,25 @@ impl<C: GuestCpu> VcpuBlock<C> {
         };
         let hit = va.wrapping_sub(tag) <= 4096 - u64::from(size);
         hit.then(|| va.wrapping_add(e.addend).wrapping_sub(self.machine().ram().host_base() as u64))
+    }
+
+    /// RAM offset of a hit in a page whose entry serves the access only to the debugger, which does not care for it.
+    pub fn quick_unwatched(&self, va: u64, size: u8, access: Access, ctx: usize) -> Option<u64> {
+        if !self.fills.withheld(&self.eng.tlb, va, size, access == Access::Write, ctx) {
+            return None;
+        }
+        let e = &self.eng.tlb.0[ctx][index(va)];
+        let offset = va.wrapping_add(e.addend).wrapping_sub(self.machine().ram().host_base() as u64);
+        (!self.debug_cares(va, size, access)).then_some(offset)
+    }
+
+    /// Physical address of an access, as far as the debugger must know it.
+    pub fn physical(&self, va: Va, ctx: usize) -> Option<u64> {
+        if !self.watches_physical() {
+            return None;
+        }
+        let _ = ctx;
+        self.cpu.debug_walk(va, &WalkMem(self.machine())).map(|pa| pa.0)
     }
 
     /// RAM offset of an address that the TLB serves, perhaps after a walk; `None`: MMIO, ROM, code or a watched page.
@@ -205,6 +232,7 @@ impl<C: GuestCpu> GuestEnv for VcpuBlock<C> {
 
     fn iterations_left(&self) -> u64 {
         match (&self.count, self.eng.exit.load(Ordering::Relaxed)) {
+            _ if self.stepping().is_some() || self.debug_due() => 0,
             (None, _) => u64::MAX,
             (Some(_), 0) => self.eng.budget,
             // A device has something to say, perhaps to the iteration that comes next.
@@ -318,8 +346,12 @@ impl<C: GuestCpu> VcpuBlock<C> {
     fn load_slow(&mut self, va: Va, size: u8, ctx: usize) -> Result<u64, Fault> {
         let first = 4096 - (va.0 & 0xfff);
         if u64::from(size) <= first {
+            if let Some(offset) = self.quick_unwatched(va.0, size, Access::Read, ctx) {
+                return Ok(self.machine().ram().read_uint(offset, size));
+            }
             let p = self.place(va, Access::Read, ctx)?;
             self.reach(p)?;
+            self.debug_access(va.0, self.physical(va, ctx), size, false)?;
             self.cpu.accessed(va, size, false);
             return Ok(self.read_place(p, size));
         }
@@ -328,6 +360,7 @@ impl<C: GuestCpu> VcpuBlock<C> {
         let hi = self.place(Va(va.0.wrapping_add(first.into())), Access::Read, ctx)?;
         self.reach(lo)?;
         self.reach(hi)?;
+        self.debug_access(va.0, self.physical(va, ctx), size, false)?;
         self.cpu.accessed(va, size, false);
         let lo = self.read_bytes(lo, first);
         let hi = self.read_bytes(hi, size - first);
@@ -338,7 +371,12 @@ impl<C: GuestCpu> VcpuBlock<C> {
     fn store_slow(&mut self, va: Va, size: u8, value: u64, ctx: usize) -> Result<(), Fault> {
         let first = 4096 - (va.0 & 0xfff);
         if u64::from(size) <= first {
+            if let Some(offset) = self.quick_unwatched(va.0, size, Access::Write, ctx) {
+                self.machine().ram().store_uint(offset, size, value);
+                return Ok(());
+            }
             let p = self.place(va, Access::Write, ctx)?;
+            self.debug_access(va.0, self.physical(va, ctx), size, true)?;
             self.cpu.accessed(va, size, true);
             return self.write_place(p, size, value);
         }
@@ -352,6 +390,7 @@ impl<C: GuestCpu> VcpuBlock<C> {
                 self.write_to_code_page(offset, len.into())?;
             }
         }
+        self.debug_access(va.0, self.physical(va, ctx), size, true)?;
         self.cpu.accessed(va, size, true);
         self.write_bytes(lo, first, value)?;
         self.write_bytes(hi, size - first, value >> (8 * u32::from(first)))

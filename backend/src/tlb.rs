@@ -48,6 +48,10 @@ pub struct Fills {
     is_global: Vec<[bool; CTX_COUNT]>,
     /// Entries that others pushed out of the tables; any flush or revocation drops them all.
     victims: [Option<Victim>; VICTIMS],
+    /// Pages in the tables that lack access which only the debugger's watchpoints withhold; dropped with the victims.
+    withheld: [Option<Withheld>; WITHHELD],
+    /// Which of them goes next.
+    oldest_withheld: usize,
     /// Which victim goes next.
     oldest: usize,
     pub refills: u64,
@@ -64,6 +68,18 @@ struct Victim {
     ctx: u8,
     global: bool,
     entry: Entry,
+}
+
+/// Watched pages that are remembered: the top of a stack, what is copied from and to, and some.
+const WITHHELD: usize = 4;
+
+#[derive(Clone, Copy)]
+struct Withheld {
+    page: u64,
+    ctx: u8,
+    addend: u64,
+    read: bool,
+    write: bool,
 }
 
 const LOCAL: u8 = 1;
@@ -164,8 +180,30 @@ impl Fills {
     /// Drops every entry that is not global. (An entry listed as both is dropped: that is allowed.)
     pub fn flush_local(&mut self, t: &mut Tables) {
         self.flushes += 1;
-        self.victims = Default::default();
+        self.forget_displaced();
         Self::drain(&mut self.listed, &mut self.local, LOCAL, t);
+    }
+
+    fn forget_displaced(&mut self) {
+        self.victims = Default::default();
+        self.withheld = Default::default();
+    }
+
+    /// The page of `va` was just entered; but for watchpoints it would serve this as well.
+    pub fn withhold(&mut self, va: u64, ctx: usize, addend: u64, read: bool, write: bool) {
+        let page = va & !0xfff;
+        let same = |w: &Option<Withheld>| w.is_some_and(|w| w.page == page && usize::from(w.ctx) == ctx);
+        let at = self.withheld.iter().position(same).unwrap_or(self.oldest_withheld);
+        self.oldest_withheld = (self.oldest_withheld + 1) % WITHHELD;
+        self.withheld[at] = Some(Withheld { page, ctx: ctx as u8, addend, read, write });
+    }
+
+    /// Does the table's entry, whatever it serves, hold the right addend for an access that only watchpoints withhold?
+    pub fn withheld(&self, t: &Tables, va: u64, size: u8, write: bool, ctx: usize) -> bool {
+        let page = va & !0xfff;
+        let addend = t.0[ctx][index(va)].addend;
+        let fits = |w: &Withheld| w.page == page && usize::from(w.ctx) == ctx && if write { w.write } else { w.read };
+        va & 0xfff <= 4096 - u64::from(size) && self.withheld.iter().flatten().any(|w| fits(w) && w.addend == addend)
     }
 
     pub fn flush_all(&mut self, t: &mut Tables) {
@@ -174,14 +212,14 @@ impl Fills {
     }
 
     pub fn flush_page(&mut self, t: &mut Tables, va: u64) {
-        self.victims = Default::default();
+        self.forget_displaced();
         let i = index(va);
         t.0.iter_mut().for_each(|table| table[i] = empty(i));
     }
 
     /// Drops the write (and, if `reads`, read) permission of all entries that map the host page at `host`.
     pub fn revoke_host_page(&mut self, t: &mut Tables, host: u64, reads: bool) {
-        self.victims = Default::default();
+        self.forget_displaced();
         for &(ctx, i) in self.local.iter().chain(&self.global) {
             let e = &mut t.0[usize::from(ctx)][usize::from(i)];
             let none = empty_tag(usize::from(i));

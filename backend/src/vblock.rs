@@ -7,6 +7,7 @@
 
 use crate::cache::{Cache, Record};
 use crate::count::Count;
+use crate::debug::Debugging;
 use crate::observe::Observing;
 use crate::tier0::form::{COp, Edge};
 use crate::tlb;
@@ -194,6 +195,8 @@ pub struct VcpuBlock<C: GuestCpu> {
     pub helpers: Arc<[Helper<C>]>,
     pub count: Option<Count>,
     pub observing: Option<Box<Observing<C>>>,
+    /// Once there has been a debugger.
+    pub debugging: Option<Box<Debugging<C>>>,
     io: Option<NonNull<dyn CpuIo>>,
 }
 
@@ -222,6 +225,7 @@ impl<C: GuestCpu> VcpuBlock<C> {
             (&raw mut (*p).helpers).write(helpers);
             (&raw mut (*p).count).write(None);
             (&raw mut (*p).observing).write(None);
+            (&raw mut (*p).debugging).write(None);
             (&raw mut (*p).io).write(None);
             (&raw mut (*p).eng.stats).write(Stats::default());
             (&raw mut (*p).eng.why).write(Why::Lookup);

@@ -2,6 +2,7 @@
 
 use crate::chardev::{Chardev, DeviceFront, Front, Kind, Mux, MuxPort};
 use crate::event_loop::Waker;
+use crate::gdb::{Gdb, script};
 use crate::machine::Machine;
 use crate::monitor::Monitor;
 use crate::options::{self, Config, DeviceSpec};
@@ -102,6 +103,12 @@ impl Consoles {
             let qmp = Qmp::start(b.dev.clone(), machine.clone(), spec.pretty)?;
             machine.control.add_observer(qmp.clone());
             b.dev.set_front(qmp);
+        }
+        if let Some(b) = config.gdb.as_ref().and_then(|id| self.backends.iter().find(|b| b.id == *id)) {
+            let gdb = Gdb::start(b.dev.clone(), machine.clone())?;
+            machine.control.add_observer(gdb.clone());
+            b.dev.set_front(gdb);
+            script::announce(b.dev.summary().1);
         }
         self.backends.iter().filter_map(|b| b.mux.as_ref()).for_each(Mux::start);
         Ok(())

@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
+use vm_core::debug::DebugEvent;
 use vm_core::{Events, VcpuSignals};
 
 /// Jobs that may wait for the vCPU thread.
@@ -21,6 +22,8 @@ pub enum RunState {
     /// Not started yet (`-S`), or reset while it did not run.
     Prelaunch,
     Paused,
+    /// Stands still for the debugger.
+    Debug,
     /// The guest has powered off, and `-no-shutdown` keeps the program.
     Shutdown,
     /// Waits for a saved machine (`-incoming defer`).
@@ -40,6 +43,7 @@ impl RunState {
             Self::Running => "running",
             Self::Prelaunch => "prelaunch",
             Self::Paused => "paused",
+            Self::Debug => "debug",
             Self::Shutdown => "shutdown",
             Self::InMigrate => "inmigrate",
             Self::PostMigrate => "postmigrate",
@@ -95,6 +99,10 @@ pub enum Notice {
     Shutdown(Cause),
     /// The power button was pressed.
     Powerdown,
+    /// A vCPU, by its number, has stopped for the debugger. `Stop` follows.
+    Debug(usize, DebugEvent),
+    /// The program ends with this status.
+    End(u8),
 }
 
 /// Is told what happens to the machine, mostly on the vCPU's thread: must not wait.

@@ -10,6 +10,7 @@ pub mod diff;
 pub mod engine;
 pub mod event_loop;
 pub mod firstrun;
+pub mod gdb;
 pub mod icount;
 pub mod loader;
 pub mod machine;

@@ -4,6 +4,7 @@ use crate::block::Drives;
 use crate::board::Board;
 use crate::chardev::Chardev;
 use crate::control::{Cause, Control, Notice, RunState};
+use crate::gdb::memory::{read_phys, read_virt};
 use crate::monitor::{CpuInfo, MonitorTarget};
 use crate::runner::Runner;
 use crate::say;
@@ -18,8 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
-use vm_core::addr::PAGE_SIZE;
-use vm_core::{GuestCpu, Pa, Target, Va};
+use vm_core::GuestCpu;
 
 /// Handles to the parts that run; dropping it does not end them.
 pub struct Machine {
@@ -66,40 +66,12 @@ fn register(cpu: &CpuState, name: &str) -> Option<u64> {
     })
 }
 
-/// Reads guest-physical memory page by page; `false` if some of it is neither RAM nor video memory.
-fn read_phys(board: &Board, pa: u64, buf: &mut [u8]) -> bool {
-    pieces(pa, buf, |at, piece| match board.map.target(Pa(at)) {
-        Target::Ram { offset, .. } => {
-            board.ram.read(offset, piece);
-            true
-        }
-        Target::Mmio => board.peek(at, piece),
-    })
-}
-
-fn read_virt(r: &mut Runner, cpu: usize, va: u64, buf: &mut [u8]) -> bool {
-    let (board, cpu) = (&r.board, &mut r.cpus[cpu]);
-    pieces(va, buf, |at, piece| match cpu.engine.debug_translate(&cpu.io, Va(at)) {
-        Some(pa) => read_phys(board, pa.0, piece),
-        None => false,
-    })
-}
-
-/// Calls `read` for each part of `buf` that lies in one page, until one fails. Addresses wrap.
-fn pieces(mut addr: u64, mut buf: &mut [u8], mut read: impl FnMut(u64, &mut [u8]) -> bool) -> bool {
-    while !buf.is_empty() {
-        let room = (PAGE_SIZE - addr % PAGE_SIZE).min(buf.len() as u64);
-        let (piece, rest) = buf.split_at_mut(room as usize);
-        if !read(addr, piece) {
-            return false;
-        }
-        addr = addr.wrapping_add(room);
-        buf = rest;
-    }
-    true
-}
-
 impl Machine {
+    /// Makes CPU number `n` the one that commands are about.
+    pub fn select(&self, n: usize) {
+        self.cpu.store(n, Ordering::Relaxed);
+    }
+
     /// Something about the monitor's current CPU.
     fn of_cpu<R: Send + 'static>(&self, f: impl FnOnce(&mut Cpu) -> R + Send + 'static) -> Option<R> {
         let n = self.cpu.load(Ordering::Relaxed);
@@ -308,18 +280,6 @@ impl MonitorTarget for Machine {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn reads_are_split_at_pages_and_wrap() {
-        let mut seen = vec![];
-        let mut buf = [0; 0x1800];
-        assert!(pieces(u64::MAX - 0xff, &mut buf, |a, p| {
-            seen.push((a, p.len()));
-            true
-        }));
-        assert_eq!(seen, [(u64::MAX - 0xff, 0x100), (0, 0x1000), (0x1000, 0x700)]);
-        assert!(!pieces(0, &mut buf, |a, _| a == 0));
-    }
 
     #[test]
     fn registers_by_name() {

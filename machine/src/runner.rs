@@ -5,11 +5,14 @@ use crate::block::Drives;
 use crate::board::{Board, BoardIo};
 use crate::boot;
 use crate::control::{Cause, Control, Notice, RunState};
+use crate::gdb::Action;
 use crate::loader::{Images, LoadError};
 use crate::run::RunError;
 use crate::say;
 use crate::vcpu_thread::{Cpu, Engine, NAP, Panicked, Threads};
+use arch_x86::CpuState;
 use std::sync::Arc;
+use vm_core::debug::{Go, SharedPlan};
 use vm_core::{Events, dlog};
 
 /// What happens on reset and power-off (`-no-reboot`, `-no-shutdown`).
@@ -47,7 +50,7 @@ impl Runner {
         control: Control,
         policy: Policy,
     ) -> Result<Self, LoadError> {
-        let with_io = |(n, engine)| Cpu { engine, io: BoardIo(board.clone(), n), pace: None };
+        let with_io = |(n, engine)| Cpu { engine, io: BoardIo(board.clone(), n), pace: None, held: false };
         let cpus = engines.into_iter().enumerate().map(with_io).collect();
         let mut r = Self { cpus, board, images, control, policy, running: false, end: None, trial: None, drives: Arc::default() };
         r.start_over()?;
@@ -108,10 +111,66 @@ impl Runner {
             RunState::Shutdown | RunState::InternalError => Err("Resetting the Virtual Machine is required".into()),
             RunState::InMigrate => Err("The machine waits for 'migrate_incoming'".into()),
             RunState::Running => Ok(()),
-            RunState::Prelaunch | RunState::Paused | RunState::PostMigrate | RunState::IoError => {
+            RunState::Prelaunch | RunState::Paused | RunState::Debug | RunState::PostMigrate | RunState::IoError => {
+                self.cpus.iter_mut().for_each(|c| {
+                    c.held = false;
+                    c.engine.go(Go::On);
+                });
                 self.set_state(RunState::Running);
                 Ok(())
             }
+        }
+    }
+
+    /// A guest that runs stands still for a debugger.
+    pub fn pause_for_debugger(&mut self) {
+        if self.control.state() == RunState::Running {
+            self.set_state(RunState::Debug);
+        }
+    }
+
+    /// Lets each CPU do what the debugger says. `still`: guest time stands still while all that move make steps.
+    pub fn go_for_debugger(
+        &mut self,
+        plan: Option<SharedPlan<CpuState>>,
+        actions: Vec<Action>,
+        still: bool,
+    ) -> Result<(), String> {
+        let halted = |c: &mut Cpu| vm_core::GuestCpu::halted(c.engine.cpu());
+        let mut steps = still && !self.board.clock.counts();
+        for (cpu, action) in self.cpus.iter_mut().zip(&actions) {
+            // A halted CPU waits for time to pass.
+            steps &= match action {
+                Some(Go::On) => false,
+                Some(_) => !halted(cpu),
+                None => true,
+            };
+        }
+        self.cont()?;
+        for (cpu, action) in self.cpus.iter_mut().zip(actions) {
+            cpu.held = action.is_none();
+            cpu.engine.debug(plan.clone());
+            cpu.engine.go(action.unwrap_or_default());
+        }
+        if steps {
+            self.board.clock.stop();
+        }
+        Ok(())
+    }
+
+    /// The debugger has gone. A machine that stood still for it runs; with `start` also one that had not begun.
+    pub fn detach_debugger(&mut self, start: bool) {
+        for c in &mut self.cpus {
+            c.held = false;
+            c.engine.debug(None);
+            c.engine.go(Go::On);
+        }
+        let state = self.control.state();
+        if state == RunState::Debug || start && state == RunState::Prelaunch {
+            self.set_state(RunState::Running);
+        }
+        if state == RunState::Running {
+            self.board.clock.start();
         }
     }
 
@@ -156,6 +215,7 @@ impl Runner {
         loop {
             if let Some(status) = self.end {
                 self.board.clock.stop();
+                self.control.tell(Notice::End(status));
                 self.control.close();
                 self.drives.drain();
                 self.drives.flush();
@@ -167,9 +227,13 @@ impl Runner {
                 continue;
             }
             let cpus = std::mem::take(&mut self.cpus);
-            let (cpus, triple_fault) = threads.run(cpus, &self.control).map_err(|Panicked| RunError::Panicked)?;
-            self.cpus = cpus;
-            if triple_fault {
+            let out = threads.run(cpus, &self.control).map_err(|Panicked| RunError::Panicked)?;
+            self.cpus = out.cpus;
+            if let Some((cpu, event)) = out.debug {
+                self.control.tell(Notice::Debug(cpu, event));
+                self.set_state(RunState::Debug);
+            }
+            if out.triple_fault {
                 self.cpus.iter_mut().for_each(|c| dlog!(INT, "triple fault\n{}", vm_core::GuestCpu::dump(c.engine.cpu())));
                 self.reset(Cause::GuestReset);
             }

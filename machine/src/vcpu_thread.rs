@@ -8,6 +8,7 @@ use arch_x86::CpuState;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::io;
 use std::time::Duration;
+use vm_core::debug::DebugEvent;
 use vm_core::{CpuIo, Events, StopReason, Vcpu};
 
 /// A halted vCPU looks around this often even if nothing wakes it.
@@ -22,6 +23,8 @@ pub struct Cpu {
     pub io: BoardIo,
     /// Where time follows the instructions executed.
     pub pace: Option<Pace>,
+    /// The debugger lets it stand still while others run.
+    pub held: bool,
 }
 
 /// What a thread gives back.
@@ -29,6 +32,7 @@ pub enum Back {
     Stopped(Cpu),
     /// The machine must be reset (SDM 3A "Interrupt 8").
     TripleFault(Cpu),
+    Debug(Cpu, DebugEvent),
     Panicked,
 }
 
@@ -36,6 +40,15 @@ pub enum Back {
 pub struct Threads {
     to: Vec<Sender<Cpu>>,
     back: Receiver<(usize, Back)>,
+}
+
+/// What came of a run.
+pub struct Outcome {
+    pub cpus: Vec<Cpu>,
+    /// The machine must be reset (SDM 3A "Interrupt 8").
+    pub triple_fault: bool,
+    /// A CPU stopped for the debugger.
+    pub debug: Option<(usize, DebugEvent)>,
 }
 
 /// A vCPU's thread has panicked.
@@ -78,14 +91,13 @@ impl Threads {
         Ok(Self { to, back })
     }
 
-    /// Runs all CPUs until one of them stops for whatever reason, then stops the others. Gives them back, and whether there
-    /// was a triple fault.
-    pub fn run(&self, cpus: Vec<Cpu>, control: &Control) -> Result<(Vec<Cpu>, bool), Panicked> {
+    /// Runs all CPUs until one of them stops for whatever reason, then stops the others. Gives them back.
+    pub fn run(&self, cpus: Vec<Cpu>, control: &Control) -> Result<Outcome, Panicked> {
         let mut home: Vec<Option<Cpu>> = cpus.iter().map(|_| None).collect();
         for (to, cpu) in self.to.iter().zip(cpus) {
             to.send(cpu).map_err(|_| Panicked)?;
         }
-        let mut triple_fault = false;
+        let (mut triple_fault, mut debug) = (false, None);
         for n in 0..home.len() {
             let (i, back) = self.back.recv().map_err(|_| Panicked)?;
             home[i] = Some(match back {
@@ -94,22 +106,43 @@ impl Threads {
                     triple_fault = true;
                     cpu
                 }
+                Back::Debug(cpu, event) => {
+                    debug = worth_more(debug, (i, event));
+                    cpu
+                }
                 Back::Panicked => return Err(Panicked),
             });
             if n == 0 {
                 control.stop_all();
             }
         }
-        Ok((home.into_iter().flatten().collect(), triple_fault))
+        Ok(Outcome { cpus: home.into_iter().flatten().collect(), triple_fault, debug })
     }
+}
+
+/// One event of several at once: an access that was watched cannot be seen again, a breakpoint will be met again.
+fn worth_more(a: Option<(usize, DebugEvent)>, b: (usize, DebugEvent)) -> Option<(usize, DebugEvent)> {
+    let rank = |e: &DebugEvent| match e {
+        DebugEvent::Watch { .. } => 2,
+        DebugEvent::Step => 1,
+        DebugEvent::Break { .. } => 0,
+    };
+    Some(a.filter(|a| rank(&a.1) >= rank(&b.1)).unwrap_or(b))
 }
 
 /// Runs a CPU until it is asked to stop or cannot go on.
 fn run(mut cpu: Cpu) -> Back {
+    if cpu.held {
+        while !cpu.io.signals().pending().contains(Events::STOP) {
+            cpu.io.signals().wait(Events::STOP, NAP);
+        }
+        return Back::Stopped(cpu);
+    }
     loop {
         match cpu.engine.run(&cpu.io) {
             StopReason::Stopped => return Back::Stopped(cpu),
             StopReason::TripleFault => return Back::TripleFault(cpu),
+            StopReason::Debug(event) => return Back::Debug(cpu, event),
             StopReason::Halted => match cpu.pace.take() {
                 None => sleep(&mut cpu),
                 Some(mut pace) => {

@@ -237,6 +237,10 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
             }
             match self.former.form::<C>(&self.block, self.fe.layout(), self.fe.helpers(), Told::from_mode(key.mode)) {
                 Ok(formed) => {
+                    if let Some(n) = fetch.b.uncut(key.mode, &formed.insn_at) {
+                        max = n;
+                        continue;
+                    }
                     let second = fetch.second.filter(|_| self.block.straddles);
                     self.log_block(key, va, page);
                     let changing = fetch.b.cache.changes_often(key.phys >> 12);

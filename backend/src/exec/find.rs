@@ -16,6 +16,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
     /// The block at the program counter, translated if need be; sets mode, mask and the page's program counter.
     pub(super) fn find(&mut self, b: &mut VcpuBlock<C>, one: bool) -> Result<*mut Record, Fault> {
         let (pc, mode) = (b.cpu.pc(), b.cpu.mode() | if b.observing.is_some() { OBSERVED } else { 0 });
+        let mode = mode | b.break_mode(pc);
         b.eng.mode = mode;
         b.eng.pc_mask = (self.fe.layout().pc_mask)(mode);
         // The jump cache knows program counters, not linear addresses.
@@ -55,7 +56,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
         };
         // SAFETY: just found or made.
         let straddles = unsafe { (*rec).second.is_some() };
-        if !one && !straddles && !log::enabled(Item::NOCHAIN) {
+        if !one && !straddles && !log::enabled(Item::NOCHAIN) && !b.is_cut(mode, (va.0 & 0xfff) as u32) {
             let global = b.fills.global(va.0, ctx);
             b.jc_fill(pc, mode, rec, global);
         }

@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 mod build;
+mod debug;
 mod find;
 mod info;
 
@@ -11,6 +12,7 @@ pub use build::{MAX_INSNS, read_code};
 
 use crate::cache::Record;
 use crate::count::Count;
+use crate::debug::BREAK_BITS;
 use crate::jit::Jit;
 use crate::peers::{Mail, Member, Note};
 use crate::tier0::form::{Edge, Former};
@@ -22,6 +24,7 @@ use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
+use vm_core::debug::{DebugEvent, Go, SharedPlan};
 use vm_core::guest::{GuestCpu, Shutdown};
 use vm_core::log::{self, Item};
 use vm_core::observe::Observer;
@@ -32,7 +35,7 @@ pub const ONE: u64 = 1 << 63;
 /// Mode bit of blocks that tell an observer, which run in tier 0.
 pub const OBSERVED: u64 = 1 << 62;
 /// Mode bits that are not the guest's.
-const OURS: u64 = ONE | OBSERVED;
+const OURS: u64 = ONE | OBSERVED | BREAK_BITS;
 /// Dropped blocks that may wait until they are freed.
 const GRAVES: usize = 4096;
 
@@ -169,6 +172,14 @@ impl<F: Frontend, C: GuestCpu> Vcpu for Engine<F, C> {
         self.vref.get().observe(observer)
     }
 
+    fn debug(&mut self, plan: Option<SharedPlan<C>>) {
+        self.vref.get().debug(plan);
+    }
+
+    fn go(&mut self, go: Go) {
+        self.vref.get().go(go);
+    }
+
     fn info_jit(&mut self) -> String {
         self.driver.info(self.vref.get())
     }
@@ -194,6 +205,9 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
             if b.out_of_budget() || pending.contains(Events::TIMER) {
                 return StopReason::Limit;
             }
+            if b.debug_came_round() {
+                b.cache.clear(io.ram());
+            }
             if !pending.is_empty() {
                 if let (true, Some(m)) = (pending.contains(Events::EXCLUSIVE), &b.cache.member) {
                     m.give_way();
@@ -202,9 +216,12 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
                     self.host_wrote_code(b);
                     self.read_mail(b);
                 }
-                if self.deliver_events(b).is_err() {
+                if !self.events_wait(b, pending) && self.deliver_events(b).is_err() {
                     return StopReason::TripleFault;
                 }
+            }
+            if let Some(event) = b.take_debug_event() {
+                return StopReason::Debug(event);
             }
             if b.cpu.halted() {
                 return StopReason::Halted;
@@ -258,7 +275,11 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
         b.eng.single = false;
         b.note_event(matches!(delivered, Ok(true)));
         b.cache.apply_writes(b.machine().ram());
-        delivered.map(|_| ())
+        // A handler's first instruction is a step's end.
+        if delivered? && b.stepping().is_some() {
+            b.debug_stop(DebugEvent::Step);
+        }
+        Ok(())
     }
 
     /// Runs blocks until an event is pending or the CPU halts.
@@ -266,7 +287,12 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
         let io = b.machine();
         loop {
             let (shadow, trap) = (b.cpu.in_shadow(), b.cpu.single_step());
-            if shadow || trap {
+            if b.stepping().is_some() {
+                self.debug_step(b)?;
+            } else if shadow || trap {
+                if b.at_break() {
+                    return Ok(());
+                }
                 self.step_watched(b, shadow, trap)?;
             } else {
                 self.run_block(b)?;
@@ -277,7 +303,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
                 b.eng.stats.interpreted_dropped += b.cache.bury();
             }
             let asked = !io.signals().pending().is_empty() || b.eng.exit.load(Ordering::Relaxed) != 0;
-            if asked || b.cpu.halted() || b.out_of_budget() {
+            if asked || b.cpu.halted() || b.out_of_budget() || b.debug_due() {
                 return Ok(());
             }
         }
@@ -310,6 +336,9 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
     /// Runs from the program counter until code comes back to the dispatcher for more than the next block.
     fn run_block(&mut self, b: &mut VcpuBlock<C>) -> Result<(), Shutdown> {
         loop {
+            if b.at_break() {
+                return Ok(());
+            }
             b.eng.stats.dispatches += 1;
             let rec = match self.find(b, false) {
                 Ok(r) => r,
@@ -367,7 +396,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
                 if let (Ok(to), false) = (self.find(b, false), log::enabled(Item::NOCHAIN)) {
                     // SAFETY: the edge belongs to the block that just ran; nothing was freed since.
                     unsafe {
-                        if linkable(from, edge, to) {
+                        if linkable(from, edge, to) && !b.is_cut((*to).key.mode, (*to).start) {
                             b.cache.link(edge, to);
                         }
                     }
@@ -382,7 +411,11 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
                     // SAFETY: the block just ran; nothing was freed since.
                     let (from_block, to_block) = unsafe { (&*from, &*to) };
                     let unwrapped = pc == page.wrapping_add(to_block.start.into());
-                    if from_block.tier1.is_some() && unwrapped && same_page(from_block, to_block) {
+                    if from_block.tier1.is_some()
+                        && unwrapped
+                        && same_page(from_block, to_block)
+                        && !b.is_cut(to_block.key.mode, to_block.start)
+                    {
                         b.cache.link_code(from, edge, to);
                     }
                 }

@@ -149,6 +149,10 @@ extern "C" fn access<C: GuestCpu>(seam: *mut u8) {
     if va.0 & 0xfff > 4096 - u64::from(size) {
         return b.give_up(LEAVE, info.insn, info.rest);
     }
+    if b.quick_unwatched(va.0, size, access, info.ctx).is_some() {
+        // The access itself looks at no tag.
+        return;
+    }
     match b.place(va, access, info.ctx) {
         Err(f) => b.give_up(f, info.insn, info.rest),
         Ok(_) if b.quick(va.0, size, access, info.ctx).is_some() => {}

@@ -113,7 +113,8 @@ impl Machine {
             match cpu.engine.run(&cpu.io) {
                 StopReason::Limit => {}
                 StopReason::Halted => self.clock.skip(self.clock.ns_to_deadline().ok_or(End::Asleep)?),
-                StopReason::Stopped => self.runner.serve(),
+                // There is no debugger.
+                StopReason::Stopped | StopReason::Debug(_) => self.runner.serve(),
                 StopReason::TripleFault => self.runner.reset(crate::control::Cause::GuestReset),
             }
             if self.runner.ended() {

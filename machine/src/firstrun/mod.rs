@@ -52,6 +52,15 @@ pub fn built_in() -> Result<Vec<u8>, FirstRunError> {
     Ok(payload::elf()?)
 }
 
+/// Writes a file of ours into the user's cache folder, unless it is there as it should be.
+pub fn cache_file(name: &str, data: &[u8]) -> Result<PathBuf, FirstRunError> {
+    let path = cache::directory()?.join(name);
+    if std::fs::read(&path).ok().as_deref() != Some(data) {
+        cache::write(&path, data)?;
+    }
+    Ok(path)
+}
+
 fn prepare_in(dir: &Path, mut config: Config, apt_get: &Path) -> Result<Config, FirstRunError> {
     match debian(dir, apt_get) {
         Ok((kernel, initrd)) => {

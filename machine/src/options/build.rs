@@ -36,6 +36,7 @@ pub fn build(tree: &Tree) -> Result<Config, OptionError> {
         serials: serials(tree)?,
         monitors: monitors(tree, false).map(|(chardev, _)| chardev).collect(),
         qmp: monitors(tree, true).map(|(chardev, pretty)| QmpConfig { chardev, pretty }).collect(),
+        gdb: tree.one(Group::Gdb).and_then(|o| o.text("chardev")).map(Into::into),
         chardevs: chardevs(tree)?,
         devices: devices(tree)?,
         drives: drive::build(tree)?,
@@ -274,16 +275,16 @@ fn check_kernel(c: &Config) -> Result<(), OptionError> {
 
 /// Every chardev that something names exists, and has one user unless it is muxed.
 fn check_users(tree: &Tree, c: &Config) -> Result<(), OptionError> {
-    let users = || tree.objects.iter().filter(|o| matches!(o.group, Group::Device | Group::Monitor));
+    let users = || tree.objects.iter().filter(|o| matches!(o.group, Group::Device | Group::Monitor | Group::Gdb));
     for o in users() {
         let Some(id) = o.text("chardev").filter(|id| !id.is_empty()) else { continue };
         let Some(dev) = c.chardev(id) else {
             let hint = Hint::for_word(id, c.chardevs.iter().map(|c| c.id.as_str()));
             return Err(OptionError::UnknownValue(format!("{}: chardev", o.origin), id.into(), hint));
         };
-        if dev.mux && o.text("mode") == Some("control") {
-            let id = Quoted::from(id);
-            return Err(OptionError::Conflict(format!("{}: QMP needs a chardev of its own, and {id} has mux=on", o.origin)));
+        if dev.mux && (o.text("mode") == Some("control") || o.group == Group::Gdb) {
+            let (id, who) = (Quoted::from(id), if o.group == Group::Gdb { "gdb" } else { "QMP" });
+            return Err(OptionError::Conflict(format!("{}: {who} needs a chardev of its own, and {id} has mux=on", o.origin)));
         }
         if !dev.mux && users().filter(|u| u.text("chardev") == Some(id)).count() > 1 {
             let id = Quoted::from(id);

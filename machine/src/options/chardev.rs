@@ -124,6 +124,30 @@ pub fn qmp(tree: &mut Tree, value: &str, pretty: bool, origin: &str) -> Result<(
     Ok(())
 }
 
+/// `-gdb`: a chardev and a stub on it; sockets are servers that nobody waits for unless it is said otherwise. The last one
+/// counts.
+pub fn gdb(tree: &mut Tree, value: &str, origin: &str) -> Result<(), OptionError> {
+    let is_ours = |o: &Object| o.group == Group::Gdb || o.id.as_deref() == Some("gdb");
+    tree.objects.retain(|o| !is_ours(o));
+    if let Some(id) = short(tree, &gdb_backend(value), "gdb", false, origin)? {
+        tree.push(Object::new(Group::Gdb, "gdb", vec![KeyVal::new("chardev", &id)], origin)?);
+    }
+    Ok(())
+}
+
+/// A back end with what is usual for a stub.
+pub fn gdb_backend(value: &str) -> String {
+    let mut spec = value.to_owned();
+    if value.starts_with("tcp:") || value.starts_with("unix:") {
+        for (key, default) in [("server", "server=on"), ("wait", "wait=off")] {
+            if !value.split(',').skip(1).any(|p| p.split('=').next() == Some(key)) {
+                spec = format!("{spec},{default}");
+            }
+        }
+    }
+    spec
+}
+
 /// `-debugcon`: a chardev and an isa-debugcon on it.
 pub fn debugcon(tree: &mut Tree, value: &str, origin: &str) -> Result<(), OptionError> {
     if let Some(id) = short(tree, value, "debugcon", false, origin)? {

@@ -24,6 +24,8 @@ pub struct Config {
     pub monitors: Vec<ChardevId>,
     /// QMP servers.
     pub qmp: Vec<QmpConfig>,
+    /// GDB's remote protocol.
+    pub gdb: Option<ChardevId>,
     /// Back ends that serial ports, monitors and devices name by id. Only those with `mux` have several users.
     pub chardevs: Vec<Chardev>,
     pub devices: Vec<DeviceSpec>,

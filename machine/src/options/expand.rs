@@ -28,6 +28,8 @@ pub fn expand(tree: &mut Tree, name: &'static str, value: &str) -> Result<(), Op
         "monitor" => chardev::monitor(tree, value, &origin),
         "qmp" => chardev::qmp(tree, value, false, &origin),
         "qmp-pretty" => chardev::qmp(tree, value, true, &origin),
+        "gdb" => chardev::gdb(tree, value, &origin),
+        "s" => chardev::gdb(tree, "tcp::1234", &origin),
         "debugcon" => chardev::debugcon(tree, value, &origin),
         "chardev" => chardev::chardev(tree, value, &origin),
         "mon" => object(tree, Group::Monitor, "mon", keyvals(value, Some("chardev")), &origin),

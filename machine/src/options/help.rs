@@ -35,7 +35,7 @@ pub fn for_value(option: &str, value: &str) -> Option<String> {
         "machine" => Group::Machine,
         "accel" => Group::Accel,
         "cpu" => Group::Cpu,
-        "chardev" | "serial" | "monitor" | "qmp" | "qmp-pretty" | "debugcon" => Group::Chardev,
+        "chardev" | "serial" | "monitor" | "qmp" | "qmp-pretty" | "debugcon" | "gdb" => Group::Chardev,
         "device" => Group::Device,
         "drive" if value == "help" => return properties(Group::Drive, "drive"),
         "blockdev" => Group::Drive,
@@ -59,7 +59,7 @@ pub fn for_value(option: &str, value: &str) -> Option<String> {
 
 fn list(option: &str, group: Group) -> String {
     let mut s = String::new();
-    if let "serial" | "monitor" | "qmp" | "qmp-pretty" | "debugcon" = option {
+    if let "serial" | "monitor" | "qmp" | "qmp-pretty" | "debugcon" | "gdb" = option {
         let _ = writeln!(s, "stdio, mon:stdio, pty, file:PATH, unix:PATH[,server=on][,wait=off], tcp:HOST:PORT[,server=on],");
         let _ = writeln!(s, "chardev:ID, null, none; with -chardev:");
     }

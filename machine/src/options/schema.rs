@@ -202,6 +202,7 @@ pub const DRIVERS: &[DriverSpec] = &[
             prop("pretty", Kind::Switch, "QMP's replies in several lines (off)"),
         ],
     ),
+    driver_spec(Group::Gdb, "gdb", "", &[need("chardev", Kind::Text, "chardev it talks to")]),
     driver_spec(
         Group::Device,
         "isa-serial",

@@ -17,6 +17,7 @@ pub enum Group {
     Boot,
     Chardev,
     Monitor,
+    Gdb,
     Device,
     Drive,
     Rtc,

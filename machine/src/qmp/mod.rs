@@ -129,8 +129,9 @@ impl Front for Qmp {
 
 impl Observer for Qmp {
     fn notice(&self, n: Notice) {
+        let Some(event) = event(n) else { return };
         let s = self.0.session.lock();
-        if s.negotiated && !self.0.send(&event(n)) {
+        if s.negotiated && !self.0.send(&event) {
             self.0.line.disconnect();
         }
     }
@@ -147,13 +148,14 @@ fn greeting() -> Value {
     json!({ "QMP": { "version": version(), "capabilities": [] } })
 }
 
-fn event(n: Notice) -> Value {
+fn event(n: Notice) -> Option<Value> {
     let (name, cause) = match n {
         Notice::Stop => ("STOP", None),
         Notice::Resume => ("RESUME", None),
         Notice::Powerdown => ("POWERDOWN", None),
         Notice::Reset(c) => ("RESET", Some(c)),
         Notice::Shutdown(c) => ("SHUTDOWN", Some(c)),
+        Notice::Debug(..) | Notice::End(_) => return None,
     };
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let time = json!({ "seconds": now.as_secs(), "microseconds": now.subsec_micros() });
@@ -161,7 +163,7 @@ fn event(n: Notice) -> Value {
     if let Some(c) = cause {
         e["data"] = json!({ "guest": c.by_guest(), "reason": c.name() });
     }
-    e
+    Some(e)
 }
 
 /// The server's thread: takes messages until the server goes.

@@ -1,6 +1,7 @@
 //! What a CPU engine may ask of the machine (`CpuIo`), and what the machine may ask of an engine (`Vcpu`).
 
 use crate::addr::Pa;
+use crate::debug::{DebugEvent, Go, SharedPlan};
 use crate::memmap::Target;
 use crate::observe::Observer;
 use crate::ram::Ram;
@@ -58,6 +59,8 @@ pub enum StopReason {
     Limit,
     /// Triple fault (SDM 3A "Interrupt 8"): the machine resets or ends.
     TripleFault,
+    /// What the debugger asked for has happened.
+    Debug(DebugEvent),
 }
 
 /// One virtual CPU of an engine. `Cpu` is the architectural state that gdb, snapshots and the monitor use.
@@ -70,6 +73,10 @@ pub trait Vcpu: Send {
     fn cpu_changed(&mut self);
     /// Tells `observer` of all that the vCPU does from now on, or nobody any more; gives the one that was told.
     fn observe(&mut self, observer: Option<Box<dyn Observer<Self::Cpu>>>) -> Option<Box<dyn Observer<Self::Cpu>>>;
+    /// Where a debugger wants it to stop from now on; `None`: nowhere.
+    fn debug(&mut self, plan: Option<SharedPlan<Self::Cpu>>);
+    /// How far the debugger lets it go. It holds until `run` returns `StopReason::Debug`, then it is `Go::On`.
+    fn go(&mut self, go: Go);
     /// Text of the monitor's `info jit`.
     fn info_jit(&mut self) -> String;
     /// Text of the monitor's `info tlb`, from the guest's page tables.

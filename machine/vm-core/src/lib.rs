@@ -7,6 +7,7 @@ pub mod accel;
 pub mod addr;
 pub mod bus;
 pub mod clock;
+pub mod debug;
 pub mod device;
 pub mod dma;
 pub mod guest;
