@@ -197,6 +197,9 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
     fn run(&mut self, b: &mut VcpuBlock<C>) -> StopReason {
         let io = b.machine();
         loop {
+            if let Some(event) = b.take_debug_event() {
+                return StopReason::Debug(event);
+            }
             b.eng.exit.store(0, Ordering::SeqCst);
             let pending = io.signals().pending();
             if pending.contains(Events::STOP) {
@@ -220,8 +223,8 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
                     return StopReason::TripleFault;
                 }
             }
-            if let Some(event) = b.take_debug_event() {
-                return StopReason::Debug(event);
+            if b.debug_due() {
+                continue;
             }
             if b.cpu.halted() {
                 return StopReason::Halted;
