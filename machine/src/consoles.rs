@@ -2,7 +2,7 @@
 
 use crate::chardev::{Chardev, DeviceFront, Front, Kind, Mux, MuxPort};
 use crate::event_loop::Waker;
-use crate::gdb::{Gdb, script};
+use crate::gdb::script;
 use crate::machine::Machine;
 use crate::monitor::Monitor;
 use crate::options::{self, Config, DeviceSpec};
@@ -105,9 +105,7 @@ impl Consoles {
             b.dev.set_front(qmp);
         }
         if let Some(b) = config.gdb.as_ref().and_then(|id| self.backends.iter().find(|b| b.id == *id)) {
-            let gdb = Gdb::start(b.dev.clone(), machine.clone())?;
-            machine.control.add_observer(gdb.clone());
-            b.dev.set_front(gdb);
+            machine.gdb.start(machine, b.dev.clone())?;
             script::announce(b.dev.summary().1);
         }
         self.backends.iter().filter_map(|b| b.mux.as_ref()).for_each(Mux::start);

@@ -4,8 +4,9 @@ use crate::block::Drives;
 use crate::board::Board;
 use crate::chardev::Chardev;
 use crate::control::{Cause, Control, Notice, RunState};
+use crate::gdb::Host;
 use crate::gdb::memory::{read_phys, read_virt};
-use crate::monitor::{CpuInfo, MonitorTarget};
+use crate::monitor::{CpuInfo, MonitorTarget, Part};
 use crate::runner::Runner;
 use crate::say;
 use crate::state::{Migration, StateError, path_of};
@@ -19,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
-use vm_core::GuestCpu;
+use vm_core::{Events, GuestCpu, Va};
 
 /// Handles to the parts that run; dropping it does not end them.
 pub struct Machine {
@@ -34,6 +35,8 @@ pub struct Machine {
     pub topology: Topology,
     /// The CPU that the monitor's commands are about.
     pub cpu: AtomicUsize,
+    /// The gdb stub.
+    pub gdb: Host,
     /// `-S`: what is loaded later waits for `cont`, too.
     pub hold: bool,
 }
@@ -194,6 +197,30 @@ impl MonitorTarget for Machine {
             }
             None => false,
         }
+    }
+
+    fn info_board(&self, part: Part) -> String {
+        let b = &self.board;
+        match part {
+            Part::Memory => b.describe_memory(),
+            Part::Devices => b.describe_devices(),
+            Part::Interrupts => b.describe_interrupts(),
+            Part::Lapic => b.describe_lapic(self.cpu.load(Ordering::Relaxed)),
+        }
+    }
+
+    fn translate(&self, va: u64) -> Option<u64> {
+        self.of_cpu(move |c| c.engine.debug_translate(&c.io, Va(va))).flatten().map(|pa| pa.0)
+    }
+
+    fn nmi(&self) {
+        if let Some(l) = self.board.lapics.get(self.cpu.load(Ordering::Relaxed)) {
+            l.signals().raise(Events::NMI);
+        }
+    }
+
+    fn gdbserver(&self, device: &str) -> Result<String, String> {
+        self.gdb.serve(device)
     }
 
     fn screendump(&self, path: &str) -> Result<(), String> {

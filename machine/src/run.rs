@@ -7,6 +7,7 @@ use crate::consoles::Consoles;
 use crate::control::{Cause, Control, RunState};
 use crate::engine::{self, EngineError};
 use crate::event_loop::EventLoop;
+use crate::gdb;
 use crate::icount::{self, Pace};
 use crate::loader::{Images, LoadError};
 use crate::machine::Machine;
@@ -105,7 +106,7 @@ pub fn run(config: Config) -> Result<ExitCode, RunError> {
     }
     runner.drives = drives.clone();
     start_from(&mut runner, &config)?;
-    let machine = Arc::new(Machine {
+    let machine = Arc::new_cyclic(|this| Machine {
         board,
         drives,
         control: control.clone(),
@@ -115,6 +116,7 @@ pub fn run(config: Config) -> Result<ExitCode, RunError> {
         migration: Arc::default(),
         topology,
         cpu: AtomicUsize::new(0),
+        gdb: gdb::Host::new(events.waker(), this.clone()),
         hold: config.start_paused,
     });
     // Before anybody can ask about them.

@@ -1,5 +1,6 @@
 //! The board of a PC: RAM, devices and the wires between them.
 
+mod describe;
 mod io;
 mod memory;
 mod pci;

@@ -200,6 +200,18 @@ impl Chardev {
         self.waker.wake();
     }
 
+    /// Lets go of the peer, and takes no more.
+    pub fn close(&self) {
+        let mut link = self.link.lock();
+        if let Some(out) = &mut link.output {
+            out.drain(DRAIN_LIMIT);
+        }
+        (link.origin, link.input, link.output) = (Origin::Fixed, None, None);
+        drop(link);
+        *self.front.lock() = None;
+        self.waker.wake();
+    }
+
     /// Whether input comes from a terminal, that is, from a person who must be able to leave.
     pub fn is_interactive(&self) -> bool {
         self.link.lock().input.as_ref().is_some_and(rustix::termios::isatty)

@@ -4,6 +4,7 @@
 //! and go, and stops of the machine. It asks the machine through `Control`. Why the protocol is ours: ADR 0007.
 
 mod agent;
+mod host;
 pub mod memory;
 mod packet;
 mod regs;
@@ -19,6 +20,7 @@ use crate::chardev::{Event, Front};
 use crate::control::{Notice, Observer};
 use crate::machine::Machine;
 use crate::qmp::Line;
+pub use host::Host;
 pub use resume::Action;
 
 use packet::{Frame, Framer, frame};
@@ -40,10 +42,12 @@ const BACKLOG: usize = 128 << 10;
 const LOOK: Duration = Duration::from_millis(20);
 
 enum Work {
-    Opened,
+    /// A client, by its number.
+    Opened(u64),
     Closed,
     /// The machine stands still.
     Stopped,
+    Input(Vec<u8>),
 }
 
 #[derive(Default)]
@@ -51,7 +55,8 @@ struct Queue {
     /// Changes when a client comes or goes.
     client: u64,
     work: VecDeque<Work>,
-    input: VecDeque<u8>,
+    /// Bytes of input in `work`.
+    bytes: usize,
     /// What a vCPU stopped for.
     event: Option<(usize, DebugEvent)>,
     /// The client waits for the machine to stop.
@@ -93,26 +98,31 @@ impl Drop for Gdb {
 
 impl Front for Gdb {
     fn room(&self) -> usize {
-        INPUT.saturating_sub(self.0.queue.lock().input.len())
+        INPUT.saturating_sub(self.0.queue.lock().bytes)
     }
 
     fn receive(&self, bytes: &[u8]) -> usize {
         let mut q = self.0.queue.lock();
-        let n = bytes.len().min(INPUT.saturating_sub(q.input.len()));
-        q.input.extend(&bytes[..n]);
+        let n = bytes.len().min(INPUT.saturating_sub(q.bytes));
+        q.bytes += n;
+        match q.work.back_mut() {
+            Some(Work::Input(last)) => last.extend(&bytes[..n]),
+            _ => q.work.push_back(Work::Input(bytes[..n].to_vec())),
+        }
         self.0.wake.notify_all();
         n
     }
 
     fn event(&self, event: Event) {
+        let mut q = self.0.queue.lock();
+        // What a client has sent before it went is still done: it may be "kill".
+        let number = q.client + 1;
         let work = match event {
-            Event::Opened => Work::Opened,
+            Event::Opened => Work::Opened(number),
             Event::Closed => Work::Closed,
             Event::Break => return,
         };
-        let mut q = self.0.queue.lock();
-        let work_left = q.work.drain(..).filter(|w| !matches!(w, Work::Stopped)).collect();
-        *q = Queue { client: q.client + 1, work: work_left, closed: q.closed, ..Queue::default() };
+        q.client = number;
         q.work.push_back(work);
         self.0.wake.notify_all();
     }
@@ -140,46 +150,37 @@ impl Observer for Gdb {
     }
 }
 
-enum Next {
-    Work(Work, Option<(usize, DebugEvent)>),
-    Input(u64, VecDeque<u8>),
-}
-
 impl Shared {
-    /// `None` once the server is no longer needed.
-    fn next(&self) -> Option<Next> {
+    /// The next thing to do, and what a vCPU stopped for. `None` once the server is no longer needed.
+    fn next(&self) -> Option<(Work, Option<(usize, DebugEvent)>)> {
         let mut q = self.queue.lock();
         loop {
             if q.closed {
                 return None;
             }
             if let Some(w) = q.work.pop_front() {
+                if let Work::Input(bytes) = &w {
+                    q.bytes -= bytes.len();
+                }
                 let event = if matches!(w, Work::Stopped) { q.event.take() } else { None };
-                return Some(Next::Work(w, event));
-            }
-            if !q.input.is_empty() {
-                return Some(Next::Input(q.client, std::mem::take(&mut q.input)));
+                return Some((w, event));
             }
             self.wake.wait(&mut q);
         }
     }
 
-    fn send(&self, bytes: &[u8]) {
-        if !self.line.offer(bytes, LIMIT) {
+    /// Sends something to a client, unless it has gone.
+    fn send(&self, client: u64, bytes: &[u8]) {
+        let q = self.queue.lock();
+        if q.client == client && !self.line.offer(bytes, LIMIT) {
             self.line.disconnect();
         }
     }
 
-    /// Waits until the client has read most of what it asked for; `false` if it has gone.
-    fn wait_for_reader(&self, client: u64) -> bool {
+    /// Waits until the client has read most of what it asked for, or has gone.
+    fn wait_for_reader(&self, client: u64) {
         let mut q = self.queue.lock();
-        loop {
-            if q.client != client || q.closed {
-                return false;
-            }
-            if self.line.backlog() <= BACKLOG {
-                return true;
-            }
+        while self.line.backlog() > BACKLOG && q.client == client && !q.closed {
             self.wake.wait_for(&mut q, LOOK);
         }
     }
@@ -187,23 +188,11 @@ impl Shared {
 
 /// The server's thread.
 fn serve(s: &Shared, machine: &Arc<Machine>) {
-    let mut conversation = Conversation { s, machine, session: None, framer: Framer::default(), sent: Vec::new() };
-    while let Some(next) = s.next() {
-        match next {
-            Next::Work(work, event) => conversation.work(&work, event),
-            Next::Input(client, bytes) => {
-                s.line.input_wanted();
-                for b in bytes {
-                    let Some(f) = conversation.framer.push(b) else { continue };
-                    if !s.wait_for_reader(client) {
-                        break;
-                    }
-                    conversation.frame(&f);
-                }
-            }
-        }
+    let mut c = Conversation { s, machine, client: 0, session: None, framer: Framer::default(), sent: Vec::new() };
+    while let Some((work, event)) = s.next() {
+        c.work(&work, event);
     }
-    if let Some(session) = &mut conversation.session {
+    if let Some(session) = &mut c.session {
         session.detach(false);
     }
 }
@@ -211,6 +200,7 @@ fn serve(s: &Shared, machine: &Arc<Machine>) {
 struct Conversation<'a> {
     s: &'a Shared,
     machine: &'a Arc<Machine>,
+    client: u64,
     session: Option<Session>,
     framer: Framer,
     /// The last packet, in case that it was damaged on its way.
@@ -220,7 +210,8 @@ struct Conversation<'a> {
 impl Conversation<'_> {
     fn work(&mut self, work: &Work, event: Option<(usize, DebugEvent)>) {
         match work {
-            Work::Opened => {
+            Work::Opened(client) => {
+                self.client = *client;
                 let mut session = Session::new(self.machine.clone());
                 session.attach();
                 (self.session, self.framer) = (Some(session), Framer::default());
@@ -237,24 +228,33 @@ impl Conversation<'_> {
                     self.reply(&reply);
                 }
             }
+            Work::Input(bytes) => {
+                self.s.line.input_wanted();
+                for b in bytes {
+                    if let Some(f) = self.framer.push(*b) {
+                        self.s.wait_for_reader(self.client);
+                        self.frame(&f);
+                    }
+                }
+            }
         }
     }
 
     fn reply(&mut self, payload: &[u8]) {
         self.sent = frame(payload);
-        self.s.send(&self.sent);
+        self.s.send(self.client, &self.sent);
     }
 
     fn frame(&mut self, f: &Frame) {
         let Some(session) = &mut self.session else { return };
         match f {
             Frame::Interrupt => session.interrupt(),
-            Frame::Nack => self.s.send(&self.sent),
-            Frame::Damaged if session.acks => self.s.send(b"-"),
+            Frame::Nack => self.s.send(self.client, &self.sent),
+            Frame::Damaged if session.acks => self.s.send(self.client, b"-"),
             Frame::Damaged => {}
             Frame::Packet(p) => {
                 if session.acks {
-                    self.s.send(b"+");
+                    self.s.send(self.client, b"+");
                 }
                 if session.running {
                     // Nothing is taken until the machine stops.

@@ -4,6 +4,7 @@
 
 use arch_x86::state::F80;
 use arch_x86::{CpuState, SegReg, Segment};
+use std::sync::OnceLock;
 use vm_core::GuestCpu;
 
 /// A register. Names are gdb's where gdb knows the register ("Standard Target Features", "i386 Features").
@@ -151,7 +152,11 @@ pub fn low(cpu: &CpuState, number: usize) -> Option<u64> {
         17 => Id::Flags,
         18..24 => Id::Selector(SELECTORS[number - 18].1),
         FS_BASE => Id::Base(SegReg::Fs),
-        _ => return features().iter().flat_map(|f| &f.regs).nth(number).map(|r| read(cpu, 0, r.id) as u64),
+        _ => {
+            static ALL: OnceLock<Vec<Id>> = OnceLock::new();
+            let all = ALL.get_or_init(|| features().iter().flat_map(|f| &f.regs).map(|r| r.id).collect());
+            *all.get(number)?
+        }
     };
     Some(read(cpu, 0, id) as u64)
 }

@@ -1,7 +1,7 @@
 //! The monitor's commands: one table, and the functions behind it.
 
 use super::dump::{self, Space};
-use super::{CpuInfo, MonitorTarget};
+use super::{CpuInfo, MonitorTarget, Part};
 
 type Run = fn(&str, &dyn MonitorTarget) -> String;
 
@@ -23,6 +23,10 @@ macro_rules! command {
 static COMMANDS: &[Command] = &[
     command!("cont" | "c", "", "resume the machine", |_, t| outcome(t.cont())),
     command!("cpu", "index", "choose the CPU that commands are about", choose_cpu),
+    command!("gdbserver", "[device]", "gdb stub on tcp::PORT, unix:PATH or none (tcp::1234)", |a, t| {
+        t.gdbserver(if a.is_empty() { "tcp::1234" } else { a }).unwrap_or_else(|e| format!("Error: {e}\n"))
+    }),
+    command!("gva2gpa", "addr", "physical address of a virtual one", gva2gpa),
     command!("help" | "?", "[command]", "show the commands, or one", help),
     command!("info", "[subcommand]", "show state of the machine", info),
     command!("loadvm", "file", "load a machine saved with savevm", |a, t| outcome(path(a).and_then(|p| t.load(p)))),
@@ -30,6 +34,7 @@ static COMMANDS: &[Command] = &[
     command!("migrate_incoming", "uri", "load file:PATH after -incoming defer", |a, t| {
         outcome(path(a).and_then(|p| t.migrate_incoming(p)))
     }),
+    command!("nmi", "", "non-maskable interrupt for the current CPU", |_, t| act(|| t.nmi())),
     command!("quit" | "q", "", "end the emulator", |_, t| act(|| t.quit())),
     command!("savevm", "file", "save the machine to a file", |a, t| outcome(path(a).and_then(|p| t.save(p)))),
     command!("screendump", "file", "write a picture of the screen to a file (PPM)", |a, t| {
@@ -48,8 +53,13 @@ static INFOS: &[Command] = &[
     command!("cpus", "", "CPUs and their threads", |_, t| cpus(t)),
     command!("jit", "", "translation counters", |_, t| t.info_jit()),
     command!("kvm", "", "whether KVM runs the guest", |_, _| "kvm support: not compiled\n".into()),
+    command!("lapic", "", "the current CPU's local APIC", |_, t| t.info_board(Part::Lapic)),
+    command!("mem", "", "ranges of virtual addresses that are mapped alike", |_, t| mem(&t.info_tlb())),
     command!("migrate", "", "how the last migration went", |_, t| t.info_migrate()),
+    command!("mtree", "", "what lies where in memory and ports", |_, t| t.info_board(Part::Memory)),
     command!("name", "", "name of the guest", |_, t| t.name().map_or_else(String::new, |n| n + "\n")),
+    command!("pic", "", "the 8259s and the I/O APIC", |_, t| t.info_board(Part::Interrupts)),
+    command!("qtree", "", "the devices", |_, t| t.info_board(Part::Devices)),
     command!("registers", "[-a]", "CPU registers; -a: of all CPUs", registers),
     command!("status", "", "whether the machine runs", |_, t| format!("VM status: {}\n", t.run_state().text())),
     command!("tlb", "", "virtual to physical mappings", |_, t| t.info_tlb()),
@@ -103,6 +113,51 @@ fn registers(args: &str, t: &dyn MonitorTarget) -> String {
     };
     let text = (0..cpus.len()).map(one).collect();
     t.select_cpu(current);
+    text
+}
+
+fn gva2gpa(args: &str, t: &dyn MonitorTarget) -> String {
+    match dump::parse_address(args, t).map(|va| t.translate(va)) {
+        Ok(Some(pa)) => format!("gpa: {pa:#x}\n"),
+        Ok(None) => "Unmapped\n".into(),
+        Err(why) => format!("{why}\n"),
+    }
+}
+
+/// `info tlb`'s lines with those joined that follow each other with the same rights: user, read, write.
+fn mem(lines: &str) -> String {
+    let mut text = String::new();
+    let mut run: Option<(u64, u64, String)> = None;
+    let mut last = 0;
+    let end = |text: &mut String, run: Option<(u64, u64, String)>| {
+        if let Some((from, to, rights)) = run {
+            *text += &format!("{from:016x}-{to:016x} {:016x} {rights}\n", to.wrapping_sub(from));
+        }
+    };
+    for line in lines.lines() {
+        let mut words = line.split_whitespace();
+        let va = words.next().and_then(|w| u64::from_str_radix(w.strip_suffix(':')?, 16).ok());
+        let (Some(va), Some(flags)) = (va, words.nth(1)) else {
+            end(&mut text, run.take());
+            text += &format!("{line}\n");
+            continue;
+        };
+        let has = |c| flags.contains(c);
+        let rights: String = [(has('U'), 'u'), (true, 'r'), (has('W'), 'w'), (!has('X'), 'x')]
+            .map(|(on, c)| if on { c } else { '-' })
+            .iter()
+            .collect();
+        // A large page reaches as far as its address is aligned, 2 MiB being the least: the next line tells.
+        let size = if has('P') { 2 << 20 } else { 4096 };
+        match &mut run {
+            Some((_, to, r)) if (*to == va || has('P') && last != 0 && va.wrapping_sub(last) == 1 << 30) && *r == rights => {
+                *to = va.wrapping_add(size)
+            }
+            _ => end(&mut text, run.replace((va, va.wrapping_add(size), rights))),
+        }
+        last = va;
+    }
+    end(&mut text, run);
     text
 }
 

@@ -66,7 +66,7 @@ pub fn parse_format(text: &str) -> Result<Format, String> {
 }
 
 /// A sum of terms: hexadecimal with 0x, decimal, `$register`; `+` and `-` between them, modulo 2^64.
-fn parse_address(text: &str, target: &dyn MonitorTarget) -> Result<u64, String> {
+pub fn parse_address(text: &str, target: &dyn MonitorTarget) -> Result<u64, String> {
     let compact: String = text.chars().filter(|c| !c.is_whitespace()).collect();
     let bad = || format!("invalid address '{}'", shown(text));
     let (mut sum, mut rest, mut negative) = (0u64, compact.as_str(), false);

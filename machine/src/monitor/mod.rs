@@ -19,6 +19,18 @@ use std::sync::{Arc, Weak};
 
 pub const PROMPT: &str = "(rhea) ";
 
+/// What `info_board` is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Memory map and ports.
+    Memory,
+    Devices,
+    /// The 8259s and the I/O APIC.
+    Interrupts,
+    /// The current CPU's local APIC.
+    Lapic,
+}
+
 /// A CPU, for `info cpus` and `query-cpus-fast`.
 #[derive(Clone, Copy, Debug)]
 pub struct CpuInfo {
@@ -60,6 +72,20 @@ pub trait MonitorTarget: Send + Sync {
     fn register(&self, name: &str) -> Option<u64>;
     /// Disassembles the instruction at `va` in the CPU's current mode: its length (1..=15) and text.
     fn disassemble(&self, va: u64, code: &[u8]) -> Option<(usize, String)>;
+    /// Parts of the machine in words.
+    fn info_board(&self, _: Part) -> String {
+        "not available\n".into()
+    }
+    /// Physical address that a linear one of the current CPU stands for.
+    fn translate(&self, _va: u64) -> Option<u64> {
+        None
+    }
+    /// A non-maskable interrupt for the current CPU.
+    fn nmi(&self) {}
+    /// Starts a gdb stub on a back end, or ends it (`none`); gives what to say.
+    fn gdbserver(&self, _device: &str) -> Result<String, String> {
+        Err("not available".into())
+    }
     /// Writes a picture of the screen to a file.
     fn screendump(&self, _path: &str) -> Result<(), String> {
         Err("there is no display".into())

@@ -144,7 +144,7 @@ fn serials(tree: &Tree) -> Result<[Option<ChardevId>; 4], OptionError> {
     Ok(ports.map(Option::flatten))
 }
 
-fn chardevs(tree: &Tree) -> Result<Vec<Chardev>, OptionError> {
+pub fn chardevs(tree: &Tree) -> Result<Vec<Chardev>, OptionError> {
     let mut list: Vec<Chardev> = Vec::new();
     for o in tree.all(Group::Chardev) {
         let id = o.id.clone().unwrap_or_default();

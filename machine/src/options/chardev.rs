@@ -136,7 +136,7 @@ pub fn gdb(tree: &mut Tree, value: &str, origin: &str) -> Result<(), OptionError
 }
 
 /// A back end with what is usual for a stub.
-pub fn gdb_backend(value: &str) -> String {
+fn gdb_backend(value: &str) -> String {
     let mut spec = value.to_owned();
     if value.starts_with("tcp:") || value.starts_with("unix:") {
         for (key, default) in [("server", "server=on"), ("wait", "wait=off")] {

@@ -37,6 +37,11 @@ impl Ranges {
         self.0.insert(i, e);
     }
 
+    /// First address, length and device of each range, ascending. Takes each device's lock for a moment.
+    fn list(&self) -> impl Iterator<Item = (u64, u64, String)> + '_ {
+        self.0.iter().map(|e| (e.start, e.len, e.device.lock().name().to_owned()))
+    }
+
     fn find(&self, addr: u64) -> Option<&Entry> {
         let i = self.0.partition_point(|x| x.start <= addr);
         self.0[..i].last().filter(|x| addr - x.start < x.len)
@@ -77,6 +82,11 @@ impl PortBus {
         }
     }
 
+    /// First port, number of ports and device of each range, ascending. Takes each device's lock for a moment.
+    pub fn ranges(&self) -> impl Iterator<Item = (u64, u64, String)> + '_ {
+        self.0.list()
+    }
+
     pub fn write(&self, port: u16, size: u8, value: u32) {
         match self.0.find(port.into()) {
             Some(e) if u64::from(port) - e.start + u64::from(size) <= e.len => {
@@ -107,6 +117,11 @@ impl MmioBus {
     pub fn add(&mut self, start: Pa, len: u64, region: u32, device: DeviceCell) {
         assert!(device.lock().mmio().is_some(), "a device without MMIO on the memory bus");
         self.0.add(Entry { start: start.0, len, region, device });
+    }
+
+    /// First address, length and device of each range, ascending. Takes each device's lock for a moment.
+    pub fn ranges(&self) -> impl Iterator<Item = (u64, u64, String)> + '_ {
+        self.0.list()
     }
 
     /// Reads 1, 2, 4 or 8 bytes; ones where nothing is.
