@@ -21,4 +21,5 @@ pub mod run;
 pub mod runner;
 pub mod say;
 pub mod state;
+pub mod trace;
 pub mod vcpu_thread;

@@ -11,11 +11,12 @@ use crate::gdb;
 use crate::icount::{self, Pace};
 use crate::loader::{Images, LoadError};
 use crate::machine::Machine;
-use crate::options::{Config, Incoming, LogConfig, RtcBase, RtcClock};
+use crate::options::{Config, Incoming, LogConfig, RtcBase, RtcClock, TraceConfig};
 use crate::runner::{Policy, Runner};
 use crate::say;
 use crate::state::StateError;
 use crate::state::hash::HashLog;
+use crate::trace::{self, reader::Symbols};
 use crate::vcpu_thread::Threads;
 use std::fs::File;
 use std::io::{self, LineWriter};
@@ -49,6 +50,8 @@ pub enum RunError {
     Load(#[from] LoadError),
     #[error("{path}: {source}", path = .0.display(), source = .1)]
     State(PathBuf, #[source] StateError),
+    #[error("-trace: {0}")]
+    Trace(String),
     #[error("cannot start a thread: {0}")]
     Thread(#[source] io::Error),
     #[error("a CPU's thread panicked")]
@@ -106,6 +109,9 @@ pub fn run(config: Config) -> Result<ExitCode, RunError> {
     }
     runner.drives = drives.clone();
     start_from(&mut runner, &config)?;
+    if let Some(t) = &config.trace {
+        start_trace(&mut runner, t)?;
+    }
     let machine = Arc::new_cyclic(|this| Machine {
         board,
         drives,
@@ -149,6 +155,24 @@ fn start_from(runner: &mut Runner, config: &Config) -> Result<(), RunError> {
             // As it was on the other side.
             runner.set_state(RunState::Paused);
         }
+    }
+    Ok(())
+}
+
+/// Has the CPUs observed from now on.
+fn start_trace(runner: &mut Runner, t: &TraceConfig) -> Result<(), RunError> {
+    let symbols = match &t.symbols {
+        Some(path) => {
+            let file = std::fs::read(path).map_err(|e| RunError::File(path.clone(), e))?;
+            Symbols::read(&file).map_err(|e| RunError::Trace(format!("{}: {e}", path.display())))?
+        }
+        None => Symbols::default(),
+    };
+    let filter =
+        trace::Filter::parse(&t.filter, |name| symbols.range(name)).map_err(|e| RunError::Trace(format!("filter: {e}")))?;
+    let observers = trace::start(&t.file, &filter, runner.cpus.len()).map_err(|e| RunError::File(t.file.clone(), e))?;
+    for (cpu, o) in runner.cpus.iter_mut().zip(observers) {
+        cpu.engine.observe(Some(o));
     }
     Ok(())
 }

@@ -11,7 +11,7 @@ struct point {
 
 volatile u32 rounds, calls, loops, locked, ticks, db_count, pf_count, patched_value;
 u64 db_dr6;
-volatile int counter, watched[32], read_only = 77;
+volatile int counter, spun, watched[32], read_only = 77;
 volatile u8 page[4096] __attribute__((aligned(4096)));
 u8 source[8] = "abcdefg", target[8];
 struct point corner = {3, 4};
@@ -75,7 +75,9 @@ __attribute__((noinline)) int outer(struct point *p)
 __attribute__((noinline)) void count_to(int n)
 {
     int i;
-    for (i = 0; i < n; i++) { counter = i; }
+    for (i = 0; i < n; i++)
+        counter = i;
+    for (i = 0; i < n; i++) { spun += i; }
     loops++;
 }
 

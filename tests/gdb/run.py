@@ -12,10 +12,14 @@ import os
 import re
 import signal
 import sys
+import tempfile
 import threading
 import time
 
 import gdb
+
+STDOUT = os.dup(1)
+CAPTURE = tempfile.TemporaryFile()
 
 gdb.execute("set pagination off")
 gdb.execute("set confirm off")
@@ -58,9 +62,25 @@ def run(command):
     if word == "@connect":
         return run("target remote " + TARGET)
     try:
-        return gdb.execute(command, to_string=True)
+        gdb.execute(command)
+        return ""
     except gdb.error as e:
         return "error: %s\n" % e
+
+
+def captured(command):
+    """What gdb says. (What it says of a stop does not come back from gdb.execute.)"""
+    gdb.flush()
+    CAPTURE.seek(0)
+    CAPTURE.truncate()
+    os.dup2(CAPTURE.fileno(), 1)
+    try:
+        more = run(command)
+    finally:
+        gdb.flush()
+        os.dup2(STDOUT, 1)
+    CAPTURE.seek(0)
+    return CAPTURE.read().decode(errors="replace") + more
 
 
 def check(command, wanted):
@@ -68,7 +88,7 @@ def check(command, wanted):
     forbidden = None
     if command.startswith("@not "):
         _, forbidden, command = command.split(" ", 2)
-    said = run(command)
+    said = captured(command)
     if forbidden and re.search(forbidden, said):
         return "there is %r" % forbidden, said
     if "(took " in said:
@@ -95,4 +115,5 @@ for n, command, wanted in checks:
         print("line %d: %s\n%s" % (n, command, said))
 print("checks: %d, failed: %d" % (len(checks), failed))
 sys.stdout.flush()
+gdb.flush()
 os._exit(1 if failed else 0)

@@ -258,8 +258,8 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
     /// `changing`: the page is written again and again.
     fn record(&self, formed: Formed, want: &Wanted, second: Option<u64>, changing: bool) -> Box<Record> {
         let one = want.key.mode & ONE != 0;
-        // Regions know nothing of places that nothing may jump to; blocks of tier 1 ask the dispatcher about each edge.
-        let ours = if self.settings.tier1 && self.settings.hot == 0 { OURS & !BREAK_BITS } else { OURS };
+        // Blocks of tier 1 ask the dispatcher about each edge.
+        let ours = if self.settings.tier1 { OURS & !BREAK_BITS } else { OURS };
         let threshold = match (&self.jit, want.key.mode & ours != 0 || want.better || second.is_some()) {
             (_, true) => u32::MAX,
             (Some(_), _) if changing => self.settings.threshold.max(CHANGING),

@@ -12,6 +12,7 @@ mod vector;
 mod vector_special;
 
 use crate::cache::{self, Record, Region, Tier1Code};
+use crate::debug::BREAKS;
 use crate::exec::Settings;
 use crate::tier0::form::Handler;
 use crate::tier0::{counted, ops};
@@ -305,7 +306,8 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
             temps: VcpuBlock::<C>::temps_offset() as i32,
             pc_mask: (layout.pc_mask)(key.mode),
             record: rec,
-            counts: self.settings.hot != 0 && leads_back(&block),
+            // Regions know nothing of places that nothing may jump to by itself.
+            counts: self.settings.hot != 0 && key.mode & BREAKS == 0 && leads_back(&block),
             counted: self.settings.counter.is_some(),
         };
         let code = emitter.emit(&env, &block);

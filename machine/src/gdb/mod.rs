@@ -1,7 +1,7 @@
 //! The GDB stub: a server of GDB's remote serial protocol on a character back end (GDB manual, appendix "Remote Protocol").
 //!
 //! As with QMP, the event loop only fills a queue; a thread of the server's own takes work from it: input, clients that come
-//! and go, and stops of the machine. It asks the machine through `Control`. Why the protocol is ours: ADR 0007.
+//! and go, and stops of the machine. It asks the machine through `Control`. Why the protocol is ours: ADR 0008.
 
 mod agent;
 mod host;

@@ -2,7 +2,7 @@
 #
 # The stub gives $pc as a linear address (CS base + IP), so break, x/i, continue and stepping work in real mode as they do
 # elsewhere. What gdb does not know is in which mode the CPU is: it takes all code for 64-bit code. With this script x/i and
-# disassemble follow the CPU's mode, and every stop in 16- or 32-bit code shows CS:IP and the next instruction.
+# disassemble follow the CPU's mode, and every stop in 16- or 32-bit code shows CS:IP.
 #
 #   rhea-mode            mode, CS:IP, privilege level
 #   rhea-phys on|off     addresses are physical, or linear again
@@ -71,11 +71,8 @@ if disassembler:
 
 
 def on_stop(_):
-    bits = code_bits()
-    if bits not in (None, 64):
-        found = decode(register("pc"))
-        text = found[1] if found else "(cannot be read)"
-        gdb.write("[%04x:%04x, %s] %s\n" % (register("cs") & 0xFFFF, register("ip"), mode_name(), text))
+    if code_bits() not in (None, 64):
+        gdb.write("[%04x:%04x, %s]\n" % (register("cs") & 0xFFFF, register("ip"), mode_name()))
 
 
 gdb.events.stop.connect(on_stop)

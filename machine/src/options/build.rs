@@ -43,6 +43,7 @@ pub fn build(tree: &Tree) -> Result<Config, OptionError> {
         rtc: rtc(tree)?,
         icount: icount::icount(tree)?,
         log: log(tree)?,
+        trace: tree.one(Group::Trace).map(trace),
         name: process.and_then(|p| p.text("guest")).map(Into::into),
         pidfile: process.and_then(|p| p.text("pidfile")).map(Into::into),
         no_reboot: off("reboot"),
@@ -243,6 +244,11 @@ fn rtc(tree: &Tree) -> Result<RtcConfig, OptionError> {
         _ => RtcClock::Host,
     };
     Ok(RtcConfig { base, clock })
+}
+
+fn trace(o: &Object) -> TraceConfig {
+    let text = |name| o.text(name).unwrap_or_default();
+    TraceConfig { file: text("file").into(), filter: text("filter").into(), symbols: o.text("symbols").map(Into::into) }
 }
 
 fn log(tree: &Tree) -> Result<LogConfig, OptionError> {

@@ -35,6 +35,8 @@ pub struct Config {
     /// Time follows the instructions executed.
     pub icount: Option<IcountConfig>,
     pub log: LogConfig,
+    /// A record of what is executed (`-trace`).
+    pub trace: Option<TraceConfig>,
     /// Name of the guest (`-name`).
     pub name: Option<String>,
     pub pidfile: Option<PathBuf>,
@@ -285,6 +287,16 @@ pub struct LogConfig {
     pub filter: Vec<Range<u64>>,
     /// Print a hash of the machine's state each so many instructions.
     pub hash_every: Option<u64>,
+}
+
+/// `-trace`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TraceConfig {
+    pub file: PathBuf,
+    /// Words of `trace::Filter`.
+    pub filter: String,
+    /// Where symbols of the filter are from.
+    pub symbols: Option<PathBuf>,
 }
 
 /// `-icount`.

@@ -28,6 +28,7 @@ pub fn expand(tree: &mut Tree, name: &'static str, value: &str) -> Result<(), Op
         "monitor" => chardev::monitor(tree, value, &origin),
         "qmp" => chardev::qmp(tree, value, false, &origin),
         "qmp-pretty" => chardev::qmp(tree, value, true, &origin),
+        "trace" => single(tree, Group::Trace, "trace", keyvals(value, Some("file")), &origin),
         "gdb" => chardev::gdb(tree, value, &origin),
         "s" => chardev::gdb(tree, "tcp::1234", &origin),
         "debugcon" => chardev::debugcon(tree, value, &origin),

@@ -44,6 +44,7 @@ pub fn for_value(option: &str, value: &str) -> Option<String> {
         "boot" => Group::Boot,
         "rtc" => Group::Rtc,
         "mon" => Group::Monitor,
+        "trace" => Group::Trace,
         "d" => return value.split(',').any(asks).then(log_items),
         "vga" => return asks(value).then(|| "std\nnone\n".into()),
         "display" | "nic" | "net" | "parallel" => return asks(value).then(|| "none\n".into()),

@@ -261,6 +261,16 @@ pub const DRIVERS: &[DriverSpec] = &[
         &[prop("items", Kind::Text, ""), prop("file", Kind::Text, ""), prop("filter", Kind::Text, "")],
     ),
     driver_spec(
+        Group::Trace,
+        "trace",
+        "",
+        &[
+            need("file", Kind::Text, "file to write"),
+            prop("filter", Kind::Text, "START..END, a symbol, real, 16, 32, 64, kernel, user; several joined by +"),
+            prop("symbols", Kind::Text, "ELF file or System.map that symbols of the filter are from"),
+        ],
+    ),
+    driver_spec(
         Group::Process,
         "process",
         "",

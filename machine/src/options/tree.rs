@@ -23,6 +23,7 @@ pub enum Group {
     Rtc,
     Icount,
     Log,
+    Trace,
     Process,
 }
 

@@ -1,0 +1,282 @@
+//! The gdb stub under a real gdb: tables of checks (`tests/gdb/*.txt`) run by a script in it, on a guest of our own that goes from
+//! real to protected to long mode, and on Debian's kernel. And hostile clients.
+//!
+//! `RHEA_GDB_TIMES=N` runs each table N times, `RHEA_GDB_FUZZ_SECONDS=N` the hostile clients for so long.
+
+use machine::firstrun;
+use machine::options::{self, Config, Request};
+use rhea_tests::boot::{Guest, scratch};
+use rhea_tests::workspace::root;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+use vm_core::testing::left_out;
+
+const LIMIT: Duration = Duration::from_secs(60);
+const GDBS: [&str; 2] = ["gdb", "gdb-multiarch"];
+
+/// The gdbs that there are; with `RHEA_TEST_ALL` there must be one.
+fn gdbs() -> Vec<&'static str> {
+    let there = |g: &&str| {
+        Command::new(g).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|s| s.success())
+    };
+    let found: Vec<_> = GDBS.into_iter().filter(there).collect();
+    if found.is_empty() {
+        left_out("there is no gdb");
+    }
+    found
+}
+
+fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default)
+}
+
+/// A path for a socket, short enough for one.
+fn socket(name: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("rhea-{}-{name}", std::process::id()))
+}
+
+/// The debugger's guest (`tests/gdb`), with debugging information.
+fn guest() -> Option<&'static Path> {
+    static BUILT: OnceLock<Option<PathBuf>> = OnceLock::new();
+    const FLAGS: &str = "-m64 -mno-red-zone -O0 -g -std=gnu11 -ffreestanding -fno-pic -no-pie -static -nostdlib -mgeneral-regs-only \
+                         -fno-stack-protector -fcf-protection=none -Wall -Wextra -Wl,--build-id=none -Wl,-T,guest.ld start.S guest.c";
+    let build = || {
+        let elf = scratch().join("gdb-guest.elf");
+        let mut cc = Command::new("cc");
+        cc.current_dir(root().join("tests/gdb")).args(FLAGS.split_whitespace()).arg("-o").arg(&elf);
+        let out = cc.output().ok()?;
+        assert!(out.status.success(), "the guest does not compile:\n{}", String::from_utf8_lossy(&out.stderr));
+        Some(elf)
+    };
+    let built = BUILT.get_or_init(build).as_deref();
+    if built.is_none() {
+        left_out("there is no C compiler");
+    }
+    built
+}
+
+/// Runs a table in a gdb; gives the number of its checks. `setup`: gdb commands before it.
+fn check(gdb: &str, table: &str, at: &Path, setup: &[String], elf: Option<&Path>) -> usize {
+    let here = root().join("tests/gdb");
+    let names = format!("python TABLE={:?}; TARGET={:?}", here.join(table).display().to_string(), at.display().to_string());
+    let mut c = Command::new(gdb);
+    c.args(["-nx", "-batch", "-ex", &names]).arg("-x").arg(root().join("machine/src/gdb/rhea-gdb.py"));
+    setup.iter().for_each(|s| {
+        c.args(["-ex", s]);
+    });
+    c.arg("-x").arg(here.join("run.py")).args(elf);
+    let out = c.stdin(Stdio::null()).output().expect("gdb runs");
+    let said = String::from_utf8_lossy(&out.stdout);
+    let words: Vec<&str> = said.lines().last().unwrap_or_default().split([' ', ',']).collect();
+    match words[..] {
+        ["checks:", n, "", "failed:", "0"] => n.parse().expect("a number of checks"),
+        _ => panic!("{gdb}, {table}:\n{said}\n{}", String::from_utf8_lossy(&out.stderr)),
+    }
+}
+
+/// Runs a table on the debugger's guest, held at its first instruction.
+fn on_guest(table: &str, more: &[&str]) -> usize {
+    let Some(elf) = guest() else { return 0 };
+    let mut checks = 0;
+    for gdb in gdbs() {
+        for _ in 0..number("RHEA_GDB_TIMES", 1) {
+            let at = socket(table);
+            let stub = format!("unix:{}", at.display());
+            let kernel = elf.display().to_string();
+            let args = ["-m", "16", "-cpu", "max", "-display", "none", "-nodefaults", "-no-reboot", "-S"];
+            let args = [&args[..], &["-gdb", &stub, "-kernel", &kernel], more].concat();
+            let _g = Guest::start(&format!("gdb-{table}"), &args);
+            let started = Instant::now();
+            while UnixStream::connect(&at).is_err() {
+                assert!(started.elapsed() < LIMIT, "no stub at {stub}");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            checks = check(gdb, table, &at, &[], Some(elf));
+            let _ = std::fs::remove_file(&at);
+        }
+    }
+    checks
+}
+
+#[test]
+fn from_real_to_long_mode() {
+    let n = on_guest("modes.txt", &[]);
+    assert!(n == 0 || n >= 60, "{n} checks");
+}
+
+#[test]
+fn from_real_to_long_mode_on_the_interpreter() {
+    on_guest("modes.txt", &["-accel", "interp"]);
+}
+
+#[test]
+fn code_with_symbols() {
+    let n = on_guest("long.txt", &[]);
+    assert!(n == 0 || n >= 60, "{n} checks");
+}
+
+#[test]
+fn code_with_symbols_where_all_is_compiled() {
+    on_guest("long.txt", &["-accel", "jit,threshold=0"]);
+}
+
+#[test]
+fn several_cpus() {
+    on_guest("smp.txt", &["-smp", "2"]);
+}
+
+/// Debian's kernel and initial RAM disk, where they can be had.
+fn debian() -> Option<(String, String)> {
+    let c: Config = match options::parse(Vec::new()) {
+        Ok(Request::FirstRun(c)) => firstrun::prepare(*c).expect("some guest can always be made"),
+        other => panic!("{other:?}"),
+    };
+    let path = |p: Option<PathBuf>| p.map(|p| p.display().to_string());
+    path(c.kernel).zip(path(c.initrd))
+}
+
+#[test]
+fn debians_kernel() {
+    let Some((kernel, initrd)) = debian() else { return left_out("Debian's kernel cannot be fetched") };
+    for gdb in gdbs() {
+        let at = socket("debian");
+        let stub = format!("unix:{}", at.display());
+        let args = ["-m", "256", "-nographic", "-append", "console=ttyS0 quiet nokaslr", "-kernel", &kernel];
+        let mut g = Guest::start("gdb-debian", &[&args[..], &["-initrd", &initrd, "-gdb", &stub]].concat());
+        g.wait_for("~ # ", LIMIT);
+        // System.map is not in Debian's package; what is needed of it comes from the kernel itself.
+        let names = ["__x64_sys_getpid", "__x64_sys_getppid", "schedule", "jiffies", "ksys_read", "default_idle_call"];
+        g.type_line(&format!("grep -E ' ({})$' /proc/kallsyms; echo do''ne", names.join("|")));
+        let said = g.wait_for("done", LIMIT);
+        let mut setup = Vec::new();
+        for line in said.lines() {
+            if let [address, _, name] = line.split_whitespace().collect::<Vec<_>>()[..]
+                && names.contains(&name)
+            {
+                setup.push(format!("set ${name} = 0x{address}"));
+            }
+        }
+        assert_eq!(setup.len(), names.len(), "{said}");
+        g.type_line("while :; do sh -c 'echo $PPID >/dev/null'; done");
+        check(gdb, "debian.txt", &at, &setup, None);
+        let _ = std::fs::remove_file(&at);
+    }
+}
+
+/// Numbers that look random, the same each time.
+struct Numbers(u64);
+
+impl Numbers {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+        self.0 >> 33
+    }
+}
+
+/// What a stub must survive: packets that are cut, damaged, too long, without sense.
+fn hostile(n: &mut Numbers) -> Vec<u8> {
+    const KNOWN: [&str; 34] = [
+        "m0,ffffffffffffffff",
+        "mffffffffffffffff,10",
+        "Mffffffffffffffff,1:00",
+        "M0,2:0",
+        "X0,4:}",
+        "g",
+        "G00",
+        "G",
+        "p999",
+        "pffffffffffffffffff",
+        "P0=",
+        "P10=zz",
+        "P24=ffffffffffffffff",
+        "Hg-1",
+        "Hgffff",
+        "Hc",
+        "T0",
+        "Z0,0,1;Xffff,00",
+        "Z2,ffffffffffffffff,ffffffffffffffff",
+        "Z9,,",
+        "z0",
+        "vCont;r0,ffffffffffffffff:1;c:99",
+        "vCont;",
+        "vCont;t",
+        "qXfer:features:read:target.xml:ffffffffffffffff,ffffffffffffffff",
+        "qXfer:threads:read::0",
+        "qRcmd,",
+        "qRcmd,783a",
+        "qRcmd,782f39393939393939393939393939393939397820300a",
+        "Qqemu.sstep=ff",
+        "Qqemu.PhyMemMode:2",
+        "qSupported:",
+        "s",
+        "vCont;s",
+    ];
+    let mut payload: Vec<u8> = match n.next() % 4 {
+        0 => (0..n.next() % 300).map(|_| n.next() as u8).collect(),
+        1 => vec![b'a' + (n.next() % 26) as u8; (n.next() % 40_000) as usize],
+        _ => {
+            let mut p = KNOWN[n.next() as usize % KNOWN.len()].as_bytes().to_vec();
+            if n.next() % 3 == 0 && !p.is_empty() {
+                let at = n.next() as usize % p.len();
+                p[at] = n.next() as u8;
+            }
+            p
+        }
+    };
+    // All but "kill".
+    payload.iter_mut().take(1).filter(|b| **b == b'k').for_each(|b| *b = b'K');
+    let sum = payload.iter().fold(0u8, |s, b| s.wrapping_add(*b));
+    let mut bytes = b"$".to_vec();
+    bytes.extend(payload);
+    bytes.extend(format!("#{:02x}", if n.next() % 8 == 0 { sum ^ 1 } else { sum }).bytes());
+    if n.next() % 6 == 0 {
+        bytes.truncate(n.next() as usize % bytes.len());
+    }
+    if n.next() % 5 == 0 {
+        bytes.push(3);
+    }
+    bytes
+}
+
+#[test]
+fn hostile_clients() {
+    let Some(elf) = guest() else { return };
+    let at = socket("hostile");
+    let stub = format!("unix:{}", at.display());
+    let kernel = elf.display().to_string();
+    let args =
+        ["-m", "16", "-cpu", "max", "-nographic", "-serial", "none", "-monitor", "stdio", "-gdb", &stub, "-kernel", &kernel];
+    let mut g = Guest::start("gdb-hostile", &args);
+    let (end, mut n) = (Instant::now() + Duration::from_secs(number("RHEA_GDB_FUZZ_SECONDS", 4)), Numbers(1));
+    g.wait_for("(rhea)", LIMIT);
+    while Instant::now() < end {
+        let mut s = UnixStream::connect(&at).expect("the stub listens");
+        s.set_read_timeout(Some(Duration::from_millis(2))).expect("a time limit");
+        for _ in 0..n.next() % 40 {
+            if s.write_all(&hostile(&mut n)).is_err() {
+                break;
+            }
+            let _ = s.read(&mut [0; 4096]);
+        }
+        // It goes in the middle of something.
+        let _ = s.write_all(b"$vCont;");
+    }
+    // Nobody is there any more: the guest runs.
+    let before = Instant::now();
+    loop {
+        g.send("info status\n");
+        let said = g.wait_for("(rhea)", LIMIT);
+        if said.contains("VM status: running") {
+            break;
+        }
+        assert!(before.elapsed() < LIMIT, "the guest stands still: {said}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    g.send("quit\n");
+    g.expect_exit(0, LIMIT);
+    let _ = std::fs::remove_file(&at);
+}
