@@ -19,6 +19,7 @@ import time
 import gdb
 
 STDOUT = os.dup(1)
+STDERR = os.dup(2)
 CAPTURE = tempfile.TemporaryFile()
 
 gdb.execute("set pagination off")
@@ -73,12 +74,16 @@ def captured(command):
     gdb.flush()
     CAPTURE.seek(0)
     CAPTURE.truncate()
+    # What the monitor says goes to standard error.
     os.dup2(CAPTURE.fileno(), 1)
+    os.dup2(CAPTURE.fileno(), 2)
     try:
         more = run(command)
     finally:
         gdb.flush()
+        gdb.flush(gdb.STDERR)
         os.dup2(STDOUT, 1)
+        os.dup2(STDERR, 2)
     CAPTURE.seek(0)
     return CAPTURE.read().decode(errors="replace") + more
 

@@ -78,7 +78,7 @@ impl Engine for Translating {
         collect(&io.ram, guest, &before);
         match stop {
             StopReason::Halted => halted(&io.ram, guest, len, long),
-            StopReason::Stopped | StopReason::Limit => Err("the code does not end".into()),
+            StopReason::Stopped | StopReason::Limit | StopReason::Debug(_) => Err("the code does not end".into()),
             StopReason::TripleFault if long => Err("triple fault".into()),
             StopReason::TripleFault => Ok(Stop::Unfit("an exception here would push onto the case's own stack".into())),
         }
