@@ -220,7 +220,7 @@ fn hostile(n: &mut Numbers) -> Vec<u8> {
         1 => vec![b'a' + (n.next() % 26) as u8; (n.next() % 40_000) as usize],
         _ => {
             let mut p = KNOWN[n.next() as usize % KNOWN.len()].as_bytes().to_vec();
-            if n.next() % 3 == 0 && !p.is_empty() {
+            if n.next().is_multiple_of(3) && !p.is_empty() {
                 let at = n.next() as usize % p.len();
                 p[at] = n.next() as u8;
             }
@@ -232,11 +232,11 @@ fn hostile(n: &mut Numbers) -> Vec<u8> {
     let sum = payload.iter().fold(0u8, |s, b| s.wrapping_add(*b));
     let mut bytes = b"$".to_vec();
     bytes.extend(payload);
-    bytes.extend(format!("#{:02x}", if n.next() % 8 == 0 { sum ^ 1 } else { sum }).bytes());
-    if n.next() % 6 == 0 {
+    bytes.extend(format!("#{:02x}", if n.next().is_multiple_of(8) { sum ^ 1 } else { sum }).bytes());
+    if n.next().is_multiple_of(6) {
         bytes.truncate(n.next() as usize % bytes.len());
     }
-    if n.next() % 5 == 0 {
+    if n.next().is_multiple_of(5) {
         bytes.push(3);
     }
     bytes
