@@ -12,6 +12,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use vm_core::testing::left_out;
 
@@ -34,9 +35,10 @@ fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default)
 }
 
-/// A path for a socket, short enough for one.
-fn socket(name: &str) -> PathBuf {
-    std::env::temp_dir().join(format!("rhea-{}-{name}", std::process::id()))
+/// A path for a socket of its own, short enough for one.
+fn socket() -> PathBuf {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    std::env::temp_dir().join(format!("rhea-gdb-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)))
 }
 
 /// The debugger's guest (`tests/gdb`), with debugging information.
@@ -84,7 +86,7 @@ fn on_guest(table: &str, more: &[&str]) -> usize {
     let mut checks = 0;
     for gdb in gdbs() {
         for _ in 0..number("RHEA_GDB_TIMES", 1) {
-            let at = socket(table);
+            let at = socket();
             let stub = format!("unix:{}", at.display());
             let kernel = elf.display().to_string();
             let args = ["-m", "16", "-cpu", "max", "-display", "none", "-nodefaults", "-no-reboot", "-S"];
@@ -143,11 +145,12 @@ fn debian() -> Option<(String, String)> {
 fn debians_kernel() {
     let Some((kernel, initrd)) = debian() else { return left_out("Debian's kernel cannot be fetched") };
     for gdb in gdbs() {
-        let at = socket("debian");
+        let at = socket();
         let stub = format!("unix:{}", at.display());
         let args = ["-m", "256", "-nographic", "-append", "console=ttyS0 quiet nokaslr", "-kernel", &kernel];
         let mut g = Guest::start("gdb-debian", &[&args[..], &["-initrd", &initrd, "-gdb", &stub]].concat());
-        g.wait_for("~ # ", LIMIT);
+        g.wait_for("in rhea", LIMIT);
+        g.wait_for("# ", LIMIT);
         // System.map is not in Debian's package; what is needed of it comes from the kernel itself.
         let names = ["__x64_sys_getpid", "__x64_sys_getppid", "schedule", "jiffies", "ksys_read", "default_idle_call"];
         g.type_line(&format!("grep -E ' ({})$' /proc/kallsyms; echo do''ne", names.join("|")));
@@ -245,7 +248,7 @@ fn hostile(n: &mut Numbers) -> Vec<u8> {
 #[test]
 fn hostile_clients() {
     let Some(elf) = guest() else { return };
-    let at = socket("hostile");
+    let at = socket();
     let stub = format!("unix:{}", at.display());
     let kernel = elf.display().to_string();
     let args =
