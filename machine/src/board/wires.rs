@@ -43,13 +43,10 @@ impl IrqSink for PicInput {
 struct Pin {
     gsi: Arc<SharedIrq>,
     pic: Arc<SharedIrq>,
-    /// Of all pins: devices raise and lower them on several threads at once.
-    order: Arc<Mutex<()>>,
 }
 
 impl IrqSink for Pin {
     fn set_irq(&self, source: u32, level: bool) {
-        let _one_at_a_time = self.order.lock();
         self.pic.set_irq(source, level);
         self.gsi.set_irq(source, level);
     }
@@ -63,7 +60,6 @@ pub struct Wires {
     shared_gsi: Vec<Arc<SharedIrq>>,
     /// The 8259s' inputs for PCI.
     pci_pic: [Arc<SharedIrq>; 2],
-    pin_order: Arc<Mutex<()>>,
 }
 
 impl Wires {
@@ -74,7 +70,7 @@ impl Wires {
         let isa = Arc::new(Isa { pic, ioapic });
         let shared_isa = SHARED_ISA.map(|n| SharedIrq::new(IrqLine::new(isa.clone(), n)));
         let shared_gsi = (FIRST_SHARED_GSI..ioapic::PINS as u32).map(|n| SharedIrq::new(IrqLine::new(gsi.clone(), n))).collect();
-        Self { isa, shared_isa, gsi, shared_gsi, pci_pic, pin_order: Arc::default() }
+        Self { isa, shared_isa, gsi, shared_gsi, pci_pic }
     }
 
     /// The only source of ISA interrupt `n` (0..=15).
@@ -96,7 +92,7 @@ impl Wires {
         let shared = self.shared_gsi[(gsi - FIRST_SHARED_GSI) as usize].clone();
         let isa = intx_isa(device, 0);
         let pic = self.pci_pic[usize::from(isa - PCI_ISA_FIRST)].clone();
-        (IrqLine::new(Arc::new(Pin { gsi: shared, pic, order: self.pin_order.clone() }), device.into()), isa)
+        (IrqLine::new(Arc::new(Pin { gsi: shared, pic }), device.into()), isa)
     }
 
     /// The I/O APIC's inputs, from 0, for the HPET.
