@@ -57,6 +57,7 @@ slots! {
     CR0 = "cr0", 8, offset_of!(CpuState, cr0);
     CR2 = "cr2", 8, offset_of!(CpuState, cr2);
     CR4 = "cr4", 8, offset_of!(CpuState, cr4);
+    CS_LIMIT = "cs_limit", 4, offset_of!(CpuState, seg) + size_of::<Segment>() * SegReg::Cs as usize + offset_of!(Segment, limit);
     LDT_SEL = "ldt", 2, offset_of!(CpuState, ldt) + offset_of!(Segment, selector);
     TR_SEL = "tr", 2, offset_of!(CpuState, tr) + offset_of!(Segment, selector);
     GDT_BASE = "gdt_base", 8, offset_of!(CpuState, gdt) + offset_of!(DescTable, base);

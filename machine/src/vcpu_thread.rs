@@ -169,6 +169,9 @@ fn sleep(cpu: &mut Cpu) {
 /// Events that end the sleep of a CPU.
 pub fn wake_mask(state: &CpuState) -> Events {
     let mut mask = Events::all() - Events::INTR - Events::NMI - Events::SIPI;
+    if state.smm {
+        mask -= Events::SMI | Events::INIT;
+    }
     if state.wait_sipi {
         mask |= Events::SIPI;
     } else {

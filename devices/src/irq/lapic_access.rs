@@ -136,7 +136,10 @@ impl Core {
             reg::EOI | reg::ESR => 0,
             reg::INITIAL_COUNT => 0xffff_ffff,
             reg::DIVIDE => DIVIDE_WRITABLE.into(),
-            reg::LVT_TIMER..=reg::LVT_ERROR => (lvt::WRITABLE[usize::from(r - reg::LVT_TIMER)] | lvt::READ_ONLY).into(),
+            reg::LVT_TIMER..=reg::LVT_ERROR => {
+                let n = usize::from(r - reg::LVT_TIMER);
+                (lvt::WRITABLE[n] | lvt::READ_ONLY[n]).into()
+            }
             _ => return None,
         };
         if v & !allowed != 0 {

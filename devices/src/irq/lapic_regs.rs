@@ -67,8 +67,8 @@ pub mod lvt {
     pub const TIMER_MODE_SHIFT: u32 = 17;
     /// Bits that software can change: timer, thermal, performance, LINT0, LINT1, error.
     pub const WRITABLE: [u32; super::LVTS] = [0x7_00ff, 0x1_07ff, 0x1_07ff, 0x1_a7ff, 0x1_a7ff, 0x1_00ff];
-    /// Delivery status and remote IRR: writing them does nothing.
-    pub const READ_ONLY: u32 = 0x5000;
+    /// Delivery status, and in LINT0 and LINT1 remote IRR: writing them does nothing.
+    pub const READ_ONLY: [u32; super::LVTS] = [0x1000, 0x1000, 0x1000, 0x5000, 0x5000, 0x1000];
 }
 
 /// Error status register.

@@ -5,6 +5,7 @@ use crate::fault::{gp, ud};
 use crate::flags::bit;
 use crate::paging::{PHYS_BITS, load_pdptes};
 use crate::state::{CpuState, SegReg, Segment, cr0, cr4, efer};
+use crate::vme;
 use vm_core::guest::{Flush, GuestEnv};
 use vm_core::{Fault, Pa, Va};
 
@@ -310,9 +311,11 @@ pub fn hlt(cpu: &mut CpuState) -> Result<(), Fault> {
     Ok(())
 }
 
-/// CLI and STI (`on`) where IOPL decides; STI holds interrupts for one instruction if IF was clear. Errors: #GP(0).
+/// CLI and STI (`on`) where IOPL decides, or VIF stands for IF; STI holds interrupts for one instruction if IF was clear. Errors: #GP(0).
 pub fn set_if(cpu: &mut CpuState, on: bool) -> Result<(), Fault> {
-    check(!cpu.protected() || cpu.cpl <= cpu.iopl())?;
+    if cpu.protected() && cpu.cpl > cpu.iopl() {
+        return vme::set_vif(cpu, on);
+    }
     if on && cpu.eflags & bit::IF == 0 {
         cpu.shadow = crate::state::shadow::STI;
     }
@@ -320,14 +323,22 @@ pub fn set_if(cpu: &mut CpuState, on: bool) -> Result<(), Fault> {
     Ok(())
 }
 
-/// The image PUSHF stores: VM and RF read as 0. Errors: #GP(0) in v86 mode with IOPL < 3.
-pub fn pushf(cpu: &CpuState) -> Result<u64, Fault> {
+/// The image that PUSHF with an operand of `size` bytes stores: VM and RF read as 0. Errors: #GP(0) in v86 mode with IOPL < 3.
+pub fn pushf(cpu: &CpuState, size: u8) -> Result<u64, Fault> {
+    if size == 2 && vme::virtual_if(cpu) {
+        return Ok(vme::image(cpu));
+    }
     check(!cpu.v86() || cpu.iopl() == 3)?;
     Ok(cpu.rflags() & !(bit::VM | bit::RF))
 }
 
 /// POPF with an operand of `size` bytes. Errors: #GP(0) in v86 mode with IOPL < 3.
 pub fn popf(cpu: &mut CpuState, value: u64, size: u8) -> Result<(), Fault> {
+    if size == 2 && vme::virtual_if(cpu) {
+        let new = vme::loaded(cpu, value)?;
+        cpu.set_rflags(new);
+        return Ok(());
+    }
     check(!cpu.v86() || cpu.iopl() == 3)?;
     let mut m = bit::ARITH | bit::TF | bit::DF | bit::NT | bit::AC | bit::ID;
     if cpu.cpl == 0 {

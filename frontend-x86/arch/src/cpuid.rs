@@ -42,6 +42,7 @@ pub mod feature {
     pub const FXSR: (Word, u32) = (Word::L1Edx, 24);
     pub const SSE: (Word, u32) = (Word::L1Edx, 25);
     pub const PCID: (Word, u32) = (Word::L1Ecx, 17);
+    pub const X2APIC: (Word, u32) = (Word::L1Ecx, 21);
     pub const XSAVE: (Word, u32) = (Word::L1Ecx, 26);
     pub const XSAVES: (Word, u32) = (Word::XsaveEax, 3);
     pub const OSXSAVE: (Word, u32) = (Word::L1Ecx, 27);

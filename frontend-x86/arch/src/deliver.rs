@@ -5,9 +5,10 @@ use crate::desc::{self, Desc, code, is_null, set_type_bits, system, system_va};
 use crate::fault::{gp, np, vector};
 use crate::flags::bit;
 use crate::stack::{Stack, in_limit, system_ctx};
-use crate::state::{CpuState, SegReg, Segment};
+use crate::state::{CpuState, SegReg, Segment, cr4};
 use crate::task::{self, Cause, Leaving};
 use crate::tss;
+use crate::vme;
 use vm_core::guest::{GuestEnv, Shutdown};
 use vm_core::{Fault, Va, dlog};
 
@@ -60,9 +61,16 @@ impl Event {
 /// Errors: the caller raises the fault at the instruction itself; nothing has changed.
 pub fn software_int<E: GuestEnv<Cpu = CpuState>>(env: &mut E, vector: u8, next_rip: u64, source: Source) -> Result<(), Fault> {
     let cpu = env.cpu_ref();
-    if cpu.v86() && source == Source::SoftInt && cpu.iopl() < 3 {
-        return Err(gp(0));
+    if cpu.v86() && source == Source::SoftInt {
+        let (iopl, extended) = (cpu.iopl(), cpu.cr4 & cr4::VME != 0);
+        if extended && vme::redirected(env, vector)? {
+            return vme::interrupt(env, vector, next_rip);
+        }
+        if iopl < 3 {
+            return Err(gp(0));
+        }
     }
+    let cpu = env.cpu_ref();
     let ev = Event { vector, error: None, source, rip: next_rip, rf: false };
     log(cpu, &ev, 0);
     if let Some(f) = enter(env, &ev)? {

@@ -11,6 +11,7 @@ use crate::stack::{Stack, in_limit, system_ctx};
 use crate::state::{CpuState, SegReg, Segment};
 use crate::task::{self, Cause, Leaving, Task};
 use crate::tss;
+use crate::vme;
 use vm_core::guest::GuestEnv;
 use vm_core::{Fault, Va};
 
@@ -417,7 +418,8 @@ pub fn iret<E: GuestEnv<Cpu = CpuState>>(env: &mut E, size: u8, next_rip: u64) -
 
 fn iret_real<E: GuestEnv<Cpu = CpuState>>(env: &mut E, size: u8) -> Result<(), Fault> {
     let v86 = env.cpu_ref().v86();
-    if v86 && env.cpu_ref().iopl() < 3 {
+    let by_vif = size == 2 && vme::virtual_if(env.cpu_ref());
+    if v86 && env.cpu_ref().iopl() < 3 && !by_vif {
         return Err(gp(0));
     }
     let mut stack = Stack::current(env.cpu_ref(), 0);
@@ -425,6 +427,7 @@ fn iret_real<E: GuestEnv<Cpu = CpuState>>(env: &mut E, size: u8) -> Result<(), F
     let selector = stack.pop(env, size)? as u16;
     let flags = stack.pop(env, size)?;
     let t = real_target(env.cpu_ref(), selector, rip)?;
+    let virtual_flags = if by_vif { Some(vme::loaded(env.cpu_ref(), flags)?) } else { None };
     let cpu = env.cpu();
     let mut m = bit::ARITH | bit::TF | bit::IF | bit::DF | bit::NT | bit::RF | bit::AC | bit::ID;
     if !v86 {
@@ -433,7 +436,7 @@ fn iret_real<E: GuestEnv<Cpu = CpuState>>(env: &mut E, size: u8) -> Result<(), F
     if size == 2 {
         m &= 0xffff;
     }
-    let rflags = cpu.rflags() & !m | flags & m;
+    let rflags = virtual_flags.unwrap_or(cpu.rflags() & !m | flags & m);
     cpu.gpr[4] = stack.sp;
     arrive(cpu, &t);
     cpu.nmi_blocked = false;

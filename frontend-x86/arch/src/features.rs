@@ -5,12 +5,12 @@ use crate::cpuid::{WORDS, Word};
 /// Features that the translator and this crate implement, in `Word` order. A feature is added here, and nowhere else, when
 /// its instructions and state work.
 const IMPLEMENTED: [u32; WORDS] = [
-    // fpu de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat pse36 clflush mmx fxsr sse sse2 ht
-    0x178b_fbfd,
+    // fpu vme de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat pse36 clflush mmx fxsr sse sse2 ht
+    0x178b_fbff,
     // pni pclmulqdq ssse3 fma cx16 pcid sse4.1 sse4.2 x2apic movbe popcnt tsc-deadline aes xsave avx f16c rdrand hypervisor
     0xf7fa_3203,
     // the copies of 1.EDX, syscall nx mmxext fxsr_opt pdpe1gb rdtscp lm
-    0x2fd3_fbfd,
+    0x2fd3_fbff,
     // lahf_lm cmp_legacy abm sse4a 3dnowprefetch
     0x0000_0163,
     // fsgsbase bmi1 avx2 smep bmi2 erms invpcid rdseed adx smap clflushopt clwb sha-ni
@@ -174,6 +174,9 @@ pub const FEATURES: &[Feature] = &[
     n("misalignsse", Word::ExtEcx, 7),
     n("3dnowprefetch", Word::ExtEcx, 8),
     n("osvw", Word::ExtEcx, 9),
+    n("xop", Word::ExtEcx, 11),
+    n("fma4", Word::ExtEcx, 16),
+    n("tbm", Word::ExtEcx, 21),
     n("topoext", Word::ExtEcx, 22),
     n("perfctr-core", Word::ExtEcx, 23),
     n("fsgsbase", Word::L7Ebx, 0),
@@ -203,6 +206,11 @@ pub const FEATURES: &[Feature] = &[
     n("vaes", Word::L7Ecx, 9),
     n("vpclmulqdq", Word::L7Ecx, 10),
     n("la57", Word::L7Ecx, 16),
+    n("avx512vbmi", Word::L7Ecx, 1),
+    n("avx512vbmi2", Word::L7Ecx, 6),
+    n("avx512vnni", Word::L7Ecx, 11),
+    n("avx512bitalg", Word::L7Ecx, 12),
+    n("avx512-vpopcntdq", Word::L7Ecx, 14),
     n("rdpid", Word::L7Ecx, 22),
     n("fsrm", Word::L7Edx, 4),
     n("xsaveopt", Word::XsaveEax, 0),

@@ -1,10 +1,12 @@
 //! `CpuState` as engines see it: `vm_core::GuestCpu`.
 
+use crate::blame;
 use crate::debug;
 use crate::deliver::{self, Event, Source, deliver};
 use crate::fault::vector;
 use crate::flags::bit;
 use crate::mode::Mode;
+use crate::smm;
 use crate::state::{CpuState, PendingEvent, SegReg, shadow};
 use crate::{dump, paging};
 use vm_core::guest::{GuestCpu, GuestEnv, Mapping, PhysMem, Shutdown};
@@ -68,7 +70,8 @@ impl GuestCpu for CpuState {
 
     fn deliver_event<E: GuestEnv<Cpu = Self>>(env: &mut E) -> Result<bool, Shutdown> {
         let pending = env.io().signals().pending();
-        if pending.contains(Events::INIT) {
+        // System management mode holds back INIT, NMI and further SMIs.
+        if pending.contains(Events::INIT) && !env.cpu_ref().smm {
             env.io().signals().clear(Events::INIT);
             return Ok(take_init(env));
         }
@@ -83,9 +86,10 @@ impl GuestCpu for CpuState {
         if cpu.shadow == shadow::NONE && cpu.pending.valid {
             return debug::take_pending(env).map(|()| true);
         }
-        if pending.contains(Events::SMI) {
+        if pending.contains(Events::SMI) && !cpu.smm && cpu.shadow == shadow::NONE {
             env.io().signals().clear(Events::SMI);
-            vm_core::dlog!(UNIMP, "SMI: system management mode is not implemented");
+            smm::enter(env);
+            return Ok(true);
         }
         let cpu = env.cpu();
         if pending.contains(Events::NMI) && !cpu.nmi_blocked && cpu.shadow == shadow::NONE {
@@ -103,6 +107,8 @@ impl GuestCpu for CpuState {
     }
 
     fn deliver_fault<E: GuestEnv<Cpu = Self>>(env: &mut E, fault: Fault) -> Result<(), Shutdown> {
+        let bad_address = fault.vector == vector::GP && fault.addr != 0;
+        let fault = if bad_address && blame::is_stack(env, fault.addr) { Fault { vector: vector::SS, ..fault } } else { fault };
         let cpu = env.cpu();
         // Breakpoints that the instruction met before it faulted are met again when it is run anew.
         if cpu.pending.vector == vector::DB {

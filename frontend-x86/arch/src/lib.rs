@@ -1,6 +1,7 @@
 //! x86 architectural state and what is defined on it alone: registers, lazy flags, page walk, segment loads, exception and
 //! interrupt delivery, MSRs, CPUID, reset. The JIT, the interpreter, KVM, gdb and saved state share it.
 
+mod blame;
 pub mod control;
 pub mod cpuid;
 pub mod debug;
@@ -20,6 +21,7 @@ pub mod paging;
 pub mod reset;
 mod saved;
 pub mod segment;
+pub mod smm;
 pub mod stack;
 pub mod state;
 pub mod syscall;
@@ -28,6 +30,7 @@ mod task;
 mod tests;
 pub mod topology;
 pub mod tss;
+mod vme;
 
 pub use mode::{CodeSize, Mode};
 pub use state::{CpuState, DescTable, F80, SegReg, Segment};

@@ -46,6 +46,8 @@ impl Mode {
     pub const IO_OK: u64 = 1 << 17;
     /// MXCSR's control bits are not what they are after reset: SSE arithmetic may raise #XM, round otherwise, flush to zero.
     pub const XM: u64 = 1 << 18;
+    /// CR4.LA57 in long mode: canonical addresses have 57 bits.
+    pub const LA57: u64 = 1 << 19;
 
     pub const fn has(self, bit: u64) -> bool {
         self.0 & bit != 0

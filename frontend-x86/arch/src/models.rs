@@ -1,6 +1,7 @@
 //! CPU models and `-cpu` (names of models and features as in QEMU).
 
 mod named;
+mod older;
 
 use crate::cpuid::{CpuConfigured, WORDS};
 use crate::features::{self, Feature, find};
@@ -104,6 +105,22 @@ pub const MODELS: &[Model] = &[
     named::EPYC,
     named::EPYC_ROME,
     named::EPYC_MILAN,
+    named::CASCADELAKE,
+    named::ICELAKE,
+    older::I486,
+    older::PENTIUM_MODEL,
+    older::PENTIUM2_MODEL,
+    older::PENTIUM3_MODEL,
+    older::ATHLON,
+    older::COREDUO,
+    older::N270,
+    older::CONROE,
+    older::PHENOM,
+    older::OPTERON_G1_MODEL,
+    older::OPTERON_G2_MODEL,
+    older::OPTERON_G3_MODEL,
+    older::OPTERON_G4_MODEL,
+    older::OPTERON_G5_MODEL,
 ];
 
 /// Model names and help, for `-cpu help`.

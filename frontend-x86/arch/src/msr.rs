@@ -46,6 +46,8 @@ pub mod index {
     pub const TSC_AUX: u32 = 0xc000_0103;
 }
 
+/// IA32_APIC_BASE: x2APIC mode.
+const APIC_BASE_EXTD: u64 = 1 << 10;
 /// Variable MTRR pairs.
 const VARIABLE: u32 = 8;
 /// MTRRCAP: eight variable pairs, fixed ranges, write-combining.
@@ -176,6 +178,9 @@ fn has_tsc_aux(cpu: &CpuState) -> bool {
 pub fn wrmsr<E: GuestEnv<Cpu = CpuState>>(env: &mut E, msr: u32, value: u64) -> Result<(), Fault> {
     if env.cpu_ref().cpl != 0 {
         return Err(gp(0));
+    }
+    if msr == index::APIC_BASE && value & APIC_BASE_EXTD != 0 && !env.cpu_ref().has(feature::X2APIC) {
+        return Err(missing(msr, "x2APIC mode by write"));
     }
     if of_machine(msr) {
         let off = env.cpu_ref().tsc_offset.wrapping_neg();

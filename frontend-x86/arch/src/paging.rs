@@ -256,7 +256,8 @@ pub fn walk(cpu: &CpuState, va: Va, access: Access, c: usize, mem: &dyn PhysMem)
         return Ok(Mapping { page, read: true, write: true, exec: true, global: true });
     }
     if cpu.long_mode() && !canonical(cpu, va.0) {
-        return Err(gp(0));
+        // The address tells `deliver_fault` that this is why.
+        return Err(Fault { addr: va.0, ..gp(0) });
     }
     let lin = if cpu.long_mode() { va.0 } else { va.0 & 0xffff_ffff };
     let bits = access_bits(cpu, access, c);

@@ -131,7 +131,7 @@ impl CpuState {
     }
 
     /// What no sequence of instructions can lead to is refused: the rest of this crate relies on it.
-    fn plausible(&self, rflags: u64) -> Result<(), &'static str> {
+    pub(crate) fn plausible(&self, rflags: u64) -> Result<(), &'static str> {
         let has = |w: u64, b: u64| w & b != 0;
         let that = |ok: bool, what| if ok { Ok(()) } else { Err(what) };
         let (pe, pg, lma) = (has(self.cr0, cr0::PE), has(self.cr0, cr0::PG), has(self.efer, efer::LMA));
@@ -148,6 +148,7 @@ impl CpuState {
         that(self.xcr0 & 1 == 1 && self.xcr0 & !xcr0_known(self) == 0, "XCR0")?;
         that(self.mxcsr >> 16 == 0, "MXCSR")?;
         that(matches!(self.shadow, shadow::NONE | shadow::STI | shadow::MOV_SS), "the interrupt shadow")?;
+        that(self.smbase >> 32 == 0, "SMBASE")?;
         that(self.dr[6] >> 32 == 0 && self.dr[7] >> 32 == 0, "DR6 or DR7")?;
         let addresses = [self.lstar, self.cstar, self.kernel_gs_base, self.sysenter_esp, self.sysenter_eip];
         that(addresses.iter().all(|a| canonical(self, *a)), "an address in an MSR")

@@ -326,6 +326,7 @@ impl CpuState {
             (has(self.cr0, cr0::AM) && ac && self.cpl == 3, Mode::ALIGN),
             (!self.protected() || self.cpl <= self.iopl() && !self.v86(), Mode::IO_OK),
             (self.mxcsr & !0x3f != 0x1f80, Mode::XM),
+            (self.long_mode() && has(self.cr4, cr4::LA57), Mode::LA57),
         ];
         self.mode = bits.iter().filter(|(on, _)| *on).fold(u64::from(self.cpl) | code << Mode::CODE_SHIFT, |m, (_, b)| m | b);
     }

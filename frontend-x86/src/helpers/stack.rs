@@ -9,8 +9,8 @@ rows! {
     topic stack;
     /// (operand bytes, frame bytes, nesting level 0..=31)
     ENTER = enter(3) ANY;
-    /// RFLAGS as PUSHF stores them; #GP(0) in virtual-8086 mode with IOPL < 3.
-    PUSHF = pushf(0) CHECKS;
+    /// (operand bytes): RFLAGS as PUSHF stores them; #GP(0) in virtual-8086 mode with IOPL < 3.
+    PUSHF = pushf(1) CHECKS;
     /// (value, operand bytes): what POPF may change of RFLAGS at this privilege.
     POPF = popf(2) ANY;
 }
@@ -72,8 +72,8 @@ fn enter<E: Env>(env: &mut E, bytes: u64, frame: u64, level: u64) -> Res {
     Ok(0)
 }
 
-fn pushf<E: Env>(env: &mut E, _: u64, _: u64, _: u64) -> Res {
-    control::pushf(env.cpu_ref())
+fn pushf<E: Env>(env: &mut E, bytes: u64, _: u64, _: u64) -> Res {
+    control::pushf(env.cpu_ref(), bytes as u8)
 }
 
 fn popf<E: Env>(env: &mut E, value: u64, bytes: u64, _: u64) -> Res {

@@ -52,6 +52,7 @@ rows! {
     SYSENTER = enter_sysenter(0) ANY;
     SYSEXIT = leave_sysenter(1) ANY;
     SWAPGS = swapgs(0) ANY;
+    RSM = rsm(0) ANY;
     XGETBV = xgetbv(1) CHECKS;
     XSETBV = xsetbv(2) ANY;
     RDPKRU = rdpkru(0) CHECKS;
@@ -73,6 +74,10 @@ fn unimp<E: Env>(env: &mut E, mnemonic: u64, bytes: u64, _: u64) -> Res {
 /// Result of a helper that gives none.
 fn done(r: Result<(), Fault>) -> Res {
     r.map(|()| 0)
+}
+
+fn rsm<E: Env>(env: &mut E, _: u64, _: u64, _: u64) -> Res {
+    done(arch_x86::smm::rsm(env))
 }
 
 fn read_cr<E: Env>(env: &mut E, n: u64, _: u64, _: u64) -> Res {

@@ -2,7 +2,8 @@
 
 use super::Tr;
 use crate::layout;
-use arch_x86::CodeSize;
+use arch_x86::fault::vector;
+use arch_x86::{CodeSize, Mode};
 use iced_x86::{Mnemonic, OpKind, Register};
 use ir::{Cond, Op, Ty, Val};
 
@@ -35,20 +36,20 @@ pub fn translate(tr: &mut Tr<'_>) -> bool {
 
 /// Where a relative branch goes.
 enum Target {
-    /// Page offset.
-    Offset(i64),
+    /// Page offset, and a mask of the program counter there.
+    Offset(i64, u64),
     /// Not at a fixed distance from the page: a 16-bit target in wider code.
     Absolute(Val),
 }
 
 fn target(tr: &mut Tr<'_>) -> Option<Target> {
     match tr.insn.op0_kind() {
-        OpKind::NearBranch64 => Some(Target::Offset(tr.insn.near_branch64() as i64)),
-        OpKind::NearBranch32 => Some(Target::Offset(i64::from(tr.insn.near_branch32() as i32))),
+        OpKind::NearBranch64 => Some(Target::Offset(tr.insn.near_branch64() as i64, !0)),
+        OpKind::NearBranch32 => Some(Target::Offset(i64::from(tr.insn.near_branch32() as i32), 0xffff_ffff)),
         OpKind::NearBranch16 => {
             let t = i64::from(tr.insn.near_branch16() as i16);
             if tr.mode.code_size() == CodeSize::Bits16 {
-                return Some(Target::Offset(t));
+                return Some(Target::Offset(t, 0xffff));
             }
             let pc = tr.b.pcrel(t);
             Some(Target::Absolute(tr.b.bin_imm(Op::And, pc, 0xffff)))
@@ -57,9 +58,37 @@ fn target(tr: &mut Tr<'_>) -> Option<Target> {
     }
 }
 
+/// #GP(0) before the jump if its target lies outside the code segment or is not canonical (SDM 2A "JMP"); `c`: only if it is taken.
+fn check_target(tr: &mut Tr<'_>, t: &Target, c: Option<Val>) {
+    match *t {
+        Target::Offset(off, mask) if tr.code_limited() => {
+            let pc = tr.b.pcrel(off);
+            let pc = tr.b.bin_imm(Op::And, pc, mask);
+            tr.in_code_limit(pc, c);
+        }
+        Target::Absolute(pc) if tr.code_limited() => tr.in_code_limit(pc, c),
+        Target::Absolute(pc) if tr.is_64() => {
+            let bits = if tr.mode.has(Mode::LA57) { 56 } else { 47 };
+            let top = tr.b.bin_imm(Op::Sar, pc, bits);
+            let top = tr.b.bin_imm(Op::Add, top, 1);
+            let bad = tr.b.cmp_imm(Cond::Ugt, top, 1);
+            tr.b.raise_if(bad, vector::GP, Some(0));
+        }
+        _ => {}
+    }
+}
+
 fn branch_if(tr: &mut Tr<'_>, c: Val) {
+    if let Some(t) = target(tr) {
+        check_target(tr, &t, Some(c));
+    }
+    branch(tr, c);
+}
+
+/// As `branch_if`, with the target already checked.
+fn branch(tr: &mut Tr<'_>, c: Val) {
     match target(tr) {
-        Some(Target::Offset(t)) => {
+        Some(Target::Offset(t, _)) => {
             tr.b.br(c, t);
             tr.flow = super::Flow::Ended;
         }
@@ -74,13 +103,14 @@ fn branch_if(tr: &mut Tr<'_>, c: Val) {
 
 fn go(tr: &mut Tr<'_>, t: Target, hint: u16) {
     match t {
-        Target::Offset(t) => tr.jump(t),
+        Target::Offset(t, _) => tr.jump(t),
         Target::Absolute(pc) => tr.jump_ind(pc, hint),
     }
 }
 
 fn jmp(tr: &mut Tr<'_>) -> bool {
     if let Some(t) = target(tr) {
+        check_target(tr, &t, None);
         go(tr, t, JUMP);
         return true;
     }
@@ -90,6 +120,7 @@ fn jmp(tr: &mut Tr<'_>) -> bool {
     let ty = tr.op_ty(0);
     let pc = tr.src(0, ty);
     let pc = tr.b.zext(Ty::I64, pc);
+    check_target(tr, &Target::Absolute(pc), None);
     tr.jump_ind(pc, JUMP);
     true
 }
@@ -116,6 +147,7 @@ fn call(tr: &mut Tr<'_>) -> bool {
             Target::Absolute(tr.b.zext(Ty::I64, pc))
         }
     };
+    check_target(tr, &t, None);
     let ret = tr.b.pcrel(tr.next);
     let ret = tr.b.zext(size, ret);
     tr.push(ret);
@@ -131,6 +163,7 @@ fn ret(tr: &mut Tr<'_>) {
     };
     let pc = tr.pop_value(ty);
     let pc = tr.b.zext(Ty::I64, pc);
+    check_target(tr, &Target::Absolute(pc), None);
     let release = tr.release();
     tr.add_sp(i64::from(ty.bytes()) + i64::from(release));
     tr.jump_ind(pc, RETURN);
@@ -174,8 +207,11 @@ fn loops(tr: &mut Tr<'_>) {
         let z = tr.cond(cc);
         c = tr.b.bin(Op::And, c, z);
     }
+    if let Some(t) = target(tr) {
+        check_target(tr, &t, Some(c));
+    }
     tr.put(layout::RCX, n);
-    branch_if(tr, c);
+    branch(tr, c);
 }
 
 /// Is this register the stack pointer?

@@ -92,6 +92,22 @@ impl Tr<'_> {
         (a, disp)
     }
 
+    /// Is the code segment's limit to be checked? Not where it cannot be exceeded.
+    pub(super) fn code_limited(&self) -> bool {
+        !self.is_64() && !self.mode.has(Mode::FLAT)
+    }
+
+    /// #GP(0) unless program counter `pc` lies in the code segment (SDM 3A §5.3), or `c` is 0.
+    pub(super) fn in_code_limit(&mut self, pc: Val, c: Option<Val>) {
+        let limit = self.b.get(Ty::I32, layout::CS_LIMIT, 0);
+        let limit = self.b.zext(Ty::I64, limit);
+        let mut bad = self.b.cmp(Cond::Ugt, pc, limit);
+        if let Some(c) = c {
+            bad = self.b.bin(Op::And, bad, c);
+        }
+        self.b.raise_if(bad, vector::GP, Some(0));
+    }
+
     /// #AC(0) unless the address is a multiple of `bytes`, if it is checked (SDM 3A "Alignment Check Exception").
     pub(super) fn alignment(&mut self, a: Val, disp: i64, bytes: u32) {
         if self.mode.has(Mode::ALIGN) {

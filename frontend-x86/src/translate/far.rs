@@ -95,6 +95,8 @@ fn pop_seg(tr: &mut Tr<'_>) {
 fn far_pointer(tr: &mut Tr<'_>, i: u32, ty: Ty) -> (Val, Val) {
     debug_assert!(tr.is_mem(i));
     let (a, disp) = tr.mem(ty.bytes() + 2, false);
+    // As the offset is aligned (SDM 3A table 6-7).
+    tr.alignment(a, disp, ty.bytes());
     let ctx = tr.ctx();
     let offset = tr.b.load(ty, a, disp, ctx);
     let selector = tr.b.load(Ty::I16, a, disp + i64::from(ty.bytes()), ctx);

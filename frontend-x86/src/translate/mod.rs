@@ -28,6 +28,7 @@ pub use ctx::{Flow, Place, Tr};
 
 use crate::helpers;
 use crate::layout;
+use arch_x86::cpuid::Word;
 use arch_x86::fault::vector;
 use arch_x86::{CodeSize, Mode};
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Formatter, GasFormatter, Instruction};
@@ -112,6 +113,9 @@ fn bitness(mode: Mode) -> u32 {
         CodeSize::Bits64 => 64,
     }
 }
+
+/// The feature without which a CPU is so old that instructions may be missing that are not looked at one by one: SSE2.
+const OLDEST: u32 = 26;
 
 /// 0F 18..0F 1F and 0F 0D are no-ops whatever later extensions made of them.
 const OPTIONS: u32 = DecoderOptions::FORCE_RESERVED_NOP;
@@ -218,9 +222,17 @@ fn block(tr: &mut Tr<'_>, bytes: &[u8], limit: u32) -> bool {
 }
 
 fn instruction(tr: &mut Tr<'_>, len: usize, bytes: &[u8]) {
+    // All of the instruction must lie in the code segment.
+    if tr.code_limited() {
+        let last = tr.b.pcrel(tr.next - 1);
+        tr.in_code_limit(last, None);
+    }
     if tr.insn.is_invalid() {
         // Prefixes up to the limit are a general-protection fault (SDM 3A "Interrupt 13").
         return if len == MAX_LEN { tr.gp0() } else { tr.raise(vector::UD, None) };
+    }
+    if !tr.has(Word::L1Edx as usize, OLDEST) && !tr.has_features() {
+        return tr.raise(vector::UD, None);
     }
     if TOPICS.iter().any(|t| t(tr)) {
         return;

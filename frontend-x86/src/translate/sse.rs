@@ -86,6 +86,11 @@ impl Tr<'_> {
         self.insn.cpuid_features().iter().all(|f| {
             let (word, bit) = match f {
                 FPU | FPU287 | FPU387 => (Word::L1Edx, 0),
+                TSC => (Word::L1Edx, 4),
+                MSR => (Word::L1Edx, 5),
+                CX8 => (Word::L1Edx, 8),
+                SEP => (Word::L1Edx, 11),
+                CMOV => (Word::L1Edx, 15),
                 MMX => (Word::L1Edx, 23),
                 FXSR => (Word::L1Edx, 24),
                 SSE => (Word::L1Edx, 25),

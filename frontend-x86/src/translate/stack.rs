@@ -167,7 +167,7 @@ fn popa(tr: &mut Tr<'_>) {
 
 fn pushf(tr: &mut Tr<'_>) {
     let ty = tr.stack_ty();
-    let v = tr.call(PUSHF, &[]);
+    let v = tr.call_imm(PUSHF, &[ty.bytes().into()]);
     let v = tr.b.zext(ty, v);
     tr.push(v);
 }

@@ -70,6 +70,11 @@ pub fn translate(tr: &mut Tr<'_>) -> bool {
         Stac if tr.feature(feature::SMAP) => set_ac(tr, 1),
         Clac if tr.feature(feature::SMAP) => set_ac(tr, 0),
         Ud0 | Ud1 | Ud2 => tr.ud(),
+        Rsm => {
+            tr.call(h::RSM, &[]);
+            tr.flags_unknown();
+            tr.exit();
+        }
         // Fences order accesses between CPUs; accesses of one CPU are done in order. What LFENCE and SFENCE order, the host
         // keeps in order for ordinary memory (SDM 3A "Memory Ordering").
         Mfence if tr.peers => {

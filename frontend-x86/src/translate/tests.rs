@@ -185,6 +185,7 @@ fn run(mode: u64, code: &[u8], setup: impl Fn(&mut Vec<u8>, &StateLayout)) -> (V
     let x = X86::new(ALL_FEATURES);
     let mut p = page(code);
     let mut state = vec![0; x.layout.size as usize];
+    set(&mut state, &x.layout, "cs_limit", 0xffff);
     setup(&mut state, &x.layout);
     let mut mem = Flat(vec![0; 0x10000]);
     let b = check(&x, mode, 0, 8, &mut p);

@@ -27,6 +27,7 @@ use devices::irq::{ApicBus, IoApic, IoApicInputs, Lapic, LapicConfig, Pic, ioapi
 use devices::power::PowerSink;
 use devices::power::debug_exit::DebugExit;
 use devices::power::reset::Port92;
+use devices::power::smi::{self, Smi};
 use devices::timer::hpet::{HPET_SIZE, Hpet};
 use devices::timer::pit::{self, Pit};
 use devices::timer::pm::{self, Pm};
@@ -43,6 +44,10 @@ use wires::Wires;
 pub const TSC_HZ: u64 = 1_000_000_000;
 
 const ECAM_BUSES: u64 = 256;
+/// Advanced power management control and status.
+const APM: u16 = 0xb2;
+/// SMI_EN and SMI_STS, behind the first power management register.
+const SMI_EN: u16 = 0x30;
 /// COM1 to COM4: name, first port, ISA interrupt.
 const COM: [(&str, u16, u32); 4] = [("serial0", 0x3f8, 4), ("serial1", 0x2f8, 3), ("serial2", 0x3e8, 4), ("serial3", 0x2e8, 3)];
 const COM_PORTS: u16 = 8;
@@ -222,7 +227,7 @@ type SharedRtc = Arc<Mutex<Rtc>>;
 
 fn add_lapics(bus: &Arc<ApicBus>, pic: &Arc<Mutex<Pic>>, out: &Outside) -> Vec<Arc<Lapic>> {
     let made = out.cpus.iter().enumerate().map(|(n, (id, signals))| {
-        let config = LapicConfig { id: *id, bsp: n == 0, x2apic: false, tsc_hz: TSC_HZ, phys_bits: PHYS_BITS as u8 };
+        let config = LapicConfig { id: *id, bsp: n == 0, x2apic: true, tsc_hz: TSC_HZ, phys_bits: PHYS_BITS as u8 };
         let ack = pic.clone();
         Lapic::new(config, signals.clone(), &out.clock, bus, Arc::new(move || Some(ack.lock().ack())))
     });
@@ -264,6 +269,8 @@ fn add_power(b: &mut Builder, out: &Outside, wires: &Wires) -> Result<Arc<Mutex<
     });
     b.ports(&Arc::new(Mutex::new(kbd)), &[(0x60, 1, i8042::REGION_DATA), (0x64, 1, i8042::REGION_COMMAND)])?;
     b.ports(&Arc::new(Mutex::new(Port92::new(out.power.clone(), out.a20.clone()))), &[(0x92, 1, 0)])?;
+    let smi = Arc::new(Mutex::new(Smi::new(out.cpus.iter().map(|(_, signals)| signals.clone()).collect())));
+    b.ports(&smi, &[(APM, 2, smi::REGION_APM), (acpi::PM1A_EVT + SMI_EN, 8, smi::REGION_SMI)])?;
     let pm = Pm::new_shared(wires.isa(acpi::SCI_IRQ.into()), out.power.clone(), out.clock.clone());
     b.ports(&pm, &[(acpi::PM1A_EVT, pm::REGION_PM1_LEN, pm::REGION_PM1), (acpi::GPE0, pm::REGION_GPE0_LEN, pm::REGION_GPE0)])?;
     Ok(pm)

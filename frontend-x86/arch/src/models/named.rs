@@ -6,10 +6,10 @@ use super::{Model, Set, V1};
 const INTEL: [u8; 12] = *b"GenuineIntel";
 const AMD: [u8; 12] = *b"AuthenticAMD";
 
-type List = &'static [&'static str];
+pub(super) type List = &'static [&'static str];
 
 /// The 32-bit baseline, without long mode, NX and SYSCALL.
-const P6: List = &[
+pub(super) const P6: List = &[
     "fpu",
     "de",
     "pse",
@@ -43,6 +43,9 @@ const TSX: List = &["hle", "rtm"];
 const BROADWELL: List = &["rdseed", "adx", "smap", "3dnowprefetch"];
 const SKYLAKE: List = &["xsavec", "xgetbv1"];
 const SKYLAKE_SERVER: List = &["clwb", "pdpe1gb", "pku", "avx512f", "avx512dq", "avx512bw", "avx512cd", "avx512vl"];
+const CASCADE_LAKE: List = &["avx512vnni"];
+const ICE_LAKE: List =
+    &["avx512vbmi", "avx512vbmi2", "avx512bitalg", "avx512-vpopcntdq", "umip", "gfni", "vaes", "vpclmulqdq", "la57", "wbnoinvd"];
 /// AMD's first Zen, without what `V1` has.
 const ZEN: List = &[
     "vme",
@@ -100,10 +103,42 @@ const SKYLAKE_SETS: &[List] = &[V1, CORE2, PENRYN, NEHALEM, WESTMERE, SANDY_BRID
 const SKYLAKE_SERVER_SETS: &[List] =
     &[V1, CORE2, PENRYN, NEHALEM, WESTMERE, SANDY_BRIDGE, IVY_BRIDGE, HASWELL, TSX, BROADWELL, SKYLAKE, SKYLAKE_SERVER];
 
-/// Family, model, stepping.
-type Ident = (u32, u32, u32);
+const CASCADE_LAKE_SETS: &[List] = &[
+    V1,
+    CORE2,
+    PENRYN,
+    NEHALEM,
+    WESTMERE,
+    SANDY_BRIDGE,
+    IVY_BRIDGE,
+    HASWELL,
+    TSX,
+    BROADWELL,
+    SKYLAKE,
+    SKYLAKE_SERVER,
+    CASCADE_LAKE,
+];
+const ICE_LAKE_SETS: &[List] = &[
+    V1,
+    CORE2,
+    PENRYN,
+    NEHALEM,
+    WESTMERE,
+    SANDY_BRIDGE,
+    IVY_BRIDGE,
+    HASWELL,
+    TSX,
+    BROADWELL,
+    SKYLAKE,
+    SKYLAKE_SERVER,
+    CASCADE_LAKE,
+    ICE_LAKE,
+];
 
-const fn intel(name: &'static str, help: &'static str, id: Ident, level: u32, sets: &'static [List]) -> Model {
+/// Family, model, stepping.
+pub(super) type Ident = (u32, u32, u32);
+
+pub(super) const fn intel(name: &'static str, help: &'static str, id: Ident, level: u32, sets: &'static [List]) -> Model {
     let (family, model, stepping) = id;
     let (vendor, xlevel, brand) = (INTEL, 0x8000_0008, help);
     Model { name, help, vendor, family, model, stepping, level, xlevel, brand, features: Set::Lists(sets) }
@@ -140,6 +175,9 @@ pub(super) const BROADWELL_MODEL: Model = intel("Broadwell", "Intel Core Process
 pub(super) const SKYLAKE_CLIENT: Model = intel("Skylake-Client", "Intel Core Processor (Skylake)", (6, 94, 3), 0xd, SKYLAKE_SETS);
 pub(super) const SKYLAKE_SERVER_MODEL: Model =
     intel("Skylake-Server", "Intel Xeon Processor (Skylake)", (6, 85, 4), 0xd, SKYLAKE_SERVER_SETS);
+pub(super) const CASCADELAKE: Model =
+    intel("Cascadelake-Server", "Intel Xeon Processor (Cascadelake)", (6, 85, 6), 0xd, CASCADE_LAKE_SETS);
+pub(super) const ICELAKE: Model = intel("Icelake-Server", "Intel Xeon Processor (Icelake)", (6, 106, 0), 0xd, ICE_LAKE_SETS);
 pub(super) const EPYC: Model = zen("EPYC", "AMD EPYC Processor", (23, 1, 2), &[V1, ZEN]);
 pub(super) const EPYC_ROME: Model = zen("EPYC-Rome", "AMD EPYC-Rome Processor", (23, 49, 0), &[V1, ZEN, ZEN2]);
 pub(super) const EPYC_MILAN: Model = zen("EPYC-Milan", "AMD EPYC-Milan Processor", (25, 1, 1), &[V1, ZEN, ZEN2, ZEN3]);

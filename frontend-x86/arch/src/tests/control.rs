@@ -235,6 +235,11 @@ fn named_models_are_what_they_say() {
         ("SandyBridge", 0x206a1, b"GenuineIntel"),
         ("Haswell", 0x306c4, b"GenuineIntel"),
         ("Skylake-Client", 0x506e3, b"GenuineIntel"),
+        ("486", 0x480, b"GenuineIntel"),
+        ("pentium3", 0x673, b"GenuineIntel"),
+        ("Icelake-Server", 0x606a0, b"GenuineIntel"),
+        ("Opteron_G1", 0xf61, b"AuthenticAMD"),
+        ("Opteron_G5", 0x0060_0f20, b"AuthenticAMD"),
         ("EPYC", 0x0080_0f12, b"AuthenticAMD"),
         ("EPYC-Milan", 0x00a0_0f11, b"AuthenticAMD"),
     ];
@@ -255,6 +260,13 @@ fn named_models_are_what_they_say() {
         ("Haswell", "avx2", true),
         ("Haswell", "adx", false),
         ("Skylake-Client", "smap", true),
+        ("486", "vme", true),
+        ("486", "tsc", false),
+        ("pentium", "mmx", true),
+        ("pentium2", "cmov", true),
+        ("pentium2", "sse", false),
+        ("Opteron_G1", "cx16", false),
+        ("Icelake-Server", "la57", true),
         ("EPYC", "sha-ni", true),
         ("EPYC", "pku", false),
         ("EPYC-Milan", "pku", true),
@@ -268,8 +280,14 @@ fn named_models_are_what_they_say() {
         let (a, b) = (cpu(pair[0]).features, cpu(pair[1]).features);
         assert!(a.iter().zip(&b).all(|(a, b)| a & !b == 0), "{pair:?}");
     }
+    for line in [["486", "pentium", "pentium2", "pentium3"].as_slice(), &["Opteron_G1", "Opteron_G2", "Opteron_G3"]] {
+        for pair in line.windows(2) {
+            let (a, b) = (cpu(pair[0]).features, cpu(pair[1]).features);
+            assert!(a.iter().zip(&b).all(|(a, b)| a & !b == 0), "{pair:?}");
+        }
+    }
     let dropped = |name: &str| configure(name, &[]).unwrap().dropped;
-    assert_eq!(dropped("Haswell"), ["CPUID.01H:EDX.vme [bit 1]", "CPUID.07H:EBX.hle [bit 4]", "CPUID.07H:EBX.rtm [bit 11]"]);
+    assert_eq!(dropped("Haswell"), ["CPUID.07H:EBX.hle [bit 4]", "CPUID.07H:EBX.rtm [bit 11]"]);
     assert!(dropped("kvm64").is_empty());
     let names: std::collections::BTreeSet<_> = crate::models::model_names().map(|m| m.0).collect();
     assert_eq!(names.len(), crate::models::MODELS.len());

@@ -6,6 +6,7 @@ mod deliver;
 mod far;
 mod hostile;
 mod paging;
+mod smm;
 mod task;
 
 use crate::cpuid::CpuConfigured;
@@ -34,7 +35,11 @@ impl CpuIo for Io {
     fn mmio_read(&self, pa: Pa, size: u8) -> u64 {
         if pa.0 > RAM_SIZE - 8 { !0 } else { self.ram.read_uint(pa.0, size) }
     }
-    fn mmio_write(&self, _pa: Pa, _size: u8, _value: u64) {}
+    fn mmio_write(&self, pa: Pa, size: u8, value: u64) {
+        if pa.0 <= RAM_SIZE - 8 {
+            self.ram.write_uint(pa.0, size, value);
+        }
+    }
     fn msr_read(&self, index: u32) -> Option<u64> {
         (index == 0x1b).then_some(0xfee0_0900)
     }

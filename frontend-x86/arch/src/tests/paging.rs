@@ -171,7 +171,7 @@ fn global_needs_pge_and_dirty_pages_stay_writable() {
 #[test]
 fn non_canonical_addresses_and_debug_walks() {
     let (e, leaf) = mapped(2, 7);
-    assert_eq!(try_walk(&e, 1 << 47, Access::Read, ctx::KERNEL), Err(gp(0)));
+    assert_eq!(try_walk(&e, 1 << 47, Access::Read, ctx::KERNEL), Err(Fault { addr: 1 << 47, ..gp(0) }));
     assert_eq!(crate::paging::debug_walk(&e.cpu, Va(0x123), &e.io), Some(Pa(DATA + 0x123)));
     assert_eq!(e.peek(leaf, 8) & pte::A, 0);
     assert_eq!(crate::paging::debug_walk(&e.cpu, Va(0x5000), &e.io), None);
@@ -234,13 +234,13 @@ fn five_levels() {
     assert_eq!(try_walk(&e, va | 0x123, Access::Write, ctx::USER).unwrap().page, Pa(DATA));
     assert_eq!((e.peek(root + 8, 8) & pte::A, e.peek(leaf, 8) & pte::D), (pte::A, pte::D));
     // 57 bits of linear address.
-    assert_eq!(try_walk(&e, 1 << 56, Access::Read, ctx::KERNEL), Err(gp(0)));
+    assert_eq!(try_walk(&e, 1 << 56, Access::Read, ctx::KERNEL), Err(Fault { addr: 1 << 56, ..gp(0) }));
     assert_eq!(try_walk(&e, 1 << 55, Access::Read, ctx::KERNEL), Err(page(1 << 55, 0)));
     // An entry of the root is never a page.
     e.poke(root + 8, 8, at::CR3 | pte::PS | 7);
     assert_eq!(try_walk(&e, va, Access::Read, ctx::KERNEL), Err(page(va, pf::P | pf::RSVD)));
     e.cpu.cr4 &= !cr4::LA57;
-    assert_eq!(try_walk(&e, va, Access::Read, ctx::KERNEL), Err(gp(0)));
+    assert_eq!(try_walk(&e, va, Access::Read, ctx::KERNEL), Err(Fault { addr: va, ..gp(0) }));
 }
 
 #[test]
