@@ -205,6 +205,18 @@ static void gate_far_away(void) { seg(0x0000ec0000080000), gdt[TEST_SEL / 8 + 1]
     ROW(load_bad_fs, 64, R_KU, "6.15 #GP", GP, 0, FAULT, 0, 0, BAD "mov %rbx,%rbp", "mov %fs:(%rbp),%eax")                        \
     ROW(rep_bad, 64, R_KU, "1 3.3.7.1", GP, 0, FAULT, 0, 0, BAD "mov %rbx,%rdi\nmov $1,%ecx", "rep stosb")                        \
     ROW(rep_none, 64, R_KU, "2B REP", DONE, 0, NONE, 0, 0, BAD "mov %rbx,%rdi\nxor %ecx,%ecx", "rep stosb")                       \
+    ROW(load_bad_stack, 64, R_KU, "6.15 #SS", SS, 0, FAULT, 0, 0, BAD "mov %rbx,%rbp", "mov (%rbp),%eax")                         \
+    ROW(load_bad_r13, 64, R_KU, "6.15 #GP", GP, 0, FAULT, 0, 0, BAD "mov %rbx,%r13", "mov (%r13),%eax")                           \
+    ROW(sse_bad_stack, 64, R_KU, "6.15 #SS", SS, 0, FAULT, 0, 0, BAD "mov %rbx,%rbp", "movups (%rbp),%xmm0")                      \
+    ROW(jmp_bad, 64, R_KU, "2A JMP", GP, 0, FAULT, 0, 0, BAD, "jmp *%rbx")                                                        \
+    ROW(jmp_bad_mem, 64, R_KU, "2A JMP", GP, 0, FAULT, 0, 0, BAD "mov %rbx," PTR, "jmp *" PTR)                                    \
+    ROW(call_bad, 64, R_KU, "2A CALL", GP, 0, FAULT, 0, 0, BAD, "call *%rbx")                                                     \
+    ROW(ret_bad, 64, R_KU, "2B RET", GP, 0, FAULT, 0, 0, BAD "push %rbx", "ret")                                                  \
+    ROW(push_bad, 64, R_U, "6.15 #SS", SS, 0, FAULT + 8, 0, 0, BAD "mov %rbx,%rsp", "push %rax")                                  \
+    ROW(pop_bad, 64, R_U, "6.15 #SS", SS, 0, FAULT + 8, 0, 0, BAD "mov %rbx,%rsp", "pop %rax")                                    \
+    ROW(leave_bad, 64, R_U, "6.15 #SS", SS, 0, FAULT, 0, 0, BAD "mov %rbx,%rbp", "leave")                                         \
+    ROW(push_bad_mem, 64, R_KU, "6.15 #GP", GP, 0, FAULT, 0, 0, BAD, "pushq (%rbx)")                                              \
+    ROW(push_bad_df, 64, R_K, "6.15 #DF", DF, 0, FAULT + 8, 0, 0, BAD "mov %rbx,%rsp", "push %rax")                               \
     ROW(movaps_odd, 64, R_KU, "2B MOVAPS", GP, 0, FAULT, 0, 0, "mov $1+" PTR ",%ebx", "movaps (%rbx),%xmm0")                      \
     ROW(fxsave_odd, 64, R_KU, "2A FXSAVE", GP, 0, FAULT, 0, 0, "mov $8+" PTR ",%ebx", "fxsave (%rbx)")                            \
     ROW(cx16_odd, 64, R_KU, "2A CMPXCHG16B", GP, 0, FAULT, 0, 0, "mov $8+" PTR ",%edi", "cmpxchg16b (%rdi)")                      \

@@ -14,7 +14,7 @@ typedef _Bool bool;
 #define false 0
 
 // All memory below 1 GiB is mapped for supervisors where it is, and for users this much higher.
-#define USER 0x40000000
+#define USER 0x40000000u
 #define DONE 0x80
 // A gate for CPL 0 only.
 #define CLOSED 0x81
@@ -22,11 +22,17 @@ typedef _Bool bool;
 // Segments (start32.S, start64.S). Selectors from TEST_SEL on are for rows.
 #define CODE0 0x08
 #define DATA0 0x10
+#define DATA3 0x2b
+#ifdef __x86_64__
 #define CODE0_32 0x18
 #define CODE3_32 0x23
-#define DATA3 0x2b
 #define CODE3 0x33
 #define CODE3_16 0x3b
+#else
+#define CODE0_16 0x18
+#define CODE3 0x23
+#define CODE3_16 0x33
+#endif
 #define TSS_SEL 0x40
 #define TEST_SEL 0x60
 
@@ -88,7 +94,24 @@ extern struct ctx ctx;
 void run(struct ctx *c);
 
 // Where code under test runs.
+#ifdef __x86_64__
 enum mode { K, U, C32, C16, MODES };
+#else
+enum mode { K, U, K16, U16, V86, MODES };
+// Linear addresses of v86 mode, where code is copied to.
+#define V86_CODE 0x20000
+#define V86_STACK 0x30000
+#define V86_DATA 0x40000
+struct tss {
+    u32 link, esp0, ss0, esp1, ss1, esp2, ss2, cr3, eip, eflags, r[8], es, cs, ss, ds, fs, gs, ldt;
+    u16 trap, iomap;
+} __attribute__((packed));
+extern struct tss tss;
+extern u32 directory[];
+extern u64 pdpt[];
+void repage(u32 cr4, u32 cr3);
+u64 descriptor(u32 base, u32 limit, u32 access, u32 flags);
+#endif
 // Default registers for `code` in a mode, which is given at its supervisor address.
 void prepare(const char *code, enum mode m);
 word user(const void *p);

@@ -1,11 +1,16 @@
 // The 64-bit test kernel's groups.
 #include "kernel.h"
 
-void paging(void), faults(void);
+void paging(void), faults(void), apic(void), memory(void), debug(void), timers(void), smm(void);
 
 void main(void) {
     setup();
     paging();
     faults();
+    memory();
+    apic();
+    debug();
+    timers();
+    smm();
     leave(finish());
 }

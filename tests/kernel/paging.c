@@ -286,4 +286,13 @@ void paging(void) {
     permissions(&(struct format){ "5-level paging", pml5, 5, true, false, large, 5ULL << 48 | (u64)target });
     relevel(cr4() & ~CR4_LA57, (u32)(word)pml4);
 }
+#else
+void paging(void) {
+    u32 old = cr4();
+    // Without PSE, bit 7 of a directory entry is ignored: only 4 KiB pages.
+    permissions(&(struct format){ "32-bit paging", directory, 2, false, false, 1 << 1 | 1 << 2, 0x80000000 | (u32)target });
+    repage(old | CR4_PAE, (u32)pdpt);
+    permissions(&(struct format){ "PAE paging", pdpt, 3, true, true, 1 << 1 | 1 << 2, 0x80000000 | (u32)target });
+    repage(old, (u32)directory);
+}
 #endif

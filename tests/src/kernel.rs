@@ -14,24 +14,53 @@ pub const STATUS_PASS: i32 = 1;
 pub enum Kernel {
     /// 64-bit and compatibility mode, with 4 and 5 levels of paging; entered by PVH.
     Bits64,
+    /// 16- and 32-bit protected mode and virtual-8086 mode, with 32-bit and PAE paging; entered by Multiboot.
+    Bits32,
 }
 
 impl Kernel {
     fn name(self) -> &'static str {
         match self {
             Self::Bits64 => "kernel64",
+            Self::Bits32 => "kernel32",
         }
     }
 
     fn flags(self) -> &'static [&'static str] {
         match self {
             Self::Bits64 => &["-m64", "-mno-red-zone"],
+            Self::Bits32 => &["-m32", "-march=i686"],
         }
     }
 
     fn sources(self) -> &'static [&'static str] {
         match self {
-            Self::Bits64 => &["start64.S", "setup64.c", "console.c", "paging.c", "faults64.c", "main64.c"],
+            Self::Bits64 => &[
+                "start64.S",
+                "setup64.c",
+                "console.c",
+                "paging.c",
+                "faults64.c",
+                "memory64.c",
+                "apic64.c",
+                "debug64.c",
+                "timers64.c",
+                "smm64.c",
+                "main64.c",
+            ],
+            Self::Bits32 => &[
+                "start32.S",
+                "setup32.c",
+                "console.c",
+                "paging.c",
+                "faults32.c",
+                "segments32.c",
+                "tasks32.c",
+                "vme32.c",
+                "real32.c",
+                "realmode32.S",
+                "main32.c",
+            ],
         }
     }
 }
@@ -51,6 +80,7 @@ const FLAGS: &[&str] = &[
     "-fcf-protection=none",
     "-fno-asynchronous-unwind-tables",
     "-fno-strict-aliasing",
+    "-fno-delete-null-pointer-checks",
     "-fno-tree-loop-distribute-patterns",
     "-Wall",
     "-Wextra",

@@ -2,6 +2,7 @@
 //! program, a guest for several processors, and the workspace seen from outside.
 
 pub mod boot;
+pub mod complaints;
 pub mod counters;
 pub mod disks;
 pub mod engines;
@@ -9,6 +10,7 @@ pub mod filetest;
 #[cfg(target_arch = "x86_64")]
 pub mod hostrun;
 pub mod kernel;
+pub mod packages;
 pub mod qmp;
 pub mod smp;
 pub mod workspace;
