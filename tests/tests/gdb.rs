@@ -5,6 +5,7 @@
 
 use machine::firstrun;
 use machine::options::{self, Config, Request};
+use machine::trace::reader::{Symbols, show};
 use rhea_tests::boot::{Guest, scratch};
 use rhea_tests::workspace::root;
 use std::io::{Read, Write};
@@ -168,6 +169,43 @@ fn debians_kernel() {
         check(gdb, "debian.txt", &at, &setup, None);
         let _ = std::fs::remove_file(&at);
     }
+}
+
+/// What the guest did in real mode, from `-trace` and its reader.
+#[test]
+fn a_trace_names_what_ran() {
+    let Some(elf) = guest() else { return };
+    let (kernel, file) = (elf.display().to_string(), scratch().join("gdb-guest.trace"));
+    let trace = format!("{},filter=real,symbols={kernel}", file.display());
+    let args =
+        ["-m", "16", "-cpu", "max", "-nographic", "-serial", "none", "-monitor", "stdio", "-kernel", &kernel, "-trace", &trace];
+    let mut g = Guest::start("trace", &args);
+    let started = Instant::now();
+    g.wait_for("(rhea)", LIMIT);
+    loop {
+        g.send("info registers\n");
+        if g.wait_for("(rhea)", LIMIT).contains("CS64") {
+            break;
+        }
+        assert!(started.elapsed() < LIMIT, "the guest does not come to 64-bit mode");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    g.send("quit\n");
+    g.expect_exit(0, LIMIT);
+    let symbols = Symbols::read(&std::fs::read(elf).expect("the guest")).expect("it has symbols");
+    let mut text = Vec::new();
+    show(&std::fs::read(&file).expect("the trace")[..], &symbols, &mut text).expect("it is whole");
+    let text = String::from_utf8(text).expect("text");
+    for wanted in [
+        "0 0000000000010000 <real_entry+0x0> mov $0x2000,%ax",
+        "<real_func+0x0> inc %bx  rbx=0x1235",
+        "<real_rep+0x9> rep movsb (%si),(%di)",
+        "w2[0x20014]=0x1",
+        "<real_handler+0x4> iret",
+    ] {
+        assert!(text.contains(wanted), "no {wanted:?} in\n{text}");
+    }
+    assert!(!text.contains("long_entry"), "what the filter leaves out");
 }
 
 /// Numbers that look random, the same each time.
