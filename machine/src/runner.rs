@@ -217,6 +217,8 @@ impl Runner {
                 self.board.clock.stop();
                 self.control.tell(Notice::End(status));
                 self.control.close();
+                // Engines live on in those who may kick them; traces end here.
+                self.cpus.iter_mut().for_each(|c| drop(c.engine.observe(None)));
                 self.drives.drain();
                 self.drives.flush();
                 return Ok(status);
