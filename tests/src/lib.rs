@@ -1,6 +1,7 @@
 //! Test harness: filetests, a bare x86 guest on the engines under test, runs on the host processor, boots of the built
 //! program, a guest for several processors, and the workspace seen from outside.
 
+pub mod anybytes;
 pub mod boot;
 pub mod complaints;
 pub mod counters;
@@ -8,7 +9,7 @@ pub mod disks;
 pub mod engines;
 pub mod filetest;
 #[cfg(target_arch = "x86_64")]
-pub mod hostrun;
+pub mod host;
 pub mod kernel;
 pub mod packages;
 pub mod qmp;

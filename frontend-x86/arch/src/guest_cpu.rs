@@ -8,7 +8,7 @@ use crate::flags::bit;
 use crate::mode::Mode;
 use crate::smm;
 use crate::state::{CpuState, PendingEvent, SegReg, shadow};
-use crate::{dump, paging};
+use crate::{dump, paging, refine};
 use vm_core::guest::{GuestCpu, GuestEnv, Mapping, PhysMem, Shutdown};
 use vm_core::{Access, Events, Fault, Pa, Va};
 
@@ -109,6 +109,7 @@ impl GuestCpu for CpuState {
     fn deliver_fault<E: GuestEnv<Cpu = Self>>(env: &mut E, fault: Fault) -> Result<(), Shutdown> {
         let bad_address = fault.vector == vector::GP && fault.addr != 0;
         let fault = if bad_address && blame::is_stack(env, fault.addr) { Fault { vector: vector::SS, ..fault } } else { fault };
+        let fault = refine::refine(env, fault);
         let cpu = env.cpu();
         // Breakpoints that the instruction met before it faulted are met again when it is run anew.
         if cpu.pending.vector == vector::DB {

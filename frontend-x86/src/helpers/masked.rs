@@ -121,21 +121,18 @@ fn signed(b: &[u8]) -> u64 {
     if b.len() == 4 { i32::from_le_bytes([b[0], b[1], b[2], b[3]]) as u64 } else { b.iter().rev().fold(0, |v, b| v << 8 | u64::from(*b)) }
 }
 
-/// Elements are gathered in order. A fault leaves those before it in the destination, their masks cleared, and the masks of the
-/// others all ones or zeroes (SDM 2 "VPGATHERDD").
+/// Elements are gathered in order. A fault leaves those before it in the destination, the masks up to it cleared, and the masks of the
+/// others as they were (SDM 2 "VPGATHERDD").
 fn gather<E: Env>(env: &mut E, code: u64, offset: u64, seg: u64) -> Res {
     let [bytes, index_bytes, n, dst, mask, index, scale, narrow] = code.to_le_bytes();
     let (bytes, index_bytes) = (usize::from(bytes).clamp(4, 8), usize::from(index_bytes).clamp(4, 8));
     let n = usize::from(n).min(32 / bytes.max(index_bytes));
     let seg = SegReg::from_index(seg).unwrap_or(SegReg::Ds);
     let (index, mut masks) = (register(env, index.into()), register(env, mask.into()));
-    for m in masks[..n * bytes].chunks_exact_mut(bytes) {
-        let all = if m[bytes - 1] & 0x80 != 0 { 0xff } else { 0 };
-        m.fill(all);
-    }
     let mut r = register(env, dst.into());
     for i in 0..n {
-        if masks[i * bytes] == 0 {
+        if masks[(i + 1) * bytes - 1] & 0x80 == 0 {
+            masks[i * bytes..][..bytes].fill(0);
             continue;
         }
         let at = signed(&index[i * index_bytes..][..index_bytes]).wrapping_mul(scale.into()).wrapping_add(offset);

@@ -154,9 +154,15 @@ fn x87<E: Env>(env: &mut E, code: u64, addr: u64, ptr: u64) -> Res {
     if stores {
         let cpu = env.cpu();
         let before = (cpu.fsw, cpu.ftw);
-        if let Some(bytes) = exec::store(&mut Fpu(cpu), code)
-            && let Err(fault) = store(env, addr, &bytes[..usize::from(code.bytes)])
-        {
+        let stored = match exec::store(&mut Fpu(cpu), code) {
+            Some(bytes) => store(env, addr, &bytes[..usize::from(code.bytes)]),
+            // Nothing is stored, but it must be possible.
+            None => {
+                let ctx = env.cpu_ref().mode().ctx();
+                env.probe(Va(addr), code.bytes.into(), Access::Write, ctx)
+            }
+        };
+        if let Err(fault) = stored {
             let cpu = env.cpu();
             (cpu.fsw, cpu.ftw) = before;
             return Err(fault);

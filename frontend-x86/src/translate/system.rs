@@ -20,6 +20,9 @@ pub fn translate(tr: &mut Tr<'_>) -> bool {
         Hlt => simple(tr, h::HLT),
         Mov => return mov(tr),
         Clts => simple(tr, h::CLTS),
+        Lmsw | Lgdt | Lidt | Invpcid if tr.mode.cpl() != 0 && (tr.insn.mnemonic() != Invpcid || tr.feature(feature::INVPCID)) => {
+            tr.gp0()
+        }
         Lmsw => {
             let v = tr.src(0, Ty::I16);
             with_value(tr, h::LMSW, v);
@@ -112,6 +115,7 @@ fn tables(tr: &mut Tr<'_>) -> bool {
         }
         // These exist in protected mode only.
         Lldt | Ltr | Sldt | Str | Lar | Lsl | Verr | Verw | Arpl if !tr.mode.protected() => tr.ud(),
+        Lldt | Ltr if tr.mode.cpl() != 0 => tr.gp0(),
         Lldt => load_selector(tr, h::LLDT),
         Ltr => load_selector(tr, h::LTR),
         Sldt => store_selector(tr, layout::LDT_SEL),
@@ -359,7 +363,15 @@ fn arpl(tr: &mut Tr<'_>) {
     let rest = tr.b.bin_imm(Op::And, d, !3);
     let raised = tr.b.bin(Op::Or, rest, s_rpl);
     let v = tr.b.select(less, raised, d);
-    tr.write(p, v);
+    match p {
+        // 16 bits of it, whatever the register's name.
+        super::Place::Reg(r) => {
+            if let Some((slot, _, _)) = Tr::gpr_of(r) {
+                tr.put(slot, v);
+            }
+        }
+        _ => tr.write(p, v),
+    }
     set_zf(tr, less);
 }
 

@@ -65,8 +65,8 @@ fn control(tr: &mut Tr<'_>) -> bool {
     }
     let run: fn(&mut Tr<'_>) = match m {
         M::Fldcw => |tr| {
-            let v = tr.src(0, Ty::I16);
             tr.x87_pending();
+            let v = tr.src(0, Ty::I16);
             let v = tr.b.zext(Ty::I64, v);
             tr.call(FLDCW, &[v]);
         },
@@ -116,6 +116,8 @@ fn area(tr: &mut Tr<'_>, h: HelperId, write: bool) {
     // Of an environment its fields; FXSAVE has a rule of its own.
     if bytes < 512 {
         tr.alignment(a, 0, if format == 1 { 2 } else { 4 });
+    } else {
+        tr.alignment(a, 0, 16);
     }
     let format = tr.i64(format);
     tr.call(h, &[a, format]);
@@ -132,6 +134,10 @@ fn compute(tr: &mut Tr<'_>) -> bool {
         code.bytes = tr.insn.memory_size().size() as u8;
         code.seg = Tr::seg_of(tr.insn.memory_segment()).unwrap_or(SegReg::Ds) as u8;
         let write = matches!(code.form, Form::Store | Form::StoreF80);
+        // A pending exception counts before faults of the operand.
+        if !tr.mode.has(Mode::FLAT) || tr.mode.has(Mode::ALIGN) || !tr.is_64() && tr.insn.has_segment_prefix() {
+            tr.x87_pending();
+        }
         addr = tr.mem_addr(code.bytes.into(), write);
         if code.bytes == 10 {
             tr.alignment(addr, 0, 8);

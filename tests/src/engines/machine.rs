@@ -63,6 +63,8 @@ pub struct Board {
     signals: Arc<VcpuSignals>,
     /// Vector of the interrupt that `Events::INTR` announces; accepting it clears the event.
     pub vector: AtomicU8,
+    /// Pages that are memory, as (first, count).
+    used: &'static [(u64, u64)],
     /// (physical address, size, value)
     pub writes: Mutex<Vec<(u64, u8, u64)>>,
 }
@@ -107,7 +109,7 @@ impl CpuIo for Board {
 
     fn target(&self, pa: Pa) -> Target {
         // What is not compared is no memory.
-        let used = USED.iter().any(|&(first, n)| (first..first + n).contains(&(pa.0 / PAGE)));
+        let used = self.used.iter().any(|&(first, n)| (first..first + n).contains(&(pa.0 / PAGE)));
         if used { Target::Ram { offset: pa.0, writable: true } } else { Target::Mmio }
     }
 
@@ -163,6 +165,11 @@ pub fn new_cpu() -> CpuState {
 
 impl Machine {
     pub fn new(settings: Settings) -> std::io::Result<Machine> {
+        Machine::over(USED, settings)
+    }
+
+    /// A machine whose memory is the pages `used`, as (first, count), below `RAM_SIZE`.
+    pub fn over(used: &'static [(u64, u64)], settings: Settings) -> std::io::Result<Machine> {
         let cpu = new_cpu();
         let fe = Arc::new(X86::new(cpu.features));
         let helpers: Arc<[Helper<CpuState>]> = frontend_x86::helpers::table::<VcpuBlock<CpuState>>().into();
@@ -171,7 +178,11 @@ impl Machine {
         signals.set_kick(engine.kick());
         let ram = Ram::new(RAM_SIZE)?;
         ram.add_listener(signals.clone());
-        Ok(Machine { board: Board { ram, signals, vector: AtomicU8::new(0), writes: Mutex::default() }, engine })
+        Ok(Machine { board: Board { ram, signals, vector: AtomicU8::new(0), used, writes: Mutex::default() }, engine })
+    }
+
+    pub fn ram(&self) -> &Ram {
+        &self.board.ram
     }
 
     pub fn signals(&self) -> Arc<VcpuSignals> {
@@ -209,7 +220,7 @@ impl Machine {
         let flags = cpu.rflags();
         cpu.set_rflags(flags);
         (cpu.pc_page, cpu.vtmp) = (0, [0; 2]);
-        let mut pages = blank();
+        let mut pages = blank(self.board.used);
         for (page, bytes) in &mut pages {
             self.board.ram.read(*page * PAGE, &mut bytes[..]);
         }
@@ -218,14 +229,14 @@ impl Machine {
     }
 }
 
-fn blank() -> Vec<(u64, Box<[u8; 4096]>)> {
-    USED.iter().flat_map(|&(first, n)| first..first + n).map(|p| (p, Box::new([0; 4096]))).collect()
+fn blank(used: &[(u64, u64)]) -> Vec<(u64, Box<[u8; 4096]>)> {
+    used.iter().flat_map(|&(first, n)| first..first + n).map(|p| (p, Box::new([0; 4096]))).collect()
 }
 
 impl Image {
     /// Tables, handlers that halt, and a CPU at the start of `CODE`.
     pub fn new(world: World) -> Image {
-        let mut i = Image { pages: blank(), cpu: new_cpu() };
+        let mut i = Image { pages: blank(USED), cpu: new_cpu() };
         i.put(at::GDT + u64::from(CODE_SEL), &descriptor(world).to_le_bytes());
         i.put(at::GDT + u64::from(DATA_SEL), &0x00cf_9300_0000_ffffu64.to_le_bytes());
         i.put(at::TSS + 0x24, &at::FAULT_STACK.to_le_bytes());

@@ -1,12 +1,13 @@
 //! `.x86` files: guest bytes, state before and after, on every engine.
 
+use arch_x86::F80;
 use arch_x86::flags::bit;
 use frontend_x86::X86;
 use ir::Frontend;
 use vm_core::Fault;
 
 use super::{Case, Verdict};
-use crate::x86::{CODE, ENGINES, Guest, Stop};
+use crate::x86::{CODE, ENGINES, Engine, Guest, Stop};
 
 const GPR: [&str; 16] =
     ["rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"];
@@ -17,12 +18,29 @@ const FLAGS: [(&str, u64); 7] =
 pub(super) fn run(c: &Case) -> Verdict {
     let words: Vec<&str> = c.command.iter().map(String::as_str).collect();
     match words.as_slice() {
-        ["run"] => match execute(c) {
+        ["run"] => match execute(c, &engines(c)) {
             Ok(skipped) if skipped.is_empty() => Verdict::Pass,
             Ok(skipped) => Verdict::Partial(skipped),
             Err(why) => Verdict::Fail(why),
         },
         _ => Verdict::Fail(format!("no command `{}`", c.command.join(" "))),
+    }
+}
+
+/// The engines that a case runs on.
+fn engines(c: &Case) -> Vec<&'static dyn Engine> {
+    if !c.few {
+        return ENGINES.to_vec();
+    }
+    vec![ENGINES[0], ENGINES[1 + c.line / 7 % (ENGINES.len() - 1)]]
+}
+
+/// Runs a case on the reference engine alone.
+pub(super) fn check(c: &Case) -> Result<(), String> {
+    match execute(c, &ENGINES[..1]) {
+        Ok(skipped) if skipped.is_empty() => Ok(()),
+        Ok(skipped) => Err(skipped.join(", ")),
+        Err(why) => Err(why),
     }
 }
 
@@ -45,6 +63,7 @@ fn start(c: &Case) -> Result<(Guest, usize), String> {
     }
     g.memory.extend((CODE..).zip(bytes.iter().copied()));
     check_asm(c, &g, &bytes)?;
+    (g.cpu.fcw, g.cpu.fsw, g.cpu.ftw) = (0x37f, 0, 0);
     for w in c.field("in").unwrap_or_default().split_whitespace() {
         let (k, v) = w.split_once('=').ok_or_else(|| format!("`{w}` is no key=value"))?;
         set(&mut g, k, v)?;
@@ -84,6 +103,14 @@ fn set(g: &mut Guest, key: &str, value: &str) -> Result<(), String> {
         g.cpu.set_rflags(if n != 0 { old | b } else { old });
     } else if let Some(i) = key.strip_prefix("ymmh").and_then(|i| i.parse::<usize>().ok()).filter(|i| *i < 16) {
         g.cpu.ymmh[i] = n;
+    } else if let Some(i) = key.strip_prefix("st").and_then(|i| i.parse::<usize>().ok()).filter(|i| *i < 8) {
+        // Relative to the TOP of the start, so `fsw` comes first.
+        let top = usize::from(g.cpu.fsw >> 11);
+        g.cpu.fpr[(top + i) & 7] = F80 { mant: n as u64, sexp: (n >> 64) as u16 };
+    } else if let Some(word) = x87_word(g, key) {
+        *word = narrow? as u16;
+    } else if key == "ftw" {
+        g.cpu.ftw = narrow? as u8;
     } else if key == "rip" {
         g.cpu.rip = narrow?;
     } else if let Some(r) = control(g, key) {
@@ -96,6 +123,14 @@ fn set(g: &mut Guest, key: &str, value: &str) -> Result<(), String> {
         return Err(format!("no register `{key}`"));
     }
     Ok(())
+}
+
+fn x87_word<'a>(g: &'a mut Guest, key: &str) -> Option<&'a mut u16> {
+    match key {
+        "fcw" => Some(&mut g.cpu.fcw),
+        "fsw" => Some(&mut g.cpu.fsw),
+        _ => None,
+    }
 }
 
 /// Control registers of the start state, and what they hold afterwards.
@@ -127,11 +162,11 @@ fn wanted(c: &Case) -> Result<Want, String> {
     Ok(Want { guest, fault, undefined })
 }
 
-/// Runs the case on every engine. Gives engine and reason for each engine that cannot hold it.
-fn execute(c: &Case) -> Result<Vec<String>, String> {
+/// Runs the case on these engines. Gives engine and reason for each engine that cannot hold it.
+fn execute(c: &Case, engines: &[&dyn Engine]) -> Result<Vec<String>, String> {
     let want = wanted(c)?;
     let (mut skipped, mut wrong) = (Vec::new(), Vec::new());
-    for e in ENGINES {
+    for e in engines {
         let (mut g, len) = start(c)?;
         let diff = match e.run(&mut g, len) {
             Ok(Stop::Unfit(why)) => {
@@ -164,6 +199,12 @@ fn differences(want: &Want, got: &Guest, fault: Option<Fault>) -> Vec<String> {
         note(&format!("xmm{i}"), format!("{:x}", w.xmm[i]), format!("{:x}", g.xmm[i]));
         note(&format!("ymmh{i}"), format!("{:x}", w.ymmh[i]), format!("{:x}", g.ymmh[i]));
     }
+    for (i, (w, g)) in w.fpr.iter().zip(&g.fpr).enumerate() {
+        note(&format!("R{i}"), format!("{:x}:{:x}", w.sexp, w.mant), format!("{:x}:{:x}", g.sexp, g.mant));
+    }
+    note("fcw", format!("{:x}", w.fcw), format!("{:x}", g.fcw));
+    note("fsw", format!("{:x}", w.fsw), format!("{:x}", g.fsw));
+    note("ftw", format!("{:x}", w.ftw), format!("{:x}", g.ftw));
     note("mxcsr", format!("{:x}", w.mxcsr), format!("{:x}", g.mxcsr));
     note("xcr0", format!("{:x}", w.xcr0), format!("{:x}", g.xcr0));
     note("rip", format!("{:x}", w.rip), format!("{:x}", g.rip));

@@ -99,6 +99,10 @@ impl Engine for Reference {
             }
             let block = self.translate(&front, guest, at as u32, len)?;
             if let Some(fault) = execute(&front, &table, guest, &block)? {
+                // As the delivery of a fault does.
+                let at = guest.cpu.rip;
+                let bytes: Vec<u8> = (0..15).map(|k| guest.memory.get(&(at + k)).copied().unwrap_or(0)).collect();
+                let fault = arch_x86::refine::with_code(guest, &bytes, fault);
                 return Ok(Stop::Fault(fault));
             }
         }

@@ -17,9 +17,9 @@ use crate::counters;
 
 const PAGE: u64 = 4096;
 const RAM_SIZE: u64 = 16 << 20;
-/// Pages that cases may use: the first 64 KiB, and the neighbours of the absent page.
+/// Pages that cases may use: the first 64 KiB, and two pages on each side of the absent one.
 const PAGES: std::ops::Range<u64> = 0..16;
-const NEIGHBOURS: [u64; 2] = [ABSENT.start / PAGE - 1, ABSENT.end / PAGE];
+const NEIGHBOURS: [u64; 4] = [ABSENT.start / PAGE - 2, ABSENT.start / PAGE - 1, ABSENT.end / PAGE, ABSENT.end / PAGE + 1];
 
 // The system's structures; linear addresses are physical ones.
 const IDT: u64 = 0x10_0000;

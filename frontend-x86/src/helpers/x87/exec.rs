@@ -30,6 +30,7 @@ pub fn run(f: &mut Fpu<'_>, c: Code, mem: [u8; 16], cond: u64) -> u64 {
         Form::Exchange => exchange(f, c.i),
         Form::Move => conditional_move(f, c.i, cond != 0),
         Form::Free => {
+            f.status(0, sw::C1);
             f.free(c.i);
             f.pop(c.pops);
         }
@@ -94,7 +95,8 @@ fn clear_c2(f: &mut Fpu<'_>, op: X87Op) {
 
 fn compare(f: &mut Fpu<'_>, c: Code, mem: [u8; 16]) -> u64 {
     let flags = c.form == Form::CompareFlags;
-    let codes = if flags { sw::C1 } else { sw::CC };
+    // FCOMI and its kin leave C1 alone, as processors have it, but for a stack fault.
+    let codes = if flags { 0 } else { sw::CC };
     let unordered = sw::C0 | sw::C2 | sw::C3;
     let status = if f.empty(0) || c.form != Form::CompareMem && f.empty(c.i) {
         let masked = f.stack_fault(false);
@@ -237,7 +239,7 @@ fn conditional_move(f: &mut Fpu<'_>, i: u8, cond: bool) {
         }
         return;
     }
-    f.status(0, sw::C1);
+    // C1 stays, as processors have it.
     if cond {
         let v = f.get(i);
         f.set(0, v);

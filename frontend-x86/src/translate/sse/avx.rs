@@ -156,7 +156,17 @@ fn gather(tr: &mut Tr<'_>, index_bytes: u32, bytes: u32) {
         tr.i64(0)
     };
     let offset = tr.b.bin_imm(Op::Add, base, tr.insn.memory_displacement64());
-    let seg = Tr::seg_of(tr.insn.memory_segment()).unwrap_or(SegReg::Ds);
+    let mut seg = Tr::seg_of(tr.insn.memory_segment()).unwrap_or(SegReg::Ds);
+    // In 64-bit code prefixes other than FS and GS do nothing.
+    if tr.is_64()
+        && seg == SegReg::Ds
+        && matches!(
+            tr.insn.memory_base(),
+            iced_x86::Register::RSP | iced_x86::Register::ESP | iced_x86::Register::RBP | iced_x86::Register::EBP
+        )
+    {
+        seg = SegReg::Ss;
+    }
     let how = masked::Gather {
         bytes,
         index_bytes,

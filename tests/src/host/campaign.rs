@@ -1,0 +1,193 @@
+//! Runs random instructions on the host and on engines, compares all state, counts by form, and shrinks what differs.
+
+use super::bench::Bench;
+use super::case::case;
+use super::draw::{Drawn, draw};
+use super::forms::{self, Form};
+use super::{Bits, at};
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+use vm_core::testing::Rng;
+
+/// How long and how much.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub seed: u64,
+    /// Native cases at most.
+    pub cases: u64,
+    pub time: Duration,
+    /// States that each drawn instruction is run from.
+    pub states: u64,
+    /// Engines by name (see `engines`), and of how many instructions each gets one.
+    pub engines: Vec<(String, usize)>,
+    /// Only forms whose name (iced's `Code`) begins so.
+    pub only: String,
+}
+
+/// What was done with a form.
+#[derive(Clone, Debug, Default)]
+pub struct Tally {
+    pub cases: u64,
+    pub faults: u64,
+    pub mismatches: u64,
+    pub encodings: u64,
+    /// The first few mismatches, shrunk, each as a filetest with a comment.
+    pub found: Vec<String>,
+}
+
+/// A campaign's result.
+pub struct Report {
+    pub forms: Vec<(Bits, Form, Tally)>,
+    pub cases: u64,
+    /// Cases and distinct encodings of each engine.
+    pub engines: Vec<(String, u64, usize)>,
+    pub elapsed: Duration,
+}
+
+/// Engines and of how many instructions each gets one, as `interp:1,tier1:8`.
+///
+/// # Errors
+/// What is wrong with the text.
+pub fn engines(text: &str) -> Result<Vec<(String, usize)>, String> {
+    let one = |e: &str| match e.split_once(':') {
+        Some((name, n)) => n.parse().map(|n| (name.to_string(), n)).map_err(|_| format!("{e}: no number after the colon")),
+        None => Ok((e.to_string(), 1)),
+    };
+    text.split(',').map(one).collect()
+}
+
+/// Bytes of code for each instruction of a batch, and how many there are.
+const SLOT: u64 = 64;
+const SLOTS: u64 = at::CODE_SIZE / SLOT - 1;
+/// Mismatches of a form that are shrunk and kept.
+const KEPT: usize = 2;
+
+/// Runs a plan. `progress` is called now and then.
+pub fn run(plan: &Plan, progress: &mut dyn FnMut(&Report)) -> Result<Report, String> {
+    let mut bench = Bench::new(&plan.engines)?;
+    let mut r = Rng(plan.seed);
+    let wanted = |f: &Form| f.left_out.is_none() && format!("{:?}", f.code).starts_with(&plan.only);
+    let mut forms = Vec::new();
+    for b in [Bits::B64, Bits::B32] {
+        forms.extend(forms::all(b).into_iter().map(|f| (b, f, Tally::default())));
+    }
+    let usable: Vec<usize> = (0..forms.len()).filter(|i| wanted(&forms[*i].1)).collect();
+    if usable.is_empty() {
+        return Err(format!("no form begins with `{}`", plan.only));
+    }
+    let engines = plan.engines.iter().map(|e| (e.0.clone(), 0, 0)).collect();
+    let mut report = Report { forms, cases: 0, engines, elapsed: Duration::ZERO };
+    let mut seen: HashSet<u64> = HashSet::new();
+    let mut seen_by: Vec<HashSet<u64>> = vec![HashSet::new(); plan.engines.len()];
+    let begun = Instant::now();
+    let mut serial = 0usize;
+    while report.cases < plan.cases && begun.elapsed() < plan.time {
+        let batch = batch(&mut r, &report.forms, &usable, serial);
+        bench.fill(&mut r);
+        bench.set_code(&batch);
+        for d in &batch {
+            serial += 1;
+            let key = d.encoding();
+            report.forms[d.form].2.encodings += u64::from(seen.insert(key));
+            for n in 0..plan.states {
+                let c = case(&mut r, d);
+                let turn = |stride: usize| serial.is_multiple_of(stride);
+                let (trap, wrong) = bench.once(d, &c, turn, n % 16 == 0);
+                report.cases += 1;
+                let t = &mut report.forms[d.form].2;
+                t.cases += 1;
+                t.faults += u64::from(trap.vector != 3);
+                if let Some((k, _)) = wrong {
+                    t.mismatches += 1;
+                    if t.found.len() < KEPT && n < 8 {
+                        let text = bench.describe(k, d, &c);
+                        report.forms[d.form].2.found.push(text);
+                    }
+                }
+            }
+            for (k, e) in report.engines.iter_mut().enumerate() {
+                if serial.is_multiple_of(bench.guests[k].1) {
+                    e.1 += plan.states;
+                    seen_by[k].insert(key);
+                    e.2 = seen_by[k].len();
+                }
+            }
+        }
+        report.elapsed = begun.elapsed();
+        progress(&report);
+    }
+    Ok(report)
+}
+
+/// Instructions for all slots; forms take turns.
+fn batch(r: &mut Rng, forms: &[(Bits, Form, Tally)], usable: &[usize], serial: usize) -> Vec<Drawn> {
+    let mut out = Vec::with_capacity(SLOTS as usize);
+    for slot in 0..SLOTS {
+        let f = usable[(serial + slot as usize) % usable.len()];
+        let offset = match slot % 64 {
+            // Across the end of the page, now and then.
+            63 => 49 + r.below(16),
+            0 => 32,
+            _ => r.below(32),
+        };
+        let ip = at::CODE + 64 + slot * SLOT + offset;
+        let (bits, form, _) = &forms[f];
+        out.extend((0..40).find_map(|_| draw(r, *bits, form, f, ip)));
+    }
+    out
+}
+
+impl Report {
+    pub fn mismatches(&self) -> u64 {
+        self.forms.iter().map(|f| f.2.mismatches).sum()
+    }
+
+    pub fn encodings(&self) -> u64 {
+        self.forms.iter().map(|f| f.2.encodings).sum()
+    }
+
+    /// Everything that differed, a form at a time.
+    pub fn failures(&self) -> String {
+        let bad = self.forms.iter().filter(|f| f.2.mismatches > 0);
+        bad.map(|(b, f, t)| {
+            format!("{:?} ({} bits): {} of {} cases differ\n{}\n", f.code, b.count(), t.mismatches, t.cases, t.found.join("\n"))
+        })
+        .collect()
+    }
+
+    /// Coverage by mnemonic and form, and what was left out, why, and what tests that.
+    pub fn coverage(&self) -> String {
+        let mut s = format!(
+            "{} cases of {} distinct encodings in {:.0} s, {} mismatches\n",
+            self.cases,
+            self.encodings(),
+            self.elapsed.as_secs_f64(),
+            self.mismatches()
+        );
+        for (name, cases, encodings) in &self.engines {
+            s += &format!("{name}: {cases} cases, {encodings} distinct encodings\n");
+        }
+        s += "\nmnemonic form bits cases faults encodings mismatches\n";
+        let mut rows: Vec<_> = self.forms.iter().filter(|f| f.1.left_out.is_none()).collect();
+        rows.sort_by_key(|f| (format!("{:?}", f.1.code.mnemonic()), format!("{:?}", f.1.code), f.0));
+        for (b, f, t) in rows {
+            s += &format!(
+                "{:?} {:?} {} {} {} {} {}\n",
+                f.code.mnemonic(),
+                f.code,
+                b.count(),
+                t.cases,
+                t.faults,
+                t.encodings,
+                t.mismatches
+            );
+        }
+        s += "\nnot compared on this host: form, why, tested by\n";
+        for (b, f, _) in &self.forms {
+            if let Some((why, oracle)) = f.left_out.filter(|l| l.0 != forms::NOT_OURS) {
+                s += &format!("{:?} {}: {why}; {oracle}\n", f.code, b.count());
+            }
+        }
+        s
+    }
+}

@@ -1,0 +1,232 @@
+//! Makes filetests of the host's results: for each form one case that completes, and one whose memory operand faults.
+
+use super::bench::Bench;
+use super::case::{self, Case};
+use super::draw::{Drawn, draw};
+use super::forms::{self, Form};
+use super::{Bits, State, at, print};
+use iced_x86::{Code, InstructionInfoFactory, Mnemonic as M, OpKind, Register};
+use std::collections::{BTreeMap, BTreeSet};
+use vm_core::testing::Rng;
+
+/// Attempts for each case.
+const TRIES: usize = 300;
+/// Cases of a file.
+const PER_FILE: usize = 75;
+
+/// Files by name.
+pub type Files = BTreeMap<String, String>;
+
+/// Cases for those forms that `have` does not hold. `check` runs a case on our engines.
+pub fn record(
+    seed: u64,
+    have: &BTreeSet<u32>,
+    check: &dyn Fn(&str) -> Result<(), String>,
+) -> Result<(Files, Vec<String>), String> {
+    let mut bench = Bench::new(&[])?;
+    let mut r = Rng(seed);
+    let (mut groups, mut problems) = (BTreeMap::<String, Vec<String>>::new(), Vec::new());
+    let mut seen = have.clone();
+    for bits in [Bits::B64, Bits::B32] {
+        for (n, f) in forms::all(bits).iter().enumerate() {
+            if !wanted(f) || !seen.insert(f.code as u32) {
+                continue;
+            }
+            let kinds = if memory(f) { &[false, true][..] } else { &[false] };
+            for &faults in kinds {
+                match one(&mut bench, &mut r, bits, f, n, faults, check) {
+                    Ok(text) => groups.entry(group(f)).or_default().push(text),
+                    Err(why) => problems.push(format!(
+                        "{:?} ({} bits{}): {why}",
+                        f.code,
+                        bits.count(),
+                        if faults { ", fault" } else { "" }
+                    )),
+                }
+            }
+        }
+    }
+    let mut files = Files::new();
+    for (name, cases) in groups {
+        for (k, part) in cases.chunks(PER_FILE).enumerate() {
+            let intro = format!(
+                "; Results of a processor (AMD Zen 3), one case for each form and one for its memory operand: {name}.\n; Made by `cargo run -p rhea-tests --bin record`.\n\n"
+            );
+            let file = if cases.len() > PER_FILE { format!("{name}_{}.x86", k + 1) } else { format!("{name}.x86") };
+            files.insert(file, intro + &part.join("\n"));
+        }
+    }
+    Ok((files, problems))
+}
+
+/// Forms that filetests are about: what user mode can execute and complete.
+pub fn wanted(f: &Form) -> bool {
+    let branch = f.code.flow_control() != iced_x86::FlowControl::Next;
+    // User mode only gets #GP from these.
+    let privileged = !f.code.op_code().cpl3()
+        || matches!(
+            f.code.mnemonic(),
+            M::Cli | M::Sti | M::In | M::Out | M::Insb | M::Insw | M::Insd | M::Outsb | M::Outsw | M::Outsd | M::Hlt
+        );
+    // What they store is the system's: tests/filetests/x86/system_values.x86 has them by hand.
+    f.left_out.is_none() && !branch && !privileged
+}
+
+fn memory(f: &Form) -> bool {
+    use iced_x86::OpCodeOperandKind as K;
+    let o = f.code.op_code();
+    (0..o.op_count()).any(|k| format!("{:?}", o.op_kind(k)).contains("mem"))
+        && !matches!(f.code.mnemonic(), M::Lea | M::Nop)
+        && o.op_kind(0) != K::None
+}
+
+fn group(f: &Form) -> String {
+    let name = format!("{:?}", f.code);
+    let feature = format!("{:?}", f.code.cpuid_features().first()).to_lowercase();
+    let feature = feature.trim_start_matches("some(").trim_end_matches(')').to_string();
+    let feature = match feature.as_str() {
+        "intel8086" | "intel186" | "intel286" | "intel386" | "intel486" | "x64" => "integer".into(),
+        "fpu" | "fpu287" | "fpu387" => "x87".into(),
+        f => f.to_string(),
+    };
+    if name.starts_with("VEX_") && !feature.contains("avx") && !feature.contains("fma") {
+        format!("vex_{feature}")
+    } else {
+        feature
+    }
+}
+
+/// Registers and vectors that the instruction does not use are zero.
+fn plain(c: &mut Case, d: &Drawn) {
+    let mut info = InstructionInfoFactory::new();
+    let used: BTreeSet<Register> = info.info(&d.insn).used_registers().iter().map(|u| u.register().full_register()).collect();
+    let s = &mut c.state;
+    for i in 0..16u32 {
+        if !used.contains(&(Register::RAX + i)) && !(used.contains(&(Register::EAX + i))) {
+            s.gpr[i as usize] = 0;
+        }
+        if ![Register::XMM0, Register::YMM0, Register::ZMM0].iter().any(|r| used.contains(&(*r + i))) {
+            (s.xmm[i as usize], s.ymmh[i as usize]) = (0, 0);
+        } else if format!("{:?}", d.insn.code()).contains("xmm")
+            && !format!("{:?}", d.insn.code()).contains("ymm")
+            && !format!("{:?}", d.insn.code()).starts_with("VEX")
+        {
+            s.ymmh[i as usize] = 0;
+        }
+    }
+    s.flags &= !(0x4_0000 | 0x100);
+    let fpu = d.insn.cpuid_features().iter().any(|f| format!("{f:?}").contains("FPU") || format!("{f:?}") == "MMX");
+    let mmx = (0..d.insn.op_count()).any(|k| d.insn.op_kind(k) == OpKind::Register && d.insn.op_register(k).is_mm());
+    if !fpu && !mmx {
+        s.st = State::new().st;
+        (s.fcw, s.fsw, s.ftw) = (0x37f, 0, 0);
+    } else if s.ftw == 0 || mmx {
+        s.ftw = 0xff;
+    }
+    if mmx || !fpu {
+        (s.fcw, s.fsw) = (0x37f, 0);
+    }
+    if fpu {
+        (s.fcw, s.fsw) = (s.fcw | 0x3f, s.fsw & !0x80ff);
+    }
+    s.mxcsr |= 0x1f80;
+    exact(c, d);
+}
+
+/// Operands for which what processors approximate in their own ways is exact.
+fn exact(c: &mut Case, d: &Drawn) {
+    let s = &mut c.state;
+    let one = arch_x86::F80 { mant: 1 << 63, sexp: 0x3fff };
+    let zero = arch_x86::F80::default();
+    match d.insn.mnemonic() {
+        M::Fsin | M::Fcos | M::Fsincos | M::Fptan | M::F2xm1 | M::Fyl2xp1 => (s.st[0], s.st[1], s.ftw) = (zero, one, 0x3f),
+        M::Fyl2x => (s.st[0], s.st[1]) = (one, one),
+        M::Fpatan => (s.st[0], s.st[1]) = (one, zero),
+        M::Rcpps | M::Rcpss | M::Rsqrtps | M::Rsqrtss | M::Vrcpps | M::Vrcpss | M::Vrsqrtps | M::Vrsqrtss => {
+            let inf = u128::from_le_bytes([0, 0, 0x80, 0x7f].repeat(4).try_into().unwrap_or_default());
+            (s.xmm, s.ymmh) = ([inf; 16], [inf; 16]);
+            let shift = (4 - (c.patch.0 % 4)) % 4;
+            for (k, b) in c.patch.1.iter_mut().enumerate() {
+                *b = [0, 0, 0x80, 0x7f][(k + 4 - shift) % 4];
+            }
+        }
+        M::Fsave | M::Fnsave => s.st = [zero; 8],
+        _ => {}
+    }
+    if matches!(d.insn.mnemonic(), M::Fsin | M::Fcos | M::Fsincos | M::Fptan | M::F2xm1 | M::Fyl2xp1) {
+        // Registers 0 and 1 of the stack, a free one before them.
+        (s.fsw, s.ftw) = (s.fsw & !0x3800, 0x3f);
+    }
+    let bt = matches!(d.insn.mnemonic(), M::Bt | M::Bts | M::Btr | M::Btc);
+    if bt && d.insn.op0_kind() == OpKind::Memory && d.insn.op1_kind() == OpKind::Register {
+        s.gpr[d.insn.op1_register().number()] &= 0xf;
+    }
+    if d.insn.has_rep_prefix() || d.insn.has_repne_prefix() {
+        s.gpr[1] = 1;
+    }
+}
+
+fn one(
+    b: &mut Bench,
+    r: &mut Rng,
+    bits: Bits,
+    f: &Form,
+    n: usize,
+    faults: bool,
+    check: &dyn Fn(&str) -> Result<(), String>,
+) -> Result<String, String> {
+    let mut last = "no case found".to_string();
+    for k in 0..TRIES {
+        let Some(d) = draw(r, bits, f, n, at::CODE + 0x1000) else { continue };
+        // The first attempts without needless prefixes.
+        let needless = d.bytes.iter().take(2).any(|x| matches!(x, 0x26 | 0x2e | 0x36 | 0x3e | 0x65 | 0x67)) || d.bytes[0] == 0xf0;
+        if k < TRIES / 2 && needless {
+            continue;
+        }
+        let is_memory = (0..d.insn.op_count()).any(|i| d.insn.op_kind(i) == OpKind::Memory);
+        let wants_memory = faults || memory(f) && k < TRIES / 3;
+        if wants_memory && !is_memory {
+            continue;
+        }
+        let mut c = case::case(r, &d);
+        if faults && is_memory {
+            let target = at::ABSENT + 0x40 * r.below(60);
+            case::address(r, &d, &mut c.state, target);
+        }
+        plain(&mut c, &d);
+        if d.insn.has_rep_prefix() && k < TRIES / 2 {
+            continue;
+        }
+        b.set_code(std::slice::from_ref(&d));
+        let host = b.host(&d, &c);
+        let absent = host.1.vector == 14 && (at::ABSENT..at::DATA2).contains(&host.1.addr);
+        let fits = if faults { absent } else { host.1.vector == 3 };
+        let text = print::filetest(&d, &c, &host, b.native.memory(), &b.background);
+        b.restore(&c, true);
+        if !fits {
+            continue;
+        }
+        match text {
+            Err(why) => last = why,
+            Ok(text) => match check(&text) {
+                Ok(()) => return Ok(text),
+                Err(why) => last = format!("{why}\n{text}"),
+            },
+        }
+    }
+    Err(last)
+}
+
+/// Forms of all cases in a text of filetests.
+pub fn codes(text: &str) -> Vec<Code> {
+    let mut out = Vec::new();
+    for case in text.split("\ntest ") {
+        let line = |name: &str| case.lines().find_map(|l| l.strip_prefix(name)).map(|l| l.split(';').next().unwrap_or("").trim());
+        let bits = line("mode:").and_then(|m| m.parse().ok()).unwrap_or(64);
+        let bytes: Vec<u8> =
+            line("bytes:").unwrap_or("").split_whitespace().filter_map(|b| u8::from_str_radix(b, 16).ok()).collect();
+        let d = iced_x86::Decoder::new(bits, &bytes, iced_x86::DecoderOptions::NONE);
+        out.extend(d.into_iter().map(|i| i.code()));
+    }
+    out
+}

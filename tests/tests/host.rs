@@ -1,0 +1,78 @@
+//! Random instructions and programs on the host processor and on the engines, and random bytes in every mode: the short forms
+//! of what `cargo run --profile quick -p rhea-tests --bin campaign` does for long (docs/campaigns.md).
+#![cfg(target_arch = "x86_64")]
+
+use rhea_tests::anybytes::{AnyBytes, Ends};
+use rhea_tests::filetest::x86_texts;
+use rhea_tests::host::bench::Bench;
+use rhea_tests::host::campaign::{Plan, engines, run};
+use rhea_tests::host::sequence::{self, Summary};
+use rhea_tests::host::{Bits, forms, masks, record};
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+use vm_core::testing::Rng;
+
+#[test]
+fn random_instructions_agree_with_the_host() {
+    let plan = Plan {
+        seed: 1,
+        cases: 60_000,
+        time: Duration::from_secs(60),
+        states: 4,
+        engines: engines("interp:1,tier1:16").expect("engines that exist"),
+        only: String::new(),
+    };
+    let report = run(&plan, &mut |_| {}).expect("the host runs cases");
+    assert_eq!(report.mismatches(), 0, "\n{}", report.failures());
+    assert!(report.cases > 40_000, "only {} cases in {:?}", report.cases, report.elapsed);
+    for (bits, form, _) in &report.forms {
+        if let Some((why, _)) = form.left_out.filter(|l| l.0.starts_with("the host has no")) {
+            eprintln!("{:?} ({} bits): {why}", form.code, bits.count());
+        }
+    }
+}
+
+#[test]
+fn random_programs_agree_with_the_host() {
+    let mut bench = Bench::new(&engines("interp,tier1").expect("engines that exist")).expect("the host runs cases");
+    let forms = [Bits::B32, Bits::B64].map(sequence::usable);
+    let (mut sum, begun) = (Summary::default(), Instant::now());
+    while sum.programs < 1500 && begun.elapsed() < Duration::from_secs(10) {
+        if let Err(why) = sequence::run(&mut bench, 1 + sum.programs, 20, &forms, &mut sum) {
+            panic!("{why}");
+        }
+    }
+    assert!(sum.programs >= 100 && sum.faults > 0, "{sum:?}");
+}
+
+#[test]
+fn random_bytes_in_every_mode_do_not_panic() {
+    for jit in [false, true] {
+        let mut m = AnyBytes::new(jit).expect("the host gives memory");
+        let (mut ends, begun) = (Ends::default(), Instant::now());
+        for batch in 0..if jit { 2 } else { 20 } {
+            m.run(&mut Rng(batch), 3000, &mut ends);
+            if begun.elapsed() > Duration::from_secs(4) {
+                break;
+            }
+        }
+        assert!(ends.runs >= 3000 && ends.halted > 0 && ends.triple > 0 && ends.limit > 0, "{ends:?}");
+    }
+}
+
+#[test]
+fn the_table_of_masks_stays_short() {
+    assert!(masks::TABLE.len() <= 60);
+    assert!(masks::TABLE.iter().all(|r| !r.0.is_empty() && r.3.contains("APM")));
+}
+
+#[test]
+fn every_form_has_a_filetest() {
+    let have: BTreeSet<u32> = x86_texts().iter().flat_map(|t| record::codes(t)).map(|c| c as u32).collect();
+    let mut missing = BTreeSet::new();
+    for bits in [Bits::B64, Bits::B32] {
+        let wanted = forms::all(bits).into_iter().filter(|f| record::wanted(f) && !have.contains(&(f.code as u32)));
+        missing.extend(wanted.map(|f| format!("{:?}", f.code)));
+    }
+    assert!(missing.is_empty(), "{} forms have no filetest (see docs/campaigns.md): {missing:?}", missing.len());
+}
