@@ -57,6 +57,7 @@ fn visit(cpu: &mut CpuState, mut f: impl FnMut(SlotId, &mut dyn Field)) {
         f(seg_base(s), &mut cpu.seg_mut(s).base);
         f(seg_sel(s), &mut cpu.seg_mut(s).selector);
     }
+    f(CS_LIMIT, &mut cpu.seg_mut(SegReg::Cs).limit);
     let [v0, v1] = &mut cpu.vtmp;
     let fields: [(SlotId, &mut dyn Field); 25] = [
         (RIP, &mut cpu.rip),
