@@ -1,5 +1,7 @@
 //! The translating engine on all its settings: random programs, and what they do not reach.
 
+use iced_x86::IcedError;
+use iced_x86::code_asm::*;
 use rhea_tests::engines::campaign::Campaign;
 use rhea_tests::engines::machine::{Image, Machine, World, at, engines};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -167,5 +169,81 @@ fn equal_program_counters_of_two_segments_are_different_code() {
         let o = m.outcome(&i);
         assert_eq!(o.stop, StopReason::Halted);
         assert_eq!((o.cpu.gpr[0], o.cpu.gpr[3], o.cpu.rip), (51, 50, 0x520a), "{name}");
+    });
+}
+
+fn assembled(code: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>) -> Vec<u8> {
+    let mut a = CodeAssembler::new(64).unwrap();
+    code(&mut a).unwrap();
+    a.assemble(at::CODE).unwrap()
+}
+
+/// Registers that a region keeps in the host's are read in parts as well.
+#[test]
+fn parts_of_registers_in_a_loop() {
+    let code = assembled(|a| {
+        let (mut top, mut other) = (a.create_label(), a.create_label());
+        a.set_label(&mut top)?;
+        a.add(eax, 0x153)?;
+        a.cmp(ah, 0x20)?;
+        a.jb(other)?;
+        a.inc(edx)?;
+        a.set_label(&mut other)?;
+        a.movsx(ebx, ah)?;
+        a.add(esi, ebx)?;
+        a.paddq(xmm0, xmm1)?;
+        a.movq(rdi, xmm0)?;
+        a.add(rsi, rdi)?;
+        a.dec(ecx)?;
+        a.jne(top)?;
+        a.hlt()
+    });
+    let (mut total, mut many, mut all, mut lane) = (0u32, 0u64, 0u64, 0u64);
+    for _ in 0..300 {
+        total = total.wrapping_add(0x153);
+        let high = (total >> 8) as u8;
+        many += u64::from(high >= 0x20);
+        all = u64::from((all as u32).wrapping_add(i32::from(high as i8) as u32));
+        lane += 77;
+        all = all.wrapping_add(lane);
+    }
+    on_all(|name, m| {
+        let mut i = image(World::Long, 0, &code);
+        for (register, value) in [(0, 0), (1, 300), (2, 0), (3, 0), (6, 0), (7, 0)] {
+            i.cpu.gpr[register] = value;
+        }
+        (i.cpu.xmm[0], i.cpu.xmm[1]) = (0, 77);
+        let o = m.outcome(&i);
+        assert_eq!(o.stop, StopReason::Halted, "{name}");
+        assert_eq!((o.cpu.gpr[0], o.cpu.gpr[2], o.cpu.gpr[6]), (total.into(), many, all), "{name}");
+    });
+}
+
+/// In the loop CF is always 0 and nothing is moved; where it is entered, CF is 1.
+#[test]
+fn a_loop_is_entered_with_other_flags_than_it_goes_round_with() {
+    let code = assembled(|a| {
+        let (mut outer, mut inner) = (a.create_label(), a.create_label());
+        a.set_label(&mut outer)?;
+        a.mov(ecx, 10)?;
+        a.inc(rdx)?;
+        a.lea(rsi, ptr(inner))?;
+        a.stc()?;
+        a.jmp(rsi)?;
+        a.set_label(&mut inner)?;
+        a.cmovb(rax, rdx)?;
+        a.add(rdi, rax)?;
+        a.sub(rcx, 1)?;
+        a.test(rcx, rcx)?;
+        a.jne(inner)?;
+        a.cmp(rdx, 100)?;
+        a.jne(outer)?;
+        a.hlt()
+    });
+    on_all(|name, m| {
+        let mut i = image(World::Long, 0, &code);
+        (i.cpu.gpr[0], i.cpu.gpr[2], i.cpu.gpr[7]) = (0, 0, 0);
+        let o = m.outcome(&i);
+        assert_eq!((o.stop, o.cpu.gpr[0], o.cpu.gpr[7]), (StopReason::Halted, 100, 10 * 5050), "{name}");
     });
 }

@@ -200,7 +200,9 @@ impl Emit<'_> {
 
     fn extend(&mut self, i: &Inst) {
         let (from, signed) = (self.block.ty(i.a), i.op == Op::SExt);
-        if let (Loc::State(off), true, None) = (self.loc(i.a), self.dies(i.a), self.pinned(i.a)) {
+        if let (Loc::State(off), true) = (self.loc(i.a), self.dies(i.a))
+            && !self.is_pinned(off)
+        {
             let d = self.dest();
             return match (from, signed) {
                 (Ty::I8, true) => asm!(self; movsx Rq(d), BYTE [r15 + off]),
@@ -274,7 +276,9 @@ impl Emit<'_> {
     }
 
     fn compare_const(&mut self, i: &Inst, c: i32) {
-        if let (Loc::State(m), true, None) = (self.loc(i.a), self.dies(i.a), self.pinned(i.a)) {
+        if let (Loc::State(m), true) = (self.loc(i.a), self.dies(i.a))
+            && !self.is_pinned(m)
+        {
             return match i.ty {
                 Ty::I8 => asm!(self; cmp BYTE [r15 + m], BYTE c as i8),
                 Ty::I16 => asm!(self; cmp WORD [r15 + m], WORD c as i16),

@@ -199,7 +199,7 @@ impl Emit<'_> {
 
     fn lane(&mut self, i: &Inst) {
         if let Loc::State(off) | Loc::Spill(off) = self.loc(i.a)
-            && self.pinned_xmm(i.a).is_none()
+            && !self.is_pinned(off)
         {
             let d = self.dest();
             return asm!(self; mov Rq(d), [r15 + off + 8 * i32::from(i.aux)]);
