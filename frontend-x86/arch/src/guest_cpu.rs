@@ -1,6 +1,5 @@
 //! `CpuState` as engines see it: `vm_core::GuestCpu`.
 
-use crate::blame;
 use crate::debug;
 use crate::deliver::{self, Event, Source, deliver};
 use crate::fault::vector;
@@ -107,8 +106,6 @@ impl GuestCpu for CpuState {
     }
 
     fn deliver_fault<E: GuestEnv<Cpu = Self>>(env: &mut E, fault: Fault) -> Result<(), Shutdown> {
-        let bad_address = fault.vector == vector::GP && fault.addr != 0;
-        let fault = if bad_address && blame::is_stack(env, fault.addr) { Fault { vector: vector::SS, ..fault } } else { fault };
         let fault = refine::refine(env, fault);
         let cpu = env.cpu();
         // Breakpoints that the instruction met before it faulted are met again when it is run anew.

@@ -1,7 +1,6 @@
 //! x86 architectural state and what is defined on it alone: registers, lazy flags, page walk, segment loads, exception and
 //! interrupt delivery, MSRs, CPUID, reset. The JIT, the interpreter, KVM, gdb and saved state share it.
 
-mod blame;
 pub mod control;
 pub mod cpuid;
 pub mod debug;

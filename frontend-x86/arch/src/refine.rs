@@ -1,6 +1,6 @@
-//! What a page walk cannot tell of a fault, because it does not know the instruction: that a read is half of a
-//! read-modify-write, which processors check as a write (SDM 3A "Page-Fault Exceptions", W/R), and that 32-bit code
-//! reached beyond its segments, which have 4 GiB at most. Decodes the instruction once more; faults only.
+//! What cannot be told of a fault without the instruction: that a read is half of a read-modify-write, which processors check
+//! as a write (SDM 3A "Page-Fault Exceptions", W/R), that 32-bit code reached beyond its segments, which have 4 GiB at most,
+//! and through which segment an address was not canonical. Decodes the instruction once more, of such faults only.
 
 use crate::fault::{gp, pf, ss, vector};
 use crate::mode::CodeSize;
@@ -9,7 +9,7 @@ use iced_x86::{Decoder, DecoderOptions, Instruction, InstructionInfoFactory, Mne
 use vm_core::guest::{GuestEnv, PhysMem};
 use vm_core::{Access, CpuIo, Fault, Pa, Target, Va};
 
-const MAX_LEN: u64 = 15;
+const MAX_LEN: usize = 15;
 
 /// Physical memory for looking only.
 struct Look<'a>(&'a dyn CpuIo);
@@ -40,50 +40,105 @@ impl PhysMem for Look<'_> {
 
 /// The fault `f` of the instruction at RIP as the processor reports it.
 pub fn refine<E: GuestEnv<Cpu = CpuState>>(env: &mut E, f: Fault) -> Fault {
-    let data = f.vector == vector::PF && f.error.is_some_and(|e| e & pf::I == 0);
-    if !data {
+    if Doubt::of(env.cpu_ref(), &f).is_none() {
         return f;
     }
-    let bytes = code(env.cpu_ref(), env.io());
-    with_code(env, &bytes, f)
+    let code = Code::at_rip(env.cpu_ref(), env.io());
+    with_code(env, code.bytes(), f)
 }
 
 /// As `refine`, with the bytes of the instruction.
 pub fn with_code<E: GuestEnv<Cpu = CpuState>>(env: &mut E, bytes: &[u8], f: Fault) -> Fault {
-    let data = f.vector == vector::PF && f.error.is_some_and(|e| e & pf::I == 0);
-    let read = data && f.error.is_some_and(|e| e & pf::W == 0);
-    let wraps = data && !env.cpu_ref().mode().is_64() && f.addr >> 12 == 0xf_ffff;
-    let Some(insn) = instruction(env.cpu_ref(), bytes) else { return f };
-    if wraps && let Some(seg) = wrapping(env.cpu_ref(), &insn) {
-        return if seg == Register::SS { ss(0) } else { gp(0) };
-    }
-    if read && let Some(start) = modified(env.cpu_ref(), &insn) {
-        // Of an operand on two pages the first comes first.
-        let before = f.addr.wrapping_sub(start);
-        let ctx = env.cpu_ref().mode().ctx();
-        let far = matches!(insn.mnemonic(), Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc) && insn.op1_kind() == OpKind::Register;
-        let second = f.addr & 0xfff == 0 && !far;
-        if second
-            && (1..16).contains(&before)
-            && let Err(first) = env.probe(Va(start), before, Access::Write, ctx)
-        {
-            return first;
+    let cpu = env.cpu_ref();
+    let Some((doubt, insn)) = Doubt::of(cpu, &f).zip(instruction(cpu, bytes)) else { return f };
+    match doubt {
+        Doubt::Canonical if through_stack(cpu, &insn, f.addr) => Fault { vector: vector::SS, ..f },
+        Doubt::Canonical => f,
+        Doubt::Wraps | Doubt::WrapsOrWrites if let Some(seg) = wrapping(cpu, &insn) => {
+            if seg == Register::SS {
+                ss(0)
+            } else {
+                gp(0)
+            }
         }
-        return Fault { error: f.error.map(|e| e | pf::W), ..f };
+        Doubt::Wraps => f,
+        Doubt::Writes | Doubt::WrapsOrWrites => written(env, &insn, f),
     }
-    f
 }
 
-/// Bytes at RIP, as far as they can be read.
-fn code(cpu: &CpuState, io: &dyn CpuIo) -> Vec<u8> {
-    let (mem, mut bytes) = (Look(io), Vec::with_capacity(MAX_LEN as usize));
-    let base = if cpu.mode().is_64() { 0 } else { cpu.seg(SegReg::Cs).base };
-    for k in 0..MAX_LEN {
-        let va = base.wrapping_add(cpu.rip.wrapping_add(k) & cpu.mode().pc_mask());
-        let Some(b) = crate::paging::debug_walk(cpu, Va(va), &mem).and_then(|pa| mem.ram(pa, 1)) else { break };
-        bytes.push(b as u8);
+/// What is not known of a fault as it was found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Doubt {
+    /// A non-canonical address raises #SS(0) through the stack segment, else #GP(0) (SDM 3A "Interrupt 12—Stack Fault Exception").
+    Canonical,
+    /// The access may have gone beyond offset FFFFFFFFh.
+    Wraps,
+    /// The read may be half of a write.
+    Writes,
+    WrapsOrWrites,
+}
+
+impl Doubt {
+    fn of(cpu: &CpuState, f: &Fault) -> Option<Self> {
+        let long = cpu.mode().is_64();
+        if f.vector == vector::GP {
+            return (long && f.addr != 0).then_some(Doubt::Canonical);
+        }
+        let data = f.vector == vector::PF && f.error.is_some_and(|e| e & pf::I == 0);
+        let reads = data && f.error.is_some_and(|e| e & pf::W == 0);
+        let wraps = data && !long && f.addr >> 12 == 0xf_ffff;
+        match (wraps, reads) {
+            (true, true) => Some(Doubt::WrapsOrWrites),
+            (true, false) => Some(Doubt::Wraps),
+            (false, true) => Some(Doubt::Writes),
+            (false, false) => None,
+        }
     }
-    bytes
+}
+
+/// The page fault of a read, as that of the write it belongs to if it does.
+fn written<E: GuestEnv<Cpu = CpuState>>(env: &mut E, insn: &Instruction, f: Fault) -> Fault {
+    let Some(start) = modified(env.cpu_ref(), insn) else { return f };
+    // Of an operand on two pages the first comes first.
+    let before = f.addr.wrapping_sub(start);
+    let ctx = env.cpu_ref().mode().ctx();
+    let far = matches!(insn.mnemonic(), Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc) && insn.op1_kind() == OpKind::Register;
+    let second = f.addr & 0xfff == 0 && !far;
+    if second
+        && (1..16).contains(&before)
+        && let Err(first) = env.probe(Va(start), before, Access::Write, ctx)
+    {
+        return first;
+    }
+    Fault { error: f.error.map(|e| e | pf::W), ..f }
+}
+
+/// The bytes at RIP, as far as they can be read without a trace.
+struct Code {
+    bytes: [u8; MAX_LEN],
+    len: usize,
+}
+
+impl Code {
+    fn at_rip(cpu: &CpuState, io: &dyn CpuIo) -> Self {
+        let (mem, mut code) = (Look(io), Code { bytes: [0; MAX_LEN], len: 0 });
+        let base = if cpu.mode().is_64() { 0 } else { cpu.seg(SegReg::Cs).base };
+        let mut page = None;
+        for k in 0..MAX_LEN {
+            let va = base.wrapping_add(cpu.rip.wrapping_add(k as u64) & cpu.mode().pc_mask());
+            if k == 0 || va & 0xfff == 0 {
+                page = crate::paging::debug_walk(cpu, Va(va & !0xfff), &mem);
+            }
+            let Some(b) = page.and_then(|p| mem.ram(Pa(p.0 | va & 0xfff), 1)) else { break };
+            code.bytes[k] = b as u8;
+            code.len = k + 1;
+        }
+        code
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
 }
 
 fn instruction(cpu: &CpuState, bytes: &[u8]) -> Option<Instruction> {
@@ -127,6 +182,23 @@ fn register(cpu: &CpuState, r: Register, bases: bool) -> Option<u64> {
     })
 }
 
+/// Whether the 64-bit instruction reached the non-canonical `addr` through the stack segment: with RSP or RBP as base, and neither
+/// FS nor GS.
+fn through_stack(cpu: &CpuState, insn: &Instruction, addr: u64) -> bool {
+    let mut info = InstructionInfoFactory::new();
+    let used = info.info(insn).used_memory();
+    // State areas have no size of their own.
+    let size = |m: &UsedMemory| if m.memory_size().size() == 0 { 4096 } else { m.memory_size().size() as u64 };
+    let there = |m: &&UsedMemory| {
+        m.virtual_address(0, |r, _, _| register(cpu, r, true)).is_some_and(|start| addr.wrapping_sub(start) < size(m))
+    };
+    // Bits and gathered elements lie elsewhere than the operand.
+    used.iter().find(there).or(used.first()).is_some_and(|m| {
+        let stack = matches!(m.base(), Register::RSP | Register::RBP | Register::ESP | Register::EBP);
+        stack && !matches!(m.segment(), Register::FS | Register::GS)
+    })
+}
+
 /// The segment of an operand that goes beyond offset FFFFFFFFh, which is beyond any limit.
 fn wrapping(cpu: &CpuState, insn: &Instruction) -> Option<Register> {
     let mut info = InstructionInfoFactory::new();
@@ -135,4 +207,59 @@ fn wrapping(cpu: &CpuState, insn: &Instruction) -> Option<Register> {
         offset + m.memory_size().size() as u64 > 1 << 32
     };
     info.info(insn).used_memory().iter().find(beyond).map(|m| m.segment())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cpu() -> CpuState {
+        CpuState::new(&crate::models::configure("qemu64", &[]).unwrap(), 0)
+    }
+
+    /// Whether the code reaches `addr` through the stack with RAX, RBX, RBP, RSP, RDI and R13 at the places given.
+    fn stack(code: &[u8], addr: u64, operand: u64, rsp: u64) -> bool {
+        let mut cpu = cpu();
+        cpu.gpr = [operand; 16];
+        cpu.gpr[4] = rsp;
+        let insn = Decoder::with_ip(64, code, 0x1000, DecoderOptions::NONE).decode();
+        !insn.is_invalid() && through_stack(&cpu, &insn, addr)
+    }
+
+    #[test]
+    fn operands_and_pushes_are_told_apart() {
+        const BAD: u64 = 1 << 63;
+        let operand = |code: &[u8]| stack(code, BAD, BAD, 0x1000);
+        // mov eax, [rbp]; [rbx]; [rbp] behind FS; [r13]; [rsp]; a register's own bytes.
+        assert!(operand(&[0x8b, 0x45, 0]));
+        assert!(!operand(&[0x8b, 0x03]));
+        assert!(!operand(&[0x64, 0x8b, 0x45, 0]));
+        assert!(!operand(&[0x41, 0x8b, 0x45, 0]));
+        assert!(stack(&[0x8b, 0x04, 0x24], BAD, 0, BAD));
+        // An ignored override changes nothing; DS: [rbp].
+        assert!(operand(&[0x3e, 0x8b, 0x45, 0]));
+        // push rax; ret; push [rax] with a bad operand, with a bad stack; pop [rax]; call [rbp].
+        assert!(stack(&[0x50], BAD - 8, 0, BAD) && stack(&[0xc3], BAD, 0, BAD));
+        assert!(!operand(&[0xff, 0x30]) && stack(&[0xff, 0x30], BAD - 8, 0, BAD));
+        assert!(!operand(&[0x8f, 0x00]) && operand(&[0xff, 0x55, 0]));
+        // movaps and vaddps of [rbp], of [rbx] or [r13]; push fs; stosb.
+        assert!(operand(&[0x0f, 0x28, 0x45, 0]) && !operand(&[0x0f, 0x28, 0x03]));
+        assert!(operand(&[0xc5, 0xf8, 0x58, 0x45, 0]) && !operand(&[0xc4, 0xc1, 0x78, 0x58, 0x45, 0]));
+        assert!(stack(&[0x0f, 0xa0], BAD - 8, 0, BAD) && !operand(&[0xaa]));
+        // bt [rbp], rax reaches far from its operand; xsave [rbp] over its area; vpgatherdd of [rbp + xmm0].
+        assert!(operand(&[0x48, 0x0f, 0xa3, 0x45, 0]) && stack(&[0x0f, 0xae, 0x65, 0], BAD + 0x200, BAD, 0x1000));
+        assert!(operand(&[0xc4, 0xe2, 0x71, 0x90, 0x54, 0x05, 0]));
+        // Nothing but prefixes.
+        assert!(!operand(&[0x66; 15]));
+    }
+
+    #[test]
+    fn only_faults_in_doubt_are_looked_into() {
+        let cpu = cpu();
+        let fault = |error, addr| crate::fault::page(addr, error);
+        assert_eq!(Doubt::of(&cpu, &fault(pf::U, 0x1000)), Some(Doubt::Writes));
+        assert_eq!(Doubt::of(&cpu, &fault(pf::U | pf::W, 0x1000)), None);
+        assert_eq!(Doubt::of(&cpu, &fault(pf::U | pf::W, 0xffff_fffc)), Some(Doubt::Wraps));
+        assert_eq!(Doubt::of(&cpu, &fault(pf::U | pf::I, 0xffff_fffc)), None);
+    }
 }

@@ -93,32 +93,8 @@ const ZEN: List = &[
 const ZEN2: List = &["clwb", "umip", "rdpid", "wbnoinvd", "clzero", "xsaveerptr", "perfctr-core"];
 const ZEN3: List = &["pcid", "invpcid", "pku", "vaes", "vpclmulqdq", "erms", "fsrm", "xsaves"];
 
-const NEHALEM_SETS: &[List] = &[V1, CORE2, PENRYN, NEHALEM];
-const SANDY_BRIDGE_SETS: &[List] = &[V1, CORE2, PENRYN, NEHALEM, WESTMERE, SANDY_BRIDGE];
-const IVY_BRIDGE_SETS: &[List] = &[V1, CORE2, PENRYN, NEHALEM, WESTMERE, SANDY_BRIDGE, IVY_BRIDGE];
-const HASWELL_NO_TSX_SETS: &[List] = &[V1, CORE2, PENRYN, NEHALEM, WESTMERE, SANDY_BRIDGE, IVY_BRIDGE, HASWELL];
-const HASWELL_SETS: &[List] = &[V1, CORE2, PENRYN, NEHALEM, WESTMERE, SANDY_BRIDGE, IVY_BRIDGE, HASWELL, TSX];
-const BROADWELL_SETS: &[List] = &[V1, CORE2, PENRYN, NEHALEM, WESTMERE, SANDY_BRIDGE, IVY_BRIDGE, HASWELL, TSX, BROADWELL];
-const SKYLAKE_SETS: &[List] = &[V1, CORE2, PENRYN, NEHALEM, WESTMERE, SANDY_BRIDGE, IVY_BRIDGE, HASWELL, TSX, BROADWELL, SKYLAKE];
-const SKYLAKE_SERVER_SETS: &[List] =
-    &[V1, CORE2, PENRYN, NEHALEM, WESTMERE, SANDY_BRIDGE, IVY_BRIDGE, HASWELL, TSX, BROADWELL, SKYLAKE, SKYLAKE_SERVER];
-
-const CASCADE_LAKE_SETS: &[List] = &[
-    V1,
-    CORE2,
-    PENRYN,
-    NEHALEM,
-    WESTMERE,
-    SANDY_BRIDGE,
-    IVY_BRIDGE,
-    HASWELL,
-    TSX,
-    BROADWELL,
-    SKYLAKE,
-    SKYLAKE_SERVER,
-    CASCADE_LAKE,
-];
-const ICE_LAKE_SETS: &[List] = &[
+/// Intel's servers and clients, each with all that came before.
+const INTEL_SETS: [List; 14] = [
     V1,
     CORE2,
     PENRYN,
@@ -134,6 +110,29 @@ const ICE_LAKE_SETS: &[List] = &[
     CASCADE_LAKE,
     ICE_LAKE,
 ];
+
+/// How many of the sets a generation has.
+#[derive(Clone, Copy)]
+enum Intel {
+    Core2 = 2,
+    Penryn,
+    Nehalem,
+    Westmere,
+    SandyBridge,
+    IvyBridge,
+    HaswellNoTsx,
+    Haswell,
+    Broadwell,
+    Skylake,
+    SkylakeServer,
+    CascadeLake,
+    IceLake,
+}
+
+const fn up_to(generation: Intel) -> &'static [List] {
+    const SETS: &[List] = &INTEL_SETS;
+    SETS.split_at(generation as usize).0
+}
 
 /// Family, model, stepping.
 pub(super) type Ident = (u32, u32, u32);
@@ -157,27 +156,31 @@ pub(super) const QEMU32: Model =
 pub(super) const KVM32_MODEL: Model = intel("kvm32", "Common 32-bit KVM processor", (15, 6, 1), 5, &[P6, KVM32]);
 pub(super) const KVM64: Model = intel("kvm64", KVM_BRAND, (15, 6, 1), 0xd, &[V1, &["pni", "cx16"]]);
 pub(super) const CORE2DUO: Model =
-    intel("core2duo", "Intel(R) Core(TM)2 Duo CPU     T7700  @ 2.40GHz", (6, 15, 11), 10, &[V1, CORE2]);
+    intel("core2duo", "Intel(R) Core(TM)2 Duo CPU     T7700  @ 2.40GHz", (6, 15, 11), 10, up_to(Intel::Core2));
 pub(super) const PENRYN_MODEL: Model =
-    intel("Penryn", "Intel Core 2 Duo P9xxx (Penryn Class Core 2)", (6, 23, 3), 10, &[V1, CORE2, PENRYN]);
+    intel("Penryn", "Intel Core 2 Duo P9xxx (Penryn Class Core 2)", (6, 23, 3), 10, up_to(Intel::Penryn));
 pub(super) const NEHALEM_MODEL: Model =
-    intel("Nehalem", "Intel Core i7 9xx (Nehalem Class Core i7)", (6, 26, 3), 11, NEHALEM_SETS);
+    intel("Nehalem", "Intel Core i7 9xx (Nehalem Class Core i7)", (6, 26, 3), 11, up_to(Intel::Nehalem));
 pub(super) const WESTMERE_MODEL: Model =
-    intel("Westmere", "Westmere E56xx/L56xx/X56xx (Nehalem-C)", (6, 44, 1), 11, &[V1, CORE2, PENRYN, NEHALEM, WESTMERE]);
+    intel("Westmere", "Westmere E56xx/L56xx/X56xx (Nehalem-C)", (6, 44, 1), 11, up_to(Intel::Westmere));
 pub(super) const SANDY_BRIDGE_MODEL: Model =
-    intel("SandyBridge", "Intel Xeon E312xx (Sandy Bridge)", (6, 42, 1), 0xd, SANDY_BRIDGE_SETS);
+    intel("SandyBridge", "Intel Xeon E312xx (Sandy Bridge)", (6, 42, 1), 0xd, up_to(Intel::SandyBridge));
 pub(super) const IVY_BRIDGE_MODEL: Model =
-    intel("IvyBridge", "Intel Xeon E3-12xx v2 (Ivy Bridge)", (6, 58, 9), 0xd, IVY_BRIDGE_SETS);
-pub(super) const HASWELL_MODEL: Model = intel("Haswell", "Intel Core Processor (Haswell)", (6, 60, 4), 0xd, HASWELL_SETS);
+    intel("IvyBridge", "Intel Xeon E3-12xx v2 (Ivy Bridge)", (6, 58, 9), 0xd, up_to(Intel::IvyBridge));
+pub(super) const HASWELL_MODEL: Model =
+    intel("Haswell", "Intel Core Processor (Haswell)", (6, 60, 4), 0xd, up_to(Intel::Haswell));
 pub(super) const HASWELL_NO_TSX: Model =
-    intel("Haswell-noTSX", "Intel Core Processor (Haswell, no TSX)", (6, 60, 1), 0xd, HASWELL_NO_TSX_SETS);
-pub(super) const BROADWELL_MODEL: Model = intel("Broadwell", "Intel Core Processor (Broadwell)", (6, 61, 2), 0xd, BROADWELL_SETS);
-pub(super) const SKYLAKE_CLIENT: Model = intel("Skylake-Client", "Intel Core Processor (Skylake)", (6, 94, 3), 0xd, SKYLAKE_SETS);
+    intel("Haswell-noTSX", "Intel Core Processor (Haswell, no TSX)", (6, 60, 1), 0xd, up_to(Intel::HaswellNoTsx));
+pub(super) const BROADWELL_MODEL: Model =
+    intel("Broadwell", "Intel Core Processor (Broadwell)", (6, 61, 2), 0xd, up_to(Intel::Broadwell));
+pub(super) const SKYLAKE_CLIENT: Model =
+    intel("Skylake-Client", "Intel Core Processor (Skylake)", (6, 94, 3), 0xd, up_to(Intel::Skylake));
 pub(super) const SKYLAKE_SERVER_MODEL: Model =
-    intel("Skylake-Server", "Intel Xeon Processor (Skylake)", (6, 85, 4), 0xd, SKYLAKE_SERVER_SETS);
+    intel("Skylake-Server", "Intel Xeon Processor (Skylake)", (6, 85, 4), 0xd, up_to(Intel::SkylakeServer));
 pub(super) const CASCADELAKE: Model =
-    intel("Cascadelake-Server", "Intel Xeon Processor (Cascadelake)", (6, 85, 6), 0xd, CASCADE_LAKE_SETS);
-pub(super) const ICELAKE: Model = intel("Icelake-Server", "Intel Xeon Processor (Icelake)", (6, 106, 0), 0xd, ICE_LAKE_SETS);
+    intel("Cascadelake-Server", "Intel Xeon Processor (Cascadelake)", (6, 85, 6), 0xd, up_to(Intel::CascadeLake));
+pub(super) const ICELAKE: Model =
+    intel("Icelake-Server", "Intel Xeon Processor (Icelake)", (6, 106, 0), 0xd, up_to(Intel::IceLake));
 pub(super) const EPYC: Model = zen("EPYC", "AMD EPYC Processor", (23, 1, 2), &[V1, ZEN]);
 pub(super) const EPYC_ROME: Model = zen("EPYC-Rome", "AMD EPYC-Rome Processor", (23, 49, 0), &[V1, ZEN, ZEN2]);
 pub(super) const EPYC_MILAN: Model = zen("EPYC-Milan", "AMD EPYC-Milan Processor", (25, 1, 1), &[V1, ZEN, ZEN2, ZEN3]);
