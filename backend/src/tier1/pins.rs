@@ -53,6 +53,7 @@ struct Use {
     sets: u32,
     /// In a way that a register does not serve.
     odd: bool,
+    written: bool,
 }
 
 impl Pins {
@@ -63,6 +64,7 @@ impl Pins {
             for i in block.insts.iter().filter(|i| matches!(i.op, Op::Get | Op::Set)) {
                 let (slot, u) = (layout.slot(i.slot()), &mut uses[usize::from(i.aux)]);
                 u.odd |= !serves(i.op, i.ty, i.imm, slot.size);
+                u.written |= i.op == Op::Set;
                 *(if i.op == Op::Get { &mut u.gets } else { &mut u.sets }) += weight;
             }
         }
@@ -75,7 +77,7 @@ impl Pins {
             let mut slots: Vec<usize> = (0..uses.len()).filter(of_size).collect();
             slots.sort_by_key(|n| std::cmp::Reverse(uses[*n].gets + uses[*n].sets));
             for (n, reg) in slots.into_iter().zip(registers) {
-                let (off, written) = (layout.slots[n].offset as i32, uses[n].sets > 0);
+                let (off, written) = (layout.slots[n].offset as i32, uses[n].written);
                 pins.list.push(Pin { off, size: size as i32, reg: *reg, written });
                 *(if size == 8 { &mut pins.gprs } else { &mut pins.xmms }) &= !(1 << reg);
             }

@@ -63,7 +63,7 @@ impl Tier1 {
         }
         let weight = |s: u32| if loops.iter().any(|(from, to)| (*from..=*to).contains(&s)) { LOOP_WEIGHT } else { 1 };
         // What runs instead of a block may change slots that the block leaves alone.
-        let instead = members.iter().filter_map(|m| Some((m.1?, 1)));
+        let instead = members.iter().filter_map(|m| Some((m.1?, 0)));
         let weighed: Vec<(&Block, u32)> = blocks.iter().map(|b| (*b, weight(b.start))).chain(instead).collect();
         let mut b = std::mem::take(&mut self.buffers);
         b.code.clear();
