@@ -131,14 +131,6 @@ pub fn case(r: &mut Rng, d: &Drawn) -> Case {
     let at = place(target).unwrap_or(0).saturating_sub(8).min(DATA_SIZE - 4096 - 64);
     let mut bytes = [0; 64];
     bytes.chunks_mut(8).for_each(|c| c.copy_from_slice(&quad(r).to_le_bytes()));
-    if matches!(op, M::Leave | M::Pusha | M::Pushad | M::Maskmovq | M::Maskmovdqu | M::Vmaskmovdqu | M::Enter) {
-        // Known to be wrong: PUSHA, ENTER, MASKMOV check no alignment, LEAVE before the address's form.
-        s.flags &= !0x4_0000;
-    }
-    if d.insn.is_vsib() {
-        // Whether #AC or #PF of different elements comes first, and traps between them, are the processor's choice.
-        s.flags &= !0x4_0100;
-    }
     let off = place(target).unwrap_or(0) - at;
     let control = match op {
         M::Ldmxcsr | M::Vldmxcsr => off,
@@ -188,8 +180,7 @@ fn fpu(r: &mut Rng, s: &mut State) {
 /// Makes the registers that instruction addresses use lead to data memory. Gives the operand's address.
 fn pointers(r: &mut Rng, d: &Drawn, s: &mut State) -> u64 {
     let i = &d.insn;
-    let size = if i.is_vsib() { 4 } else { i.memory_size().size() as u64 };
-    let target = data_address(r, size);
+    let target = super::draw::operand_address(r, i);
     let string = i.is_string_instruction();
     for reg in [3, 5, 6, 7] {
         if string || r.one_in(3) || i.mnemonic() == M::Xlatb {

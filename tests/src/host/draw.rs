@@ -44,6 +44,11 @@ impl Drawn {
         d.get_constant_offsets(&i)
     }
 
+    /// Does it go on with the next instruction, whatever it does? Not POPF, which may set TF.
+    pub fn falls_through(&self) -> bool {
+        self.insn.flow_control() == iced_x86::FlowControl::Next && !matches!(self.insn.mnemonic(), M::Popf | M::Popfd | M::Popfq)
+    }
+
     /// What makes an encoding: the bytes without displacement and immediate.
     pub fn encoding(&self) -> u64 {
         let o = self.offsets();
@@ -55,8 +60,7 @@ impl Drawn {
 }
 
 /// Where Intel's and AMD's processors differ by their manuals, and ours follows Intel's, which the host may not be: near branches
-/// with an operand-size prefix in 64-bit code (AMD's are 16 bits wide), alignment of SHA's operands (AMD's have none), REX.B
-/// before PAUSE.
+/// with an operand-size prefix in 64-bit code (AMD's are 16 bits wide), REX.B before PAUSE.
 fn vendors_differ(bits: Bits, bytes: &[u8], i: &Instruction) -> bool {
     use iced_x86::FlowControl as Flow;
     let branch = matches!(
@@ -72,22 +76,20 @@ fn vendors_differ(bits: Bits, bytes: &[u8], i: &Instruction) -> bool {
         .iter()
         .take_while(|b| matches!(b, 0x66 | 0x67 | 0xf0 | 0xf2 | 0xf3 | 0x26 | 0x2e | 0x36 | 0x3e | 0x65))
         .any(|b| *b == 0x66);
-    let sha =
-        i.cpuid_features().contains(&iced_x86::CpuidFeature::SHA) && (0..i.op_count()).any(|k| i.op_kind(k) == OpKind::Memory);
     // Repeat prefixes are reserved there (SDM 2 2.1.1, APM 3 1.2.6), and some processors do something with them.
     let looped = matches!(i.mnemonic(), M::Loope | M::Loopne | M::Loop) && bytes.iter().take(4).any(|b| matches!(b, 0xf2 | 0xf3));
-    // Known to be wrong: the segment is checked although no element is selected.
-    let masked = matches!(i.mnemonic(), M::Vmaskmovps | M::Vmaskmovpd | M::Vpmaskmovd | M::Vpmaskmovq)
-        && bits == Bits::B32
-        && matches!(i.memory_segment(), Register::GS | Register::CS);
-    // Known to be wrong: it writes its operand even if nothing changes.
-    let arpl = i.mnemonic() == M::Arpl && i.op0_kind() == OpKind::Memory;
     // AMD's processors read 32 bits.
     let extended = i.code() == iced_x86::Code::Movsxd_r16_rm16 && i.op1_kind() == OpKind::Memory;
-    if looped || masked || arpl || extended {
-        return true;
-    }
-    bits == Bits::B64 && branch && sized || sha || i.mnemonic() == M::Pause && bytes.len() > 2
+    // Intel's REX.B makes no difference to PAUSE, AMD's makes it an exchange with R8.
+    let pause = i.mnemonic() == M::Pause && bytes.iter().any(|b| b & 0xf1 == 0x41);
+    looped || extended || pause || bits == Bits::B64 && branch && sized
+}
+
+/// An address for the operand of `i`. SHA's is aligned: Intel's processors want it so, AMD's do not.
+pub fn operand_address(r: &mut Rng, i: &Instruction) -> u64 {
+    let size = if i.is_vsib() { 4 } else { i.memory_size().size() as u64 };
+    let a = data_address(r, size);
+    if i.cpuid_features().contains(&iced_x86::CpuidFeature::SHA) { a & !15 } else { a }
 }
 
 /// A data address at random: mostly inside, sometimes across pages, read-only, absent.
@@ -99,6 +101,8 @@ pub fn data_address(r: &mut Rng, size: u64) -> u64 {
         2 => r.pick(&[at::ABSENT, at::END, at::READ_ONLY]) - 1 - r.below(size),
         3 => at::READ_ONLY + r.below(0xf00),
         4 if r.one_in(3) => at::DATA2 - 1 - r.below(size),
+        // Where canonical addresses end and begin again.
+        4 if r.one_in(3) => r.pick(&[1 << 47, u64::MAX << 47]).wrapping_sub(1 + r.below(2 * size)),
         4 => r.pick(&[at::ABSENT, at::END]) + r.below(0x1000),
         5..=7 => page + 64 + r.below(0xe00),
         _ => page + 64 + (r.below(0xe00) & !(size.next_power_of_two().min(32) - 1)),
@@ -159,8 +163,7 @@ fn constants(r: &mut Rng, d: &mut Drawn) {
     let n = o.displacement_size();
     let mut put = |off: usize, n: usize, v: u64| d.bytes[off..off + n].copy_from_slice(&v.to_le_bytes()[..n]);
     if o.has_displacement() && n >= 4 {
-        let size = i.memory_size().size() as u64;
-        let target = data_address(r, size);
+        let target = operand_address(r, i);
         if i.is_ip_rel_memory_operand() {
             put(o.displacement_offset(), n, target.wrapping_sub(d.ip + i.len() as u64));
         } else if i.memory_base() == Register::None && !i.is_vsib() {

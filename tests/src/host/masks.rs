@@ -154,8 +154,8 @@ const COMPARED: u64 = 0x24_4fd5 | 0x200;
 impl Mask {
     /// The mask where nothing is undefined.
     pub fn all(trap: Trap) -> Mask {
-        // Known to be wrong: where an exception is not masked, PE and DE of the results that are not delivered.
-        let mxcsr = if trap.vector == 19 { !0x22 } else { !0 };
+        let _ = trap;
+        let mxcsr = !0;
         let memory = Vec::new();
         Mask {
             flags: COMPARED,
@@ -190,10 +190,6 @@ impl Mask {
                 What::Registers => m.registers = true,
                 What::Class => m.class = true,
             }
-        }
-        // Known to be wrong: of the sums and products of a dot product.
-        if trap.vector == 19 && matches!(d.insn.mnemonic(), M::Dpps | M::Dppd | M::Vdpps | M::Vdppd) {
-            m.mxcsr = !0x3f;
         }
         m
     }

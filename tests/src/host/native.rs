@@ -1,8 +1,9 @@
-//! Runs code on the host processor in this process, with all registers given, until it traps; signals bring it back.
+//! Runs code on the host processor in this process, with all registers given, until it traps; signals bring it back, or, which
+//! costs a tenth, a jump behind the code.
 //!
 //! UNSAFE: maps the layout's fixed addresses, enters code there by IRET and leaves it in a signal handler, which puts the
-//! context of the caller into the frame that it returns from. Who draws the code sees to it that it makes no system calls
-//! and does not touch FS (our thread's own storage).
+//! context of the caller into the frame that it returns from, or by `GATE`. Who draws the code sees to it that it makes no system
+//! calls and does not touch FS (our thread's own storage).
 #![allow(unsafe_code)]
 
 use super::{Bits, DATA_SIZE, Memory, State, Trap, at};
@@ -19,6 +20,14 @@ const IRET: usize = CONTROL + 0x100;
 const SAVED_RSP: usize = CONTROL + 0x180;
 const MXCSR: usize = CONTROL + 0x188;
 const XSAVE: usize = CONTROL + 0x400;
+/// What `left` stores: state of FPU and vectors, flags and general registers with RSP in a place of its own.
+const XSAVED: usize = CONTROL + 0x800;
+const PUSHED_END: usize = CONTROL + 0xd00;
+const PUSHED: usize = PUSHED_END - 16 * 8;
+const LEFT_RSP: usize = CONTROL + 0xd00;
+/// Code that leads to `left`, of 64 and of 32 bits.
+const GATE: u64 = 0x1e_f000;
+const GATE32: u64 = GATE + 16;
 /// Offsets in an XSAVE area (SDM 1 "Standard Format of XSAVE Area"): header, upper halves.
 const HEADER: usize = 512;
 const UPPER: usize = 576;
@@ -53,6 +62,7 @@ impl Native {
         }
         let one = ONE.lock().unwrap_or_else(|e| e.into_inner());
         for (addr, len) in [
+            (GATE, 4096),
             (CONTROL as u64, 4096),
             (at::COUNTER, 4096),
             (at::CODE, at::CODE_SIZE),
@@ -63,6 +73,8 @@ impl Native {
         }
         take_signals()?;
         let n = Native { _one: one };
+        gates();
+        n.protect(GATE, 4096, libc::PROT_READ | libc::PROT_EXEC)?;
         n.protect(at::READ_ONLY, 4096, libc::PROT_READ)?;
         n.protect(at::CODE, at::CODE_SIZE, libc::PROT_READ | libc::PROT_EXEC)?;
         // SAFETY: the user data selector of Linux, in registers that 64-bit code does not use. Both are kept by the kernel.
@@ -93,9 +105,10 @@ impl Native {
     /// Writes data memory at an offset of `Memory`.
     pub fn write(&mut self, offset: usize, bytes: &[u8]) {
         assert!(offset + bytes.len() <= DATA_SIZE - 4096, "read-only memory is written by `set_memory`");
-        for (k, b) in bytes.iter().enumerate() {
-            // SAFETY: inside our writable mappings, by the assertion and `address`.
-            unsafe { *(super::address(offset + k) as *mut u8) = *b };
+        let (first, second) = bytes.split_at(bytes.len().min(0x2000usize.saturating_sub(offset)));
+        for (at, part) in [(offset, first), (offset + first.len(), second)] {
+            // SAFETY: inside one of our two writable mappings, by the assertion and `address`; parts of no bytes write none.
+            unsafe { std::ptr::copy_nonoverlapping(part.as_ptr(), super::address(at) as *mut u8, part.len()) };
         }
     }
 
@@ -134,9 +147,28 @@ impl Native {
             INSIDE.store(true, Ordering::SeqCst);
             enter();
             INSIDE.store(false, Ordering::SeqCst);
-            (*FOUND.0.get()).take().expect("only the handler comes back here")
+            (*FOUND.0.get()).take().unwrap_or_else(|| (left_state(), Trap { vector: 3, error: 0, addr: 0 }))
         }
     }
+
+    /// A jump to put at `ip` in place of INT3: `run` tells of it as of INT3, but that the program counter is 0.
+    pub fn way_out(bits: Bits, ip: u64) -> [u8; 5] {
+        let to = if bits == Bits::B32 { GATE32 } else { GATE };
+        let [a, b, c, d] = (to.wrapping_sub(ip + 5) as u32).to_le_bytes();
+        [0xe9, a, b, c, d]
+    }
+}
+
+/// Writes the gates: JMP [RIP] and the address of `left` behind it; of 32-bit code a far jump to that.
+fn gates() {
+    let mut code = vec![0xff, 0x25, 0, 0, 0, 0];
+    code.extend((left as *const () as u64).to_le_bytes());
+    code.resize((GATE32 - GATE) as usize, 0xcc);
+    code.push(0xea);
+    code.extend((GATE as u32).to_le_bytes());
+    code.extend((CS64 as u16).to_le_bytes());
+    // SAFETY: our mapping, writable still.
+    unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), GATE as *mut u8, code.len()) };
 }
 
 fn map(addr: u64, len: u64) -> Result<()> {
@@ -226,6 +258,37 @@ unsafe extern "sysv64" fn resume() {
     )
 }
 
+/// Where code under test ends by `GATE`: stores all of its state, and goes the way of `resume`. Nothing but MOV and PUSH before
+/// the flags are stored.
+///
+/// # Safety
+/// Only by a gate.
+#[unsafe(naked)]
+unsafe extern "sysv64" fn left() {
+    naked_asm!(
+        "mov qword ptr [{rsp}], rsp", "mov esp, {end}",
+        "pushfq", "push r15", "push r14", "push r13", "push r12", "push r11", "push r10", "push r9", "push r8",
+        "push rdi", "push rsi", "push rbp", "push rbx", "push rdx", "push rcx", "push rax",
+        "mov ebp, {xsave}", "mov eax, 7", "xor edx, edx", "xsave64 [rbp]",
+        "jmp {resume}",
+        rsp = const LEFT_RSP, end = const PUSHED_END, xsave = const XSAVED, resume = sym resume
+    )
+}
+
+/// What `left` stored; the program counter is 0.
+///
+/// # Safety
+/// It ran last.
+unsafe fn left_state() -> State {
+    // SAFETY: the fields of the control page as `left` fills them.
+    unsafe {
+        let [rax, rcx, rdx, rbx, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15, flags] = (PUSHED as *const [u64; 16]).read();
+        let rsp = (LEFT_RSP as *const u64).read();
+        let gpr = [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15];
+        extended(XSAVED as *const u8, State { gpr, flags, rip: 0, ..State::new() })
+    }
+}
+
 /// The handler's first instructions: AC of the code under test would hold for ours.
 ///
 /// # Safety
@@ -264,13 +327,23 @@ unsafe fn state(u: &ucontext_t) -> (State, Trap) {
     ];
     let g = |r: c_int| u.uc_mcontext.gregs[r as usize] as u64;
     let x = u.uc_mcontext.fpregs.cast::<u8>().cast_const();
+    let s = State { gpr: ORDER.map(g), rip: g(REG_RIP), flags: g(REG_EFL), ..State::new() };
     // SAFETY: the kernel's XSAVE area, by the caller's promise.
-    let s = unsafe {
+    let s = unsafe { extended(x, s) };
+    let vector = g(REG_TRAPNO) as u8;
+    let error = if matches!(vector, 8 | 10..=14 | 17) { g(REG_ERR) as u32 } else { 0 };
+    (s, Trap { vector, error, addr: if vector == 14 { g(REG_CR2) } else { 0 } })
+}
+
+/// `s` with x87, SSE and AVX state of an XSAVE area in standard format.
+///
+/// # Safety
+/// `x` leads to one that holds all three.
+unsafe fn extended(x: *const u8, s: State) -> State {
+    // SAFETY: by the caller's promise.
+    unsafe {
         let [fcw, fsw] = x.cast::<[u16; 2]>().read_unaligned();
         State {
-            gpr: ORDER.map(g),
-            rip: g(REG_RIP),
-            flags: g(REG_EFL),
             xmm: x.add(160).cast::<[u128; 16]>().read_unaligned(),
             ymmh: x.add(UPPER).cast::<[u128; 16]>().read_unaligned(),
             st: std::array::from_fn(|i| {
@@ -281,9 +354,7 @@ unsafe fn state(u: &ucontext_t) -> (State, Trap) {
             fcw,
             fsw,
             ftw: x.add(4).read(),
+            ..s
         }
-    };
-    let vector = g(REG_TRAPNO) as u8;
-    let error = if matches!(vector, 8 | 10..=14 | 17) { g(REG_ERR) as u32 } else { 0 };
-    (s, Trap { vector, error, addr: if vector == 14 { g(REG_CR2) } else { 0 } })
+    }
 }
