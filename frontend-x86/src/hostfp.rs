@@ -8,6 +8,7 @@
 pub mod crypto;
 pub mod fma;
 pub mod sse;
+mod unmasked;
 pub mod x87;
 #[cfg(target_arch = "x86_64")]
 pub mod x87fast;

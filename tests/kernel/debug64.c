@@ -52,6 +52,9 @@ DB(read_dr6, "", "mov %dr6,%rax");
 DB(write_dr6, "mov $-1,%eax", "mov %rax,%dr6");
 DB(write_dr7, "mov $-1,%eax", "mov %rax,%dr7");
 DB(load_flags, "push $0x10002", "popf\npushf\npop %rax");
+DB(taken, "", "nop\nxor %eax,%eax\njz 1f\nnop\n1:");
+DB(not_taken, "", "nop\nstc\njnc 1f\nnop\n1:");
+DB(loop, "mov $2,%ecx", "1: loop 1b");
 SNIPPET(d_step32, 32, "", "inc %eax");
 
 #define ROW(what, condition)                                                                                                      \
@@ -180,6 +183,32 @@ static void steps(void) {
     ROW("step and write", trapped(d_write4_end, BS | 1));
     watch(d_nop, K, (word)d_nop_end, 0, 0, F_TF);
     ROW("step before a breakpoint", ctx.vector == DB && ctx.ip == (word)d_nop_end && hit & BS);
+}
+
+#define DEBUGCTL 0x1d9
+#define LBR 1
+#define BTF 2
+
+static void branch_steps(void) {
+    wrmsr(DEBUGCTL, BTF);
+    watch(d_taken, K, 0, 8, 0, F_TF);
+    ROW("BTF steps a branch that is taken", trapped(d_taken_end, BS));
+    ROW("and is cleared by #DB", rdmsr(DEBUGCTL) == 0);
+    wrmsr(DEBUGCTL, BTF);
+    watch(d_not_taken, K, 0, 8, 0, F_TF);
+    ROW("BTF does not step others", ctx.vector == DONE && rdmsr(DEBUGCTL) == BTF);
+    watch(d_call, U, 0, 8, 0, F_TF);
+    ROW("BTF steps CALL", ctx.vector == DB && ctx.ip == user(d_call_end) && (hit & 0xe00f) == BS);
+    wrmsr(DEBUGCTL, BTF);
+    watch(d_loop, K, 0, 8, 0, F_TF);
+    ROW("BTF steps LOOP", trapped(d_loop_at, BS) && ctx.r[RCX] == 1);
+    wrmsr(DEBUGCTL, BTF | LBR);
+    watch(d_nop, K, (word)d_nop, 0, 0, 0);
+    ROW("any #DB clears BTF and LBR", trapped(d_nop, 1) && rdmsr(DEBUGCTL) == 0);
+    for (int bit = 6; bit < 64; bit++) {
+        int vector = try_wrmsr(DEBUGCTL, 1ULL << bit);
+        check(vector == GP && rdmsr(DEBUGCTL) == 0, "SDM 3B 18.4.1", "IA32_DEBUGCTL bit %d: vector %d", bit, vector);
+    }
 }
 
 static void detect(void) {
@@ -348,6 +377,7 @@ void debug(void) {
     instructions();
     data_breakpoints();
     steps();
+    branch_steps();
     detect();
     shadows();
     restarts();

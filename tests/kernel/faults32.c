@@ -104,9 +104,16 @@ static void io_map(void) {
     ROW(x87_ts16, 16, R_ALL16, "6.15 #NM", NM, 0, FAULT, ts, 0, "", "fninit")                                                     \
     ROW(x87_em, 32, R_KU, "6.15 #NM", NM, 0, FAULT, em, 0, "", "fninit")                                                          \
     ROW(sse_em, 32, R_KU, "6.15 #UD", UD, 0, FAULT, em, 0, "", "movaps %xmm0,%xmm1")                                              \
+    ROW(mf_frstor, 32, R_KU, "6.15 #MF", MF, 0, FAULT, ne, 0, FPU "\nxor %eax,%eax\nmov %eax,%gs", "frstor %gs:(%ebx)")              \
     ROW(mf, 32, R_KU, "6.15 #MF", MF, 0, FAULT, ne, 0, FPU, "fwait")                                                              \
     ROW(xm, 32, R_KU, "6.15 #XM", XM, 0, FAULT, 0, 0, "movl $0x1f00," P "\nldmxcsr " P "\nxorps %xmm0,%xmm0", "divps %xmm0,%xmm0") \
     ROW(ac, 32, R_U, "6.15 #AC", AC, 0, FAULT, am, A_AC, "mov $1+" P ",%ebx", "mov (%ebx),%eax")                                  \
+    ROW(ac_pusha, 32, R_U, "6.15 #AC", AC, 0, FAULT, am, A_AC, "sub $2,%esp", "pusha")                                            \
+    ROW(ac_popa, 32, R_U, "6.15 #AC", AC, 0, FAULT, am, A_AC, "sub $34,%esp", "popa")                                             \
+    ROW(ac_limit, 32, R_U, "6.15 #GP", GP, 0, FAULT, am, A_AC, "mov $-1,%ebx", "mov (%ebx),%ax")                                  \
+    ROW(ac_bound, 32, R_U, "6.15 #AC", DONE, 0, NONE, am, A_AC, "mov $2+" P ",%ebx\nmovw $0,(%ebx)\nmovw $9,2(%ebx)\nmov $5,%eax", "bound %ax,(%ebx)") \
+    ROW(arpl_same, 32, R_U, "2A ARPL", DONE, 0, NONE, 0, 0, "mov $" P ",%ebx\nmovw $3,(%ebx)\nmov $2,%eax", "arpl %ax,%cs:(%ebx)")   \
+    ROW(arpl_changes, 32, R_U, "2A ARPL", GP, 0, FAULT, 0, 0, "mov $" P ",%ebx\nmovw $1,(%ebx)\nmov $2,%eax", "arpl %ax,%cs:(%ebx)") \
     ROW(ac_far, 32, R_U, "6.15 #AC", AC, 0, FAULT, am, A_AC, "mov $2+" P ",%ebx", "les (%ebx),%eax")                              \
     ROW(ac_v86, 16, R_V, "6.15 #AC", AC, 0, FAULT, am, A_AC, "mov $1,%bx", "mov (%bx),%ax")                                       \
     ROW(ac_kernel, 32, R_K, "6.15 #AC", DONE, 0, NONE, am, A_AC, "mov $1+" P ",%ebx", "mov (%ebx),%eax")                          \

@@ -227,6 +227,15 @@ static void gate_far_away(void) { seg(0x0000ec0000080000), gdt[TEST_SEL / 8 + 1]
     ROW(ac_fld80, 64, R_U, "6.15 #AC", AC, 0, FAULT, am, A_AC, "mov $4+" PTR ",%ebx", "fldt (%rbx)")                              \
     ROW(ac_off, 64, R_U, "6.15 #AC", DONE, 0, NONE, am, 0, "mov $1+" PTR ",%ebx", "mov (%rbx),%eax")                              \
     ROW(ac_kernel, 64, R_K, "6.15 #AC", DONE, 0, NONE, am, A_AC, "mov $1+" PTR ",%ebx", "mov (%rbx),%eax")                        \
+    ROW(ac_enter, 64, R_U, "6.15 #AC", AC, 0, FAULT, am, A_AC, "sub $4,%rsp", "enter $0,$0")                                      \
+    ROW(ac_maskmov, 64, R_U, "6.15 #AC", AC, 0, FAULT, am, A_AC, "mov $4+" PTR ",%edi", "maskmovdqu %xmm1,%xmm0")                  \
+    ROW(ac_maskmov_8, 64, R_U, "6.15 #AC", DONE, 0, NONE, am, A_AC, "mov $8+" PTR ",%edi", "maskmovdqu %xmm1,%xmm0")              \
+    ROW(ac_bad, 64, R_U, "6.15 #GP", GP, 0, FAULT, am, A_AC, "mov $0x8000000000000001,%rbx", "mov (%rbx),%eax")                   \
+    ROW(ac_bad_ss, 64, R_U, "6.15 #SS", SS, 0, FAULT, am, A_AC, "mov $0x8000000000000001,%rbp", "mov (%rbp),%eax")                \
+    ROW(edge, 64, R_U, "6.15 #GP", GP, 0, FAULT, 0, 0, "mov $0x7ffffffffffe,%rbx", "mov (%rbx),%eax")                             \
+    ROW(edge_ss, 64, R_U, "6.15 #SS", SS, 0, FAULT, 0, 0, "mov $0x7ffffffffffe,%rbp", "mov %eax,(%rbp)")                          \
+    ROW(edge_high, 64, R_U, "6.15 #GP", GP, 0, FAULT, 0, 0, "mov $0xffff7ffffffffffe,%rbx", "mov (%rbx),%eax")                    \
+    ROW(edge_vector, 64, R_U, "6.15 #GP", GP, 0, FAULT, 0, 0, "mov $0x7ffffffffff8,%rbx", "movups (%rbx),%xmm0")                  \
     ROW(ac_push, 64, R_U, "6.15 #AC", AC, 0, FAULT, am, A_AC, "sub $1,%rsp", "push %rax")                                         \
     ROW(ac_32, 32, R_C, "6.15 #AC", AC, 0, FAULT, am, A_AC, "mov $1+" PTR ",%ebx", "mov (%ebx),%eax")                             \
     ROW(ds_beyond, 64, R_KU, "2B MOV", GP, 0x1000, FAULT, 0, 0, "mov $0x1003,%eax", "mov %eax,%ds")                               \

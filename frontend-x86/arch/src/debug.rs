@@ -5,8 +5,10 @@
 
 use crate::deliver::{self, Event, Source};
 use crate::fault::{gp, ud, vector};
-use crate::flags::bit;
+use crate::flags::{bit, condition};
+use crate::refine;
 use crate::state::{CpuState, PendingEvent, cr4, shadow};
+use iced_x86::{Code, FlowControl as Flow, Instruction, Mnemonic};
 use vm_core::guest::{Flush, GuestCpu, GuestEnv, Shutdown};
 use vm_core::{Fault, Va};
 
@@ -32,6 +34,25 @@ pub mod dr7 {
     pub const GD: u64 = 1 << 13;
     pub const WRITABLE: u64 = 0xffff_23ff;
     pub const ONES: u64 = 1 << 10;
+}
+
+/// IA32_DEBUGCTL.
+pub mod debugctl {
+    use crate::cpuid::is_amd;
+    use crate::state::CpuState;
+
+    /// Records last branches; the registers that would hold them are missing.
+    pub const LBR: u64 = 1 << 0;
+    /// TF traps only instructions that branch (SDM 3B "Single-Stepping on Branches").
+    pub const BTF: u64 = 1 << 1;
+    /// AMD's performance-monitoring pins, which nothing is connected to.
+    pub const PINS: u64 = 0xf << 2;
+
+    /// Bits that are not reserved: those of branch trace stores and of performance monitoring go with CPUID's features, which
+    /// are off.
+    pub fn known(cpu: &CpuState) -> u64 {
+        LBR | BTF | if is_amd(cpu) { PINS } else { 0 }
+    }
 }
 
 /// DR7.R/W of a breakpoint.
@@ -82,6 +103,11 @@ impl CpuState {
         }
     }
 
+    /// Is a #DB due after this instruction?
+    pub fn trap_due(&self) -> bool {
+        self.pending.valid && self.pending.vector == vector::DB
+    }
+
     /// The instruction entered a handler or another task: it is no single step.
     pub(crate) fn no_step(&mut self) {
         let p = &mut self.pending;
@@ -126,10 +152,43 @@ pub(crate) fn before_insn<E: GuestEnv<Cpu = CpuState>>(env: &mut E) -> Result<bo
     let entered = !held && at_instruction(env)?;
     let cpu = env.cpu();
     // TF counts as it is before the instruction: POPF that clears it still traps.
-    if !entered && cpu.eflags & bit::TF != 0 {
-        cpu.note(dr6::BS);
+    if !entered && cpu.eflags & bit::TF != 0 && (cpu.debugctl & debugctl::BTF == 0 || branches(env)) {
+        env.cpu().note(dr6::BS);
     }
     Ok(entered)
+}
+
+/// Will the instruction at RIP branch? One that does not exist or faults will not, but then there is no trap either.
+fn branches<E: GuestEnv<Cpu = CpuState>>(env: &E) -> bool {
+    let cpu = env.cpu_ref();
+    let Some(insn) = refine::at_rip(cpu, env.io()) else { return false };
+    match insn.flow_control() {
+        Flow::ConditionalBranch => taken(cpu, &insn),
+        Flow::UnconditionalBranch | Flow::IndirectBranch | Flow::Return | Flow::Call | Flow::IndirectCall => true,
+        _ => false,
+    }
+}
+
+/// Jcc, LOOPcc, JrCXZ.
+fn taken(cpu: &CpuState, insn: &Instruction) -> bool {
+    use Code::*;
+    let count = match insn.code() {
+        Jcxz_rel8_16 | Jcxz_rel8_32 | Loop_rel8_16_CX | Loop_rel8_32_CX | Loope_rel8_16_CX | Loope_rel8_32_CX
+        | Loopne_rel8_16_CX | Loopne_rel8_32_CX => cpu.gpr[1] & 0xffff,
+        Jrcxz_rel8_16 | Jrcxz_rel8_64 | Loop_rel8_16_RCX | Loop_rel8_64_RCX | Loope_rel8_16_RCX | Loope_rel8_64_RCX
+        | Loopne_rel8_16_RCX | Loopne_rel8_64_RCX => cpu.gpr[1],
+        _ => cpu.gpr[1] & 0xffff_ffff,
+    };
+    let flags = cpu.rflags();
+    let zero = flags & bit::ZF != 0;
+    match insn.mnemonic() {
+        Mnemonic::Loop => count != 1,
+        Mnemonic::Loope => count != 1 && zero,
+        Mnemonic::Loopne => count != 1 && !zero,
+        Mnemonic::Jcxz | Mnemonic::Jecxz | Mnemonic::Jrcxz => count == 0,
+        // In the order of Jcc's low nibble, from 1.
+        _ => condition((insn.condition_code() as u8).wrapping_sub(1) & 15, flags),
+    }
 }
 
 /// Instruction breakpoints.

@@ -1,6 +1,6 @@
 //! Delivery of exceptions and interrupts in all modes (SDM 3A chapter 6).
 
-use crate::debug::{dr6, dr7};
+use crate::debug::{debugctl, dr6, dr7};
 use crate::desc::{self, Desc, code, is_null, set_type_bits, system, system_va};
 use crate::fault::{gp, np, vector};
 use crate::flags::bit;
@@ -187,9 +187,8 @@ fn enter<E: GuestEnv<Cpu = CpuState>>(env: &mut E, ev: &Event) -> Result<Option<
             enter_protected(env, ev, gate)?;
         }
     }
-    // The handler of #DB may use the debug registers.
     if debug {
-        env.cpu().dr[7] &= !dr7::GD;
+        debug_entered(env.cpu());
     }
     Ok(None)
 }
@@ -200,9 +199,15 @@ fn enter_task<E: GuestEnv<Cpu = CpuState>>(env: &mut E, ev: &Event, gate: &Desc)
     let flags = ev.flags(env.cpu_ref());
     let fault = task::switch(env, new, Cause::Nest, &Leaving { rip: ev.rip, flags, ext: ev.ext(), error: ev.error })?;
     if ev.vector == vector::DB {
-        env.cpu().dr[7] &= !dr7::GD;
+        debug_entered(env.cpu());
     }
     Ok(fault)
+}
+
+/// The handler of #DB may use the debug registers; branches are recorded and stepped no more (SDM 3B "IA32_DEBUGCTL MSR").
+fn debug_entered(cpu: &mut CpuState) {
+    cpu.dr[7] &= !dr7::GD;
+    cpu.debugctl &= !(debugctl::BTF | debugctl::LBR);
 }
 
 fn enter_real<E: GuestEnv<Cpu = CpuState>>(env: &mut E, ev: &Event) -> Result<(), Fault> {

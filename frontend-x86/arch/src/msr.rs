@@ -2,6 +2,7 @@
 
 use crate::control::write_efer;
 use crate::cpuid::{feature, is_amd};
+use crate::debug::debugctl;
 use crate::fault::gp;
 use crate::paging::{PHYS_BITS, canonical};
 use crate::state::{CpuState, SegReg};
@@ -137,7 +138,7 @@ pub fn rdmsr<E: GuestEnv<Cpu = CpuState>>(env: &mut E, msr: u32) -> Result<u64, 
         // Fixed multiplier of a bus clock, as system software expects to find one.
         index::PERF_STATUS => 1000 | 4 << 40,
         index::MISC_ENABLE => cpu.misc_enable,
-        index::DEBUGCTL => 0,
+        index::DEBUGCTL => cpu.debugctl,
         index::PAT => cpu.pat,
         index::MTRR_DEF_TYPE => cpu.mtrr_def,
         index::EFER => cpu.efer,
@@ -239,10 +240,11 @@ fn write_plain(cpu: &mut CpuState, msr: u32, value: u64) -> Result<(), Fault> {
         index::BIOS_SIGN_ID | index::P5_MC_ADDR | index::P5_MC_TYPE => {}
         index::MCG_STATUS if value == 0 => {}
         index::XSS if cpu.has(feature::XSAVES) && value == 0 => {}
-        index::DEBUGCTL => {
-            if value != 0 {
-                dlog!(UNIMP, "IA32_DEBUGCTL={value:#x}: branch tracing is not implemented");
+        index::DEBUGCTL if value & !debugctl::known(cpu) == 0 => {
+            if value & debugctl::LBR != 0 {
+                dlog!(UNIMP, "IA32_DEBUGCTL={value:#x}: there are no records of last branches");
             }
+            cpu.debugctl = value;
         }
         _ if ignored(cpu, msr) => {}
         _ => return Err(missing(msr, "write")),

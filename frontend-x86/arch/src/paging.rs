@@ -231,6 +231,12 @@ pub fn canonical(cpu: &CpuState, va: u64) -> bool {
     ((va << shift) as i64 >> shift) as u64 == va
 }
 
+/// #GP(0) for an address that is not canonical.
+pub(crate) fn unmappable(cpu: &CpuState, va: Va) -> Option<Fault> {
+    // The address tells `deliver_fault` that this is why.
+    (cpu.paging() && cpu.long_mode() && !canonical(cpu, va.0)).then(|| Fault { addr: va.0, ..gp(0) })
+}
+
 /// Sets A in all entries of the path and D in the leaf of a write. `false`: an entry changed meanwhile.
 fn mark(gate: &Gate, path: &mut Path, write: bool) -> bool {
     for i in 0..path.len {
@@ -255,9 +261,8 @@ pub fn walk(cpu: &CpuState, va: Va, access: Access, c: usize, mem: &dyn PhysMem)
         let page = Pa(va.0 & 0xffff_f000 & mask);
         return Ok(Mapping { page, read: true, write: true, exec: true, global: true });
     }
-    if cpu.long_mode() && !canonical(cpu, va.0) {
-        // The address tells `deliver_fault` that this is why.
-        return Err(Fault { addr: va.0, ..gp(0) });
+    if let Some(fault) = unmappable(cpu, va) {
+        return Err(fault);
     }
     let lin = if cpu.long_mode() { va.0 } else { va.0 & 0xffff_ffff };
     let bits = access_bits(cpu, access, c);

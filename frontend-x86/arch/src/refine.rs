@@ -4,8 +4,11 @@
 
 use crate::fault::{gp, pf, ss, vector};
 use crate::mode::CodeSize;
+use crate::paging::unmappable;
 use crate::state::{CpuState, SegReg};
-use iced_x86::{Decoder, DecoderOptions, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register, UsedMemory};
+use iced_x86::{
+    Decoder, DecoderOptions, Instruction, InstructionInfoFactory, MemorySize, Mnemonic, OpAccess, OpKind, Register, UsedMemory,
+};
 use vm_core::guest::{GuestEnv, PhysMem};
 use vm_core::{Access, CpuIo, Fault, Pa, Target, Va};
 
@@ -47,6 +50,11 @@ pub fn refine<E: GuestEnv<Cpu = CpuState>>(env: &mut E, f: Fault) -> Fault {
     with_code(env, code.bytes(), f)
 }
 
+/// The instruction at RIP, if it can be read and is one.
+pub(crate) fn at_rip(cpu: &CpuState, io: &dyn CpuIo) -> Option<Instruction> {
+    instruction(cpu, Code::at_rip(cpu, io).bytes())
+}
+
 /// As `refine`, with the bytes of the instruction.
 pub fn with_code<E: GuestEnv<Cpu = CpuState>>(env: &mut E, bytes: &[u8], f: Fault) -> Fault {
     let cpu = env.cpu_ref();
@@ -54,8 +62,8 @@ pub fn with_code<E: GuestEnv<Cpu = CpuState>>(env: &mut E, bytes: &[u8], f: Faul
     match doubt {
         Doubt::Canonical if through_stack(cpu, &insn, f.addr) => Fault { vector: vector::SS, ..f },
         Doubt::Canonical => f,
-        Doubt::Wraps | Doubt::WrapsOrWrites if let Some(seg) = wrapping(cpu, &insn) => {
-            if seg == Register::SS {
+        Doubt::Wraps | Doubt::WrapsOrWrites if let Some(stack) = wrapping(cpu, &insn, f.addr) => {
+            if stack {
                 ss(0)
             } else {
                 gp(0)
@@ -71,7 +79,7 @@ pub fn with_code<E: GuestEnv<Cpu = CpuState>>(env: &mut E, bytes: &[u8], f: Faul
 enum Doubt {
     /// A non-canonical address raises #SS(0) through the stack segment, else #GP(0) (SDM 3A "Interrupt 12—Stack Fault Exception").
     Canonical,
-    /// The access may have gone beyond offset FFFFFFFFh.
+    /// The access may have gone beyond offset FFFFFFFFh, or beyond the last canonical address.
     Wraps,
     /// The read may be half of a write.
     Writes,
@@ -82,11 +90,13 @@ impl Doubt {
     fn of(cpu: &CpuState, f: &Fault) -> Option<Self> {
         let long = cpu.mode().is_64();
         if f.vector == vector::GP {
-            return (long && f.addr != 0).then_some(Doubt::Canonical);
+            let doubt = if long { Doubt::Canonical } else { Doubt::Wraps };
+            return (f.addr != 0).then_some(doubt);
         }
         let data = f.vector == vector::PF && f.error.is_some_and(|e| e & pf::I == 0);
         let reads = data && f.error.is_some_and(|e| e & pf::W == 0);
-        let wraps = data && !long && f.addr >> 12 == 0xf_ffff;
+        let next = (f.addr | 0xfff).wrapping_add(1);
+        let wraps = data && if long { unmappable(cpu, Va(next)).is_some() } else { f.addr >> 12 == 0xf_ffff };
         match (wraps, reads) {
             (true, true) => Some(Doubt::WrapsOrWrites),
             (true, false) => Some(Doubt::Wraps),
@@ -102,8 +112,7 @@ fn written<E: GuestEnv<Cpu = CpuState>>(env: &mut E, insn: &Instruction, f: Faul
     // Of an operand on two pages the first comes first.
     let before = f.addr.wrapping_sub(start);
     let ctx = env.cpu_ref().mode().ctx();
-    let far = matches!(insn.mnemonic(), Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc) && insn.op1_kind() == OpKind::Register;
-    let second = f.addr & 0xfff == 0 && !far;
+    let second = f.addr & 0xfff == 0;
     if second
         && (1..16).contains(&before)
         && let Err(first) = env.probe(Va(start), before, Access::Write, ctx)
@@ -160,8 +169,40 @@ fn modified(cpu: &CpuState, insn: &Instruction) -> Option<u64> {
     let both = |a: OpAccess| matches!(a, OpAccess::ReadWrite | OpAccess::ReadCondWrite);
     let mut info = InstructionInfoFactory::new();
     let m = info.info(insn).used_memory().iter().find(|m| both(m.access()))?;
-    let va = m.virtual_address(0, |r, _, _| register(cpu, r, true))?;
+    let va = m.virtual_address(0, |r, _, _| register(cpu, r, true))?.wrapping_add(bits_away(cpu, insn));
     Some(if cpu.mode().is_64() { va } else { va & 0xffff_ffff })
+}
+
+/// How far from its operand BT or one of its kin reaches by a bit number in a register.
+fn bits_away(cpu: &CpuState, insn: &Instruction) -> u64 {
+    use Mnemonic::{Bt, Btc, Btr, Bts};
+    if !matches!(insn.mnemonic(), Bt | Bts | Btr | Btc) || insn.op1_kind() != OpKind::Register {
+        return 0;
+    }
+    let size = insn.op1_register().size() as u32;
+    let bit = register(cpu, insn.op1_register(), false).unwrap_or(0);
+    let bit = (bit << (64 - 8 * size)) as i64 >> (64 - 8 * size);
+    (bit >> (8 * size).trailing_zeros()).wrapping_mul(size.into()) as u64
+}
+
+/// Bytes of its operand that it accesses first, of instructions that do so in parts, each with its own faults. Elements that a
+/// mask selects are checked where they are accessed.
+fn first_part(insn: &Instruction) -> Option<u64> {
+    use Mnemonic::{Bound, Maskmovdqu, Popa, Popad, Vmaskmovdqu, Vmaskmovpd, Vmaskmovps, Vpmaskmovd, Vpmaskmovq};
+    match insn.mnemonic() {
+        Bound => return Some(insn.memory_size().size() as u64 / 2),
+        Popa => return Some(2),
+        Popad => return Some(4),
+        Maskmovdqu | Vmaskmovdqu => return Some(8),
+        Vmaskmovps | Vmaskmovpd | Vpmaskmovd | Vpmaskmovq => return Some(0),
+        _ => {}
+    }
+    match insn.memory_size() {
+        MemorySize::Float80 | MemorySize::Bcd => Some(8),
+        MemorySize::FpuEnv14 | MemorySize::FpuState94 => Some(2),
+        MemorySize::FpuEnv28 | MemorySize::FpuState108 => Some(4),
+        _ => None,
+    }
 }
 
 /// Value of a register in an address; of a segment register its base, if `bases`.
@@ -193,20 +234,32 @@ fn through_stack(cpu: &CpuState, insn: &Instruction, addr: u64) -> bool {
         m.virtual_address(0, |r, _, _| register(cpu, r, true)).is_some_and(|start| addr.wrapping_sub(start) < size(m))
     };
     // Bits and gathered elements lie elsewhere than the operand.
-    used.iter().find(there).or(used.first()).is_some_and(|m| {
-        let stack = matches!(m.base(), Register::RSP | Register::RBP | Register::ESP | Register::EBP);
-        stack && !matches!(m.segment(), Register::FS | Register::GS)
-    })
+    used.iter().find(there).or(used.first()).is_some_and(stack_base)
 }
 
-/// The segment of an operand that goes beyond offset FFFFFFFFh, which is beyond any limit.
-fn wrapping(cpu: &CpuState, insn: &Instruction) -> Option<Register> {
-    let mut info = InstructionInfoFactory::new();
+/// Of an operand with `addr` in it that goes beyond offset FFFFFFFFh, which is beyond any limit, or beyond the last canonical address:
+/// whether it is reached through the stack segment.
+fn wrapping(cpu: &CpuState, insn: &Instruction, addr: u64) -> Option<bool> {
+    let (mut info, long, part) = (InstructionInfoFactory::new(), cpu.mode().is_64(), first_part(insn));
+    let away = if insn.op0_kind() == OpKind::Memory { bits_away(cpu, insn) } else { 0 };
     let beyond = |m: &&UsedMemory| {
-        let offset = m.virtual_address(0, |r, _, _| register(cpu, r, false)).map_or(0, |o| o & 0xffff_ffff);
-        offset + m.memory_size().size() as u64 > 1 << 32
+        let start = |bases| m.virtual_address(0, |r, _, _| register(cpu, r, bases)).map_or(0, |a| a.wrapping_add(away));
+        let (va, size) = (start(true), part.unwrap_or(m.memory_size().size() as u64));
+        if long {
+            let bad = |va: u64| unmappable(cpu, Va(va)).is_some();
+            size > 1 && addr.wrapping_sub(va) < size && !bad(va) && bad(va.wrapping_add(size - 1))
+        } else {
+            addr.wrapping_sub(va) & 0xffff_ffff < size && (start(false) & 0xffff_ffff) + size > 1 << 32
+        }
     };
-    info.info(insn).used_memory().iter().find(beyond).map(|m| m.segment())
+    let m = *info.info(insn).used_memory().iter().find(beyond)?;
+    Some(if long { stack_base(&m) } else { m.segment() == Register::SS })
+}
+
+/// In 64-bit code: is it an operand of the stack segment?
+fn stack_base(m: &UsedMemory) -> bool {
+    let stack = matches!(m.base(), Register::RSP | Register::RBP | Register::ESP | Register::EBP);
+    stack && !matches!(m.segment(), Register::FS | Register::GS)
 }
 
 #[cfg(test)]

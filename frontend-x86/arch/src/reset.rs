@@ -74,6 +74,7 @@ impl CpuState {
             tsc_aux: 0,
             tsc_offset: 0,
             misc_enable: MISC_ENABLE_RESET,
+            debugctl: 0,
             mtrr_def: 0,
             mtrr_fixed: [0; 11],
             mtrr_var: [0; 16],

@@ -1,6 +1,7 @@
 //! Saved state of a CPU: a section with every register; what the model decides (CPUID) is not part of it.
 
 use crate::control::{CR0_KNOWN, cr4_known, efer_known, xcr0_known};
+use crate::debug;
 use crate::flags::{self, bit};
 use crate::paging::{PHYS_BITS, canonical};
 use crate::state::{CpuState, DescTable, F80, PendingEvent, SegReg, Segment, cr0, cr4, efer, shadow};
@@ -63,6 +64,9 @@ struct Saved {
     tsc_aux: u64,
     tsc_offset: u64,
     misc_enable: u64,
+    /// Added later: 0 in older files.
+    #[serde(default)]
+    debugctl: u64,
     mtrr_def: u64,
     mtrr_fixed: [u64; 11],
     mtrr_var: [u64; 16],
@@ -98,7 +102,7 @@ impl CpuState {
             fop: _, fip: _, fdp: _, fcs: _, fds: _, cpl: _, halted: _, shadow: _, nmi_blocked: _, smm: _, wait_sipi: _,
             a20_masked: _, cr0: _, cr2: _, cr3: _, cr4: _, xcr0: _, pkru: _, efer: _, pdpte: _, dr: _, star: _, lstar: _, cstar: _,
             sfmask: _, kernel_gs_base: _, sysenter_cs: _, sysenter_esp: _, sysenter_eip: _, pat: _, tsc_aux: _,
-            tsc_offset: _, misc_enable: _, mtrr_def: _, mtrr_fixed: _, mtrr_var: _, smbase: _, pending: _,
+            tsc_offset: _, misc_enable: _, debugctl: _, mtrr_def: _, mtrr_fixed: _, mtrr_var: _, smbase: _, pending: _,
             // In `rflags`.
             eflags: _, cc_dst: _, cc_src: _, cc_aux: _, cc_op: _,
             // Derived from the rest, or scratch of an engine within an instruction.
@@ -112,7 +116,7 @@ impl CpuState {
         let saved = same!(
             self, gpr, rip, seg, ldt, tr, gdt, idt, fpr, mxcsr, fcw, fsw, ftw, fop, fip, fdp, fcs, fds, cpl, halted, shadow,
             nmi_blocked, smm, wait_sipi, a20_masked, cr0, cr2, cr3, cr4, xcr0, pkru, efer, pdpte, dr, star, lstar, cstar, sfmask,
-            kernel_gs_base, sysenter_cs, sysenter_esp, sysenter_eip, pat, tsc_aux, tsc_offset, misc_enable, mtrr_def,
+            kernel_gs_base, sysenter_cs, sysenter_esp, sysenter_eip, pat, tsc_aux, tsc_offset, misc_enable, debugctl, mtrr_def,
             mtrr_fixed, mtrr_var, smbase, pending
         );
         Section::pack(&format!("cpu{n}"), VERSION, &saved)
@@ -149,6 +153,7 @@ impl CpuState {
         that(self.mxcsr >> 16 == 0, "MXCSR")?;
         that(matches!(self.shadow, shadow::NONE | shadow::STI | shadow::MOV_SS), "the interrupt shadow")?;
         that(self.smbase >> 32 == 0, "SMBASE")?;
+        that(self.debugctl & !debug::debugctl::known(self) == 0, "DEBUGCTL")?;
         that(self.dr[6] >> 32 == 0 && self.dr[7] >> 32 == 0, "DR6 or DR7")?;
         let addresses = [self.lstar, self.cstar, self.kernel_gs_base, self.sysenter_esp, self.sysenter_eip];
         that(addresses.iter().all(|a| canonical(self, *a)), "an address in an MSR")
@@ -166,7 +171,7 @@ impl Saved {
         put!(
             gpr, rip, seg, ldt, tr, gdt, idt, fpr, mxcsr, fcw, fsw, ftw, fop, fip, fdp, fcs, fds, cpl, halted, shadow,
             nmi_blocked, smm, wait_sipi, a20_masked, cr0, cr2, cr3, cr4, xcr0, pkru, efer, pdpte, dr, star, lstar, cstar, sfmask,
-            kernel_gs_base, sysenter_cs, sysenter_esp, sysenter_eip, pat, tsc_aux, tsc_offset, misc_enable, mtrr_def,
+            kernel_gs_base, sysenter_cs, sysenter_esp, sysenter_eip, pat, tsc_aux, tsc_offset, misc_enable, debugctl, mtrr_def,
             mtrr_fixed, mtrr_var, smbase, pending
         );
     }

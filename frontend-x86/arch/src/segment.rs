@@ -1,8 +1,8 @@
 //! Segment registers: loads with all checks, LDTR, TR, address checks, LAR, LSL, VERR, VERW (SDM 3A chapters 3 and 5).
 
 use crate::desc::{self, Desc, code, is_null, set_type_bits, system};
-use crate::fault::{gp, np, ss, ud};
-use crate::paging::canonical;
+use crate::fault::{ac, gp, np, ss, ud};
+use crate::paging::{canonical, unmappable};
 use crate::stack::{in_limit, system_ctx};
 use crate::state::{CpuState, DescTable, SegReg, Segment};
 use vm_core::guest::GuestEnv;
@@ -43,6 +43,19 @@ pub fn seg_addr(cpu: &CpuState, seg: SegReg, offset: u64, size: u64, write: bool
         return Err(fail());
     }
     Ok(s.base.wrapping_add(offset) & 0xffff_ffff)
+}
+
+/// #AC(0) unless linear address `va` of `size` bytes is a multiple of `by`, a power of two. Errors: that, or #GP(0) of an address that is not
+/// canonical or of an access beyond the last, which count before it.
+pub fn aligned(cpu: &CpuState, va: u64, by: u64, size: u64) -> Result<(), Fault> {
+    if va & (by - 1) == 0 {
+        return Ok(());
+    }
+    let last = va.wrapping_add(size - 1);
+    if !cpu.mode().is_64() && last >> 32 != 0 {
+        return Err(Fault { addr: va, ..gp(0) });
+    }
+    Err([va, last].into_iter().find_map(|a| unmappable(cpu, Va(a))).unwrap_or(ac()))
 }
 
 /// Type checks of protected mode: code is never writable and may be unreadable.

@@ -226,6 +226,8 @@ pub struct CpuState {
     /// Guest TSC = `CpuIo::tsc()` + this.
     pub tsc_offset: u64,
     pub misc_enable: u64,
+    /// IA32_DEBUGCTL: `debug::debugctl`.
+    pub debugctl: u64,
     pub mtrr_def: u64,
     pub mtrr_fixed: [u64; 11],
     /// Base and mask of variable MTRRs 0..8.

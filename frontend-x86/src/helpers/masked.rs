@@ -3,15 +3,16 @@
 use super::segment::linear;
 use super::vector::half;
 use super::{ANY, Env, Res};
-use arch_x86::{Mode, SegReg, fault};
+use arch_x86::flags::bit;
+use arch_x86::{Mode, SegReg};
 use vm_core::{Access, Fault, Va};
 
 rows! {
     topic masked;
-    /// (`code`, linear address): elements left out become 0.
-    MASKED_LOAD = masked_load(2) ANY;
-    MASKED_STORE = masked_store(2) ANY;
-    /// (`Gather::pack`, offset, segment)
+    /// (`code`, offset, segment | bits of an offset << 8): elements left out become 0.
+    MASKED_LOAD = masked_load(3) ANY;
+    MASKED_STORE = masked_store(3) ANY;
+    /// (`Gather::pack`, offset, segment): 1 if a trap is due before the rest can be done.
     GATHER = gather(3) ANY;
 }
 
@@ -48,29 +49,38 @@ fn selected(mask: &[u8; 32], bytes: usize, width: usize) -> impl Iterator<Item =
     (0..width).step_by(bytes).filter(move |at| mask[at + bytes - 1] & 0x80 != 0)
 }
 
-fn masked_load<E: Env>(env: &mut E, code: u64, va: u64, _: u64) -> Res {
+/// Linear address of the element at `at`, checked by itself: those left out cannot fault.
+fn element<E: Env>(env: &E, offset: u64, at: usize, how: u64, bytes: usize, write: bool) -> Result<Va, Fault> {
+    let seg = SegReg::from_index(how & 0xff).unwrap_or(SegReg::Ds);
+    let offset = offset.wrapping_add(at as u64) & (u64::MAX >> (64 - (how >> 8 & 0x7f).clamp(16, 64)));
+    linear(env.cpu_ref(), seg, offset, bytes as u64, write).map(Va)
+}
+
+fn masked_load<E: Env>(env: &mut E, code: u64, offset: u64, how: u64) -> Res {
     let (bytes, width, data, mask) = unpack(code);
     let (mask, ctx) = (register(env, mask), env.cpu_ref().mode().ctx());
     let mut r = [0; 32];
     for at in selected(&mask, bytes, width) {
-        let v = env.load(Va(va.wrapping_add(at as u64)), bytes as u8, ctx)?;
+        let va = element(env, offset, at, how, bytes, false)?;
+        let v = env.load(va, bytes as u8, ctx)?;
         r[at..at + bytes].copy_from_slice(&v.to_le_bytes()[..bytes]);
     }
     set_register(env, data, &r);
     Ok(0)
 }
 
-fn masked_store<E: Env>(env: &mut E, code: u64, va: u64, _: u64) -> Res {
+fn masked_store<E: Env>(env: &mut E, code: u64, offset: u64, how: u64) -> Res {
     let (bytes, width, data, mask) = unpack(code);
     let (data, mask, ctx) = (register(env, data), register(env, mask), env.cpu_ref().mode().ctx());
-    let address = |at: usize| Va(va.wrapping_add(at as u64));
     for at in selected(&mask, bytes, width) {
-        env.probe(address(at), bytes as u64, Access::Write, ctx)?;
+        let va = element(env, offset, at, how, bytes, true)?;
+        env.probe(va, bytes as u64, Access::Write, ctx)?;
     }
     for at in selected(&mask, bytes, width) {
         let mut v = [0; 8];
         v[..bytes].copy_from_slice(&data[at..at + bytes]);
-        env.store(address(at), bytes as u8, u64::from_le_bytes(v), ctx)?;
+        let va = element(env, offset, at, how, bytes, true)?;
+        env.store(va, bytes as u8, u64::from_le_bytes(v), ctx)?;
     }
     Ok(0)
 }
@@ -110,8 +120,8 @@ fn one<E: Env>(env: &mut E, seg: SegReg, offset: u64, bytes: usize) -> Result<u6
     let mode = env.cpu_ref().mode();
     let offset = if mode.is_64() { offset } else { offset & 0xffff_ffff };
     let va = linear(env.cpu_ref(), seg, offset, bytes as u64, false)?;
-    if mode.has(Mode::ALIGN) && va & (bytes as u64 - 1) != 0 {
-        return Err(fault::ac());
+    if mode.has(Mode::ALIGN) {
+        arch_x86::segment::aligned(env.cpu_ref(), va, bytes as u64, bytes as u64)?;
     }
     env.load(Va(va), bytes as u8, mode.ctx())
 }
@@ -122,14 +132,14 @@ fn signed(b: &[u8]) -> u64 {
 }
 
 /// Elements are gathered in order. A fault leaves those before it in the destination, the masks up to it cleared, and the masks of the
-/// others as they were (SDM 2 "VPGATHERDD").
+/// others as they were; a trap that is due by then comes in its place, with RF set (SDM 2 "VPGATHERDD").
 fn gather<E: Env>(env: &mut E, code: u64, offset: u64, seg: u64) -> Res {
     let [bytes, index_bytes, n, dst, mask, index, scale, narrow] = code.to_le_bytes();
     let (bytes, index_bytes) = (usize::from(bytes).clamp(4, 8), usize::from(index_bytes).clamp(4, 8));
     let n = usize::from(n).min(32 / bytes.max(index_bytes));
     let seg = SegReg::from_index(seg).unwrap_or(SegReg::Ds);
     let (index, mut masks) = (register(env, index.into()), register(env, mask.into()));
-    let mut r = register(env, dst.into());
+    let (mut r, mut some) = (register(env, dst.into()), false);
     for i in 0..n {
         if masks[(i + 1) * bytes - 1] & 0x80 == 0 {
             masks[i * bytes..][..bytes].fill(0);
@@ -142,9 +152,14 @@ fn gather<E: Env>(env: &mut E, code: u64, offset: u64, seg: u64) -> Res {
             Err(f) => {
                 set_register(env, dst.into(), &r);
                 set_register(env, mask.into(), &masks);
-                return Err(f);
+                if !(some && f.vector < 32 && env.cpu_ref().trap_due()) {
+                    return Err(f);
+                }
+                env.cpu().eflags |= bit::RF;
+                return Ok(1);
             }
         }
+        some = true;
         masks[i * bytes..][..bytes].fill(0);
     }
     // What lies above the last element is cleared, and the mask wholly.

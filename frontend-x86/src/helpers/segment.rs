@@ -4,11 +4,16 @@ use super::{ANY, CHECKS, Env, Res};
 use arch_x86::deliver::{self, Source};
 pub use arch_x86::segment::seg_addr as linear;
 use arch_x86::{SegReg, far, fault};
+use vm_core::Va;
 
 rows! {
     topic segment;
     /// (segment, offset, bytes | write << 8): linear address, or the fault of the limit and type checks.
     SEG_ADDR = seg_addr(3) CHECKS;
+    /// (linear address, power of two, size): #AC(0) unless it is aligned.
+    ALIGNED = aligned(3) CHECKS;
+    /// (linear address, value, segment | 100h if the 16 bits are to be stored)
+    STORE16_IF = store16_if(3) ANY;
     /// (segment, selector)
     LOAD_SEG = load_seg(2) ANY;
     /// (selector | operand bytes << 16, offset, address of the next instruction)
@@ -28,6 +33,20 @@ rows! {
 fn seg_addr<E: Env>(env: &mut E, seg: u64, off: u64, how: u64) -> Res {
     let reg = SegReg::from_index(seg).unwrap_or(SegReg::Ds);
     linear(env.cpu_ref(), reg, off, how & 0xff, how >> 8 & 1 == 1)
+}
+
+fn aligned<E: Env>(env: &mut E, va: u64, by: u64, size: u64) -> Res {
+    arch_x86::segment::aligned(env.cpu_ref(), va, by.max(1), size.max(1)).map(|()| 0)
+}
+
+fn store16_if<E: Env>(env: &mut E, va: u64, value: u64, how: u64) -> Res {
+    if how & 0x100 != 0 {
+        let (cpu, seg) = (env.cpu_ref(), SegReg::from_index(how & 0xff).unwrap_or(SegReg::Ds));
+        let va = linear(cpu, seg, va.wrapping_sub(cpu.seg(seg).base) & 0xffff_ffff, 2, true)?;
+        let ctx = cpu.mode().ctx();
+        env.store(Va(va), 2, value & 0xffff, ctx)?;
+    }
+    Ok(0)
 }
 
 /// (segment, selector); SS holds events for one instruction (SDM 2 "MOV").

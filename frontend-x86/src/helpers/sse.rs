@@ -117,6 +117,10 @@ fn sse_fp_wide<E: Env>(env: &mut E, code: u64, va: u64, _: u64) -> Res {
     let cpu = env.cpu();
     let (n, csr, imm) = (p.src() & 15, cpu.mxcsr, p.imm());
     let mut r = [cpu.xmm[n], cpu.ymmh[n]];
+    let raised = op.dot_raises([(r[0], b[0]), (r[1], b[1])], csr, imm);
+    if raised != 0 {
+        return signal(cpu, raised).map(|()| 0);
+    }
     let mut run = |i: usize, b: u128| op.run_imm(&mut r[i], b as u64, (b >> 64) as u64, csr, imm);
     let widens = code >> 56 & 3 == Shape::Widen as u64;
     let (low, high) = if widens { (b[0] as u64 as u128, b[0] >> 64) } else { (b[0], b[1]) };

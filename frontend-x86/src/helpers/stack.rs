@@ -2,7 +2,7 @@
 
 use super::segment::linear;
 use super::{ANY, CHECKS, Env, Res};
-use arch_x86::{CpuState, SegReg, Segment, control};
+use arch_x86::{CpuState, Mode, SegReg, Segment, control};
 use vm_core::{Access, Fault, Va};
 
 rows! {
@@ -32,7 +32,12 @@ pub(super) fn merge(old: u64, new: u64, mask: u64) -> u64 {
 }
 
 fn at<E: Env>(env: &E, off: u64, bytes: u64, write: bool) -> Result<Va, Fault> {
-    linear(env.cpu_ref(), SegReg::Ss, off, bytes, write).map(Va)
+    let cpu = env.cpu_ref();
+    let va = linear(cpu, SegReg::Ss, off, bytes, write)?;
+    if cpu.mode().has(Mode::ALIGN) {
+        arch_x86::segment::aligned(cpu, va, bytes, bytes)?;
+    }
+    Ok(Va(va))
 }
 
 /// Pushes `v` with a stack pointer that is not yet the register's.

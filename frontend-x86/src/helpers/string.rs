@@ -5,7 +5,7 @@ use super::segment::linear;
 use super::stack::merge;
 use super::{ANY, Env, Res};
 use arch_x86::flags::{Cc, CcKind, bit};
-use arch_x86::{CpuState, Mode, SegReg, fault};
+use arch_x86::{CpuState, Mode, SegReg};
 use vm_core::{Access, Fault, Va};
 
 rows! {
@@ -156,8 +156,10 @@ fn advance(cpu: &mut CpuState, h: &How, n: u64) {
 
 /// #AC(0) for an element that is not aligned where that is checked.
 fn placed(cpu: &CpuState, h: &How, va: u64) -> Result<Va, Fault> {
-    let bad = cpu.mode().has(Mode::ALIGN) && va & (u64::from(h.bytes) - 1) != 0;
-    if bad { Err(fault::ac()) } else { Ok(Va(va)) }
+    if cpu.mode().has(Mode::ALIGN) {
+        arch_x86::segment::aligned(cpu, va, h.bytes.max(1).into(), h.bytes.into())?;
+    }
+    Ok(Va(va))
 }
 
 fn source<E: Env>(env: &E, h: &How) -> Result<Va, Fault> {
@@ -263,6 +265,7 @@ fn bulk<E: Env>(env: &mut E, h: &How, left: u64) -> Result<u64, Fault> {
 mod tests {
     use super::*;
     use crate::testing::{FlatEnv, FlatMemory};
+    use arch_x86::fault;
     use arch_x86::state::cr0;
 
     #[test]

@@ -288,6 +288,9 @@ fn check_aligned(addr: u64) -> Result<(), Fault> {
 fn fxsave_helper<E: Env>(env: &mut E, addr: u64, wide: u64, _: u64) -> Res {
     check_aligned(addr)?;
     let (bytes, len) = fxsave::save(env.cpu_ref(), wide != 0);
+    // The part that is not written must be writable, too.
+    let ctx = env.cpu_ref().mode().ctx();
+    env.probe(Va(addr), 512, Access::Write, ctx)?;
     store(env, addr, &bytes[..len])?;
     Ok(0)
 }

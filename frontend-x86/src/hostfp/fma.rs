@@ -2,8 +2,9 @@
 //! A host without FMA has no guest with FMA (`arch_x86::features`).
 
 #[cfg(target_arch = "x86_64")]
-use super::sse::{CONTROL, HOST_MXCSR, MXCSR_DEFAULT, MXCSR_MASKS, register, value};
-use super::sse::{MXCSR_FLAGS, has_tiny};
+use super::sse::{CONTROL, HOST_MXCSR, MXCSR_DEFAULT, register, value};
+use super::sse::{MXCSR_FLAGS, MXCSR_MASKS, has_tiny};
+use super::unmasked;
 #[cfg(target_arch = "x86_64")]
 use std::arch::asm;
 
@@ -112,21 +113,73 @@ impl FmaOp {
     /// As `SseOp::run`: `a` becomes the result; gives the flags to be set.
     #[inline]
     pub fn run(self, a: &mut u128, b: u128, c: u128, mxcsr: u32) -> u32 {
-        const UM: u32 = 1 << 11;
-        const FTZ: u32 = 1 << 15;
-        let masks = mxcsr >> 7 & MXCSR_FLAGS;
-        if masks == MXCSR_FLAGS {
+        if mxcsr & MXCSR_MASKS == MXCSR_MASKS {
             return Self::CODE[self as usize](a, b, c, mxcsr);
         }
-        // As in `SseOp::run_unmasked`.
-        let control = if mxcsr & UM == 0 { mxcsr & !FTZ } else { mxcsr };
-        let mut flags = Self::CODE[self as usize](a, b, c, control & !MXCSR_FLAGS);
-        if mxcsr & UM == 0 && has_tiny(self.lanes(), *a) {
-            flags |= 1 << 4;
+        self.run_unmasked(a, b, c, mxcsr)
+    }
+
+    /// As `SseOp::run_unmasked`.
+    #[cold]
+    fn run_unmasked(self, a: &mut u128, b: u128, c: u128, mxcsr: u32) -> u32 {
+        const UM: u32 = 1 << 11;
+        const FTZ: u32 = 1 << 15;
+        const OUT_OF_RANGE: u32 = 3 << 3;
+        let control = (if mxcsr & UM == 0 { mxcsr & !FTZ } else { mxcsr }) & !MXCSR_FLAGS;
+        let before = *a;
+        let mut flags = Self::CODE[self as usize](a, b, c, control);
+        let unmasked = unmasked::unmasked(mxcsr);
+        if unmasked & OUT_OF_RANGE != 0 && (flags & OUT_OF_RANGE != 0 || has_tiny(self.lanes(), *a)) {
+            flags = self.by_lanes(before, b, c, control, mxcsr);
         }
-        if flags & !masks & 7 != 0 {
+        if flags & unmasked & 7 != 0 {
             flags &= 7;
         }
         flags
+    }
+
+    /// Flags of an operation of which some lane is too small or too large, lane by lane.
+    fn by_lanes(self, a: u128, b: u128, c: u128, control: u32, mxcsr: u32) -> u32 {
+        const UE: u32 = 1 << 4;
+        const OE: u32 = 1 << 3;
+        const PE: u32 = 1 << 5;
+        let ((n, width), unmasked) = (self.lanes(), unmasked::unmasked(mxcsr));
+        // 1 × 1 + 1 raises nothing.
+        let one = if width == 32 { 0x3f80_0000 } else { 0x3ff << 52 };
+        let ones = (0..128 / width).fold(0u128, |v, i| v | one << (i * width));
+        let mut all = 0;
+        for i in 0..n {
+            let mask = u128::MAX >> (128 - width) << (i * width);
+            let [x, y, z] = [a, b, c].map(|v| v & mask | ones & !mask);
+            let mut r = x;
+            let mut flags = Self::CODE[self as usize](&mut r, y, z, control);
+            let tiny = unmasked & UE != 0 && (flags & UE != 0 || has_tiny((n, width), r));
+            if tiny {
+                flags |= UE;
+            }
+            if tiny || flags & unmasked & OE != 0 {
+                let [x, y, z] = [a, b, c].map(|v| (v & mask) >> (i * width)).map(|v| v as u64);
+                // The number is the order of product and sum.
+                let operands = match self as u16 % 3 {
+                    0 => [x, z, y],
+                    1 => [y, x, z],
+                    _ => [y, z, x],
+                };
+                let inexact = unmasked::fused_inexact(operands, self.subtracts(i), width, mxcsr);
+                flags = flags & !PE | if inexact { PE } else { 0 };
+            }
+            all |= flags;
+        }
+        all
+    }
+
+    /// Do product and third operand of lane `i` go in with different signs?
+    fn subtracts(self, i: u32) -> bool {
+        let (k, scalars) = (self as u16, FmaOp::Fmaddsub132ps as u16);
+        match k {
+            _ if k < scalars => matches!(k / 12, 1 | 2),
+            _ if k < FmaOp::Fmsubadd132ps as u16 => i & 1 == 0,
+            _ => i & 1 == 1,
+        }
     }
 }

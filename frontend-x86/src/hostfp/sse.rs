@@ -1,6 +1,7 @@
 //! SSE to SSE4.1 and AVX floating-point operations (SDM 1 chapters 10-14), run by the host under the guest's MXCSR with all
 //! exceptions masked. Every operation maps two 128-bit operands to one 128-bit result.
 
+use super::unmasked;
 #[cfg(target_arch = "x86_64")]
 use std::{arch::asm, arch::x86_64::__m128i, mem::transmute};
 
@@ -206,7 +207,7 @@ impl SseOp {
         let i = self as u16;
         i <= SseOp::Divsd as u16
             || (SseOp::Addsubps as u16..=SseOp::Hsubpd as u16).contains(&i)
-            || matches!(self, SseOp::Cvtpd2ps | SseOp::Cvtsd2ss | SseOp::Cvtps2ph | SseOp::Dpps | SseOp::Dppd)
+            || matches!(self, SseOp::Cvtpd2ps | SseOp::Cvtsd2ss | SseOp::Cvtps2ph)
     }
 
     /// Bits of the result's lanes that hold a number computed by this operation, and the lanes' width.
@@ -215,8 +216,8 @@ impl SseOp {
         match self {
             SseOp::Cvtpd2ps => (2, 32),
             SseOp::Cvtsd2ss => (1, 32),
-            SseOp::Addsubps | SseOp::Haddps | SseOp::Hsubps | SseOp::Dpps => (4, 32),
-            SseOp::Addsubpd | SseOp::Haddpd | SseOp::Hsubpd | SseOp::Dppd => (2, 64),
+            SseOp::Addsubps | SseOp::Haddps | SseOp::Hsubps => (4, 32),
+            SseOp::Addsubpd | SseOp::Haddpd | SseOp::Hsubpd => (2, 64),
             SseOp::Cvtps2ph => (4, 16),
             _ => [(4, 32), (2, 64), (1, 32), (1, 64)][usize::from(i & 3)],
         }
@@ -311,14 +312,34 @@ impl SseOp {
             SseOp::Dpps | SseOp::Dppd => {
                 let lanes = if self == SseOp::Dpps { 4 } else { 2 };
                 let (used, kept) = (lane_mask(imm >> 4, lanes), lane_mask(imm, lanes));
+                let raised = self.dot_raises([(*a, u128::from(hi) << 64 | u128::from(lo))], mxcsr, imm);
+                if raised != 0 {
+                    return raised;
+                }
                 // A lane left out has the product +0.0, and raises nothing.
                 *a &= used;
-                let flags = self.run(a, lo & used as u64, hi & (used >> 64) as u64, mxcsr);
+                let (lo, hi) = (lo & used as u64, hi & (used >> 64) as u64);
+                let flags = self.run(a, lo, hi, mxcsr);
                 *a &= kept;
                 flags
             }
             _ => self.run(a, lo, hi, mxcsr),
         }
+    }
+
+    /// Flags of a dot product of halves that raises an exception, else 0; 0 of other operations, too.
+    pub(crate) fn dot_raises<const N: usize>(self, halves: [(u128, u128); N], mxcsr: u32, imm: u8) -> u32 {
+        if mxcsr & MXCSR_MASKS == MXCSR_MASKS || !matches!(self, SseOp::Dpps | SseOp::Dppd) {
+            return 0;
+        }
+        let used = lane_mask(imm >> 4, if self == SseOp::Dpps { 4 } else { 2 });
+        let flags = unmasked::dot(self, halves.map(|(x, y)| (x & used, y & used)), mxcsr);
+        if flags & unmasked::unmasked(mxcsr) != 0 { flags } else { 0 }
+    }
+
+    /// The operation with all exceptions masked.
+    pub(super) fn run_masked(self, a: &mut u128, lo: u64, hi: u64, mxcsr: u32) -> u32 {
+        Self::CODE[self as usize](a, lo, hi, mxcsr & CONTROL | MXCSR_MASKS)
     }
 
     /// Flags as the CPU sets them when some exception is unmasked: exceptions found before computing (IE DE ZE) end the
@@ -327,11 +348,13 @@ impl SseOp {
     fn run_unmasked(self, a: &mut u128, lo: u64, hi: u64, mxcsr: u32) -> u32 {
         const UM: u32 = 1 << 11;
         const FTZ: u32 = 1 << 15;
+        const OUT_OF_RANGE: u32 = 3 << 3;
         let control = if mxcsr & UM == 0 { mxcsr & !FTZ } else { mxcsr };
-        let mut flags = Self::CODE[self as usize](a, lo, hi, control & CONTROL | MXCSR_MASKS);
-        let unmasked = !(mxcsr >> 7) & MXCSR_FLAGS;
-        if unmasked & 1 << 4 != 0 && self.arithmetic() && self.has_tiny_lane(*a) {
-            flags |= 1 << 4;
+        let before = *a;
+        let mut flags = self.run_masked(a, lo, hi, control);
+        let unmasked = unmasked::unmasked(mxcsr);
+        if self.arithmetic() && unmasked & OUT_OF_RANGE != 0 && (flags & OUT_OF_RANGE != 0 || self.has_tiny_lane(*a)) {
+            flags = unmasked::by_parts(self, before, u128::from(hi) << 64 | u128::from(lo), control, mxcsr);
         }
         if flags & unmasked & 7 != 0 {
             flags &= 7;

@@ -1,7 +1,7 @@
 //! Effective and linear addresses (SDM 1 "Memory Operands", SDM 3A "Segment Limit Checks").
 
 use super::Tr;
-use crate::helpers::segment::SEG_ADDR;
+use crate::helpers::segment::{ALIGNED, SEG_ADDR};
 use crate::layout;
 use arch_x86::fault::vector;
 use arch_x86::{Mode, SegReg};
@@ -69,10 +69,28 @@ impl Tr<'_> {
         if disp == 0 { a } else { self.b.bin_imm(Op::Add, a, disp as u64) }
     }
 
+    /// As `mem` for two values of `bytes`, one behind the other.
+    pub fn mem_pair(&mut self, bytes: u32) -> (Val, i64) {
+        let (off, disp) = self.offset();
+        let seg = Self::seg_of(self.insn.memory_segment()).unwrap_or(SegReg::Ds);
+        let (a, disp) = self.linear_any(seg, off, disp, 2 * bytes, false);
+        self.alignment(a, disp, bytes, bytes);
+        (a, disp)
+    }
+
     /// Linear address of `bytes` at an offset (already of the address size, plus `disp`) in a segment.
     pub fn linear(&mut self, seg: SegReg, off: Val, disp: i64, bytes: u32, write: bool) -> (Val, i64) {
+        let (a, disp) = self.linear_any(seg, off, disp, bytes, write);
+        if matches!(bytes, 2 | 4 | 8) {
+            self.alignment(a, disp, bytes, bytes);
+        }
+        (a, disp)
+    }
+
+    /// The same, aligned or not.
+    fn linear_any(&mut self, seg: SegReg, off: Val, disp: i64, bytes: u32, write: bool) -> (Val, i64) {
         let fs_gs = matches!(seg, SegReg::Fs | SegReg::Gs);
-        let (a, disp) = if self.is_64() {
+        if self.is_64() {
             if fs_gs {
                 let base = self.b.get(Ty::I64, layout::seg_base(seg), 0);
                 (self.b.bin(Op::Add, base, off), disp)
@@ -85,11 +103,7 @@ impl Tr<'_> {
             let how = u64::from(bytes) | u64::from(write) << 8;
             let (s, how) = (self.i64(seg as u64), self.i64(how));
             (self.call(SEG_ADDR, &[s, off, how]), disp)
-        };
-        if matches!(bytes, 2 | 4 | 8) {
-            self.alignment(a, disp, bytes);
         }
-        (a, disp)
     }
 
     /// Is the code segment's limit to be checked? Not where it cannot be exceeded.
@@ -108,17 +122,12 @@ impl Tr<'_> {
         self.b.raise_if(bad, vector::GP, Some(0));
     }
 
-    /// #AC(0) unless the address is a multiple of `bytes`, if it is checked (SDM 3A "Alignment Check Exception").
-    pub(super) fn alignment(&mut self, a: Val, disp: i64, bytes: u32) {
+    /// #AC(0) unless the address of `size` bytes is a multiple of `by`, a power of two, if it is checked (SDM 3A "Alignment Check Exception").
+    pub(super) fn alignment(&mut self, a: Val, disp: i64, by: u32, size: u32) {
         if self.mode.has(Mode::ALIGN) {
-            self.check_alignment(a, disp, bytes);
+            let a = self.b.bin_imm(Op::Add, a, disp as u64);
+            let (by, size) = (self.i64(by.into()), self.i64(size.into()));
+            self.call(ALIGNED, &[a, by, size]);
         }
-    }
-
-    fn check_alignment(&mut self, a: Val, disp: i64, bytes: u32) {
-        let a = self.b.bin_imm(Op::Add, a, disp as u64);
-        let low = self.b.bin_imm(Op::And, a, u64::from(bytes) - 1);
-        let bad = self.b.cmp_imm(Cond::Ne, low, 0);
-        self.b.raise_if(bad, vector::AC, Some(0));
     }
 }

@@ -96,7 +96,7 @@ fn far_pointer(tr: &mut Tr<'_>, i: u32, ty: Ty) -> (Val, Val) {
     debug_assert!(tr.is_mem(i));
     let (a, disp) = tr.mem(ty.bytes() + 2, false);
     // As the offset is aligned (SDM 3A table 6-7).
-    tr.alignment(a, disp, ty.bytes());
+    tr.alignment(a, disp, ty.bytes(), ty.bytes() + 2);
     let ctx = tr.ctx();
     let offset = tr.b.load(ty, a, disp, ctx);
     let selector = tr.b.load(Ty::I16, a, disp + i64::from(ty.bytes()), ctx);

@@ -215,10 +215,11 @@ impl Tr<'_> {
     }
 
     /// The checks of a vector's address: #GP(0) where it must be aligned, else #AC(0), to 16 bytes, if that is checked.
-    fn vector_place(&mut self, a: Val, disp: i64, aligned: Option<u8>) {
-        match aligned {
-            Some(bytes) => self.aligned(a, disp, bytes),
-            None => self.alignment(a, disp, 16),
+    fn vector_place(&mut self, a: Val, disp: i64, bytes: u8, aligned: bool) {
+        if aligned {
+            self.aligned(a, disp, bytes);
+        } else {
+            self.alignment(a, disp, 16, bytes.into());
         }
     }
 
@@ -226,7 +227,7 @@ impl Tr<'_> {
     fn vload(&mut self, ty: Ty, aligned: bool) -> Val {
         let (a, disp) = self.mem(ty.bytes(), false);
         if ty == Ty::V128 {
-            self.vector_place(a, disp, aligned.then_some(16));
+            self.vector_place(a, disp, 16, aligned);
         }
         let ctx = self.ctx();
         self.b.load(ty, a, disp, ctx)
@@ -235,7 +236,7 @@ impl Tr<'_> {
     fn vstore(&mut self, v: Val, aligned: bool) {
         let (a, disp) = self.mem(self.b.ty(v).bytes(), true);
         if self.b.ty(v) == Ty::V128 {
-            self.vector_place(a, disp, aligned.then_some(16));
+            self.vector_place(a, disp, 16, aligned);
         }
         let ctx = self.ctx();
         self.b.store(a, disp, v, ctx);
@@ -244,7 +245,7 @@ impl Tr<'_> {
     /// Loads 256 bits.
     fn yload(&mut self, aligned: bool) -> Halves {
         let (a, disp) = self.mem(32, false);
-        self.vector_place(a, disp, aligned.then_some(32));
+        self.vector_place(a, disp, 32, aligned);
         let ctx = self.ctx();
         [self.b.load(Ty::V128, a, disp, ctx), self.b.load(Ty::V128, a, disp + 16, ctx)]
     }
@@ -252,7 +253,7 @@ impl Tr<'_> {
     /// Stores 256 bits.
     fn ystore(&mut self, v: Halves, aligned: bool) {
         let (a, disp) = self.mem(32, true);
-        self.vector_place(a, disp, aligned.then_some(32));
+        self.vector_place(a, disp, 32, aligned);
         let ctx = self.ctx();
         self.b.probe_w(a, disp, 32, ctx);
         self.b.store(a, disp, v[0], ctx);

@@ -141,6 +141,7 @@ fn pusha(tr: &mut Tr<'_>) {
     let ty = if tr.insn.mnemonic() == Mnemonic::Pusha { Ty::I16 } else { Ty::I32 };
     let all = ty.bytes() * 8;
     let (a, disp, sp) = tr.stack_at(RSP, -i64::from(all), all, true);
+    tr.alignment(a, disp, ty.bytes(), ty.bytes());
     let ctx = tr.ctx();
     tr.b.probe_w(a, disp, all, ctx);
     for i in 0..8u32 {
@@ -154,6 +155,7 @@ fn popa(tr: &mut Tr<'_>) {
     let ty = if tr.insn.mnemonic() == Mnemonic::Popa { Ty::I16 } else { Ty::I32 };
     let all = ty.bytes() * 8;
     let (a, disp, _) = tr.stack_at(RSP, 0, all, false);
+    tr.alignment(a, disp, ty.bytes(), ty.bytes());
     let ctx = tr.ctx();
     let mut v = [Val::NONE; 8];
     for i in (0..8u32).filter(|i| *i != 3) {

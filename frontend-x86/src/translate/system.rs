@@ -3,6 +3,7 @@
 use super::{Tr, feature};
 use crate::helpers::atomic::FENCE;
 use crate::helpers::io::{RDTSC, TSC_AUX};
+use crate::helpers::segment::STORE16_IF;
 use crate::helpers::system::{self as h, NOT_VISIBLE};
 use crate::layout::{self, RAX, RCX, RDX};
 use arch_x86::fault::vector;
@@ -355,7 +356,8 @@ fn verify(tr: &mut Tr<'_>, write: u64) {
 }
 
 fn arpl(tr: &mut Tr<'_>) {
-    let p = tr.place(0, Ty::I16, true);
+    // Written only if it changes.
+    let p = tr.place(0, Ty::I16, false);
     let d = tr.read(p, Ty::I16);
     let s = tr.src(1, Ty::I16);
     let (d_rpl, s_rpl) = (tr.b.bin_imm(Op::And, d, 3), tr.b.bin_imm(Op::And, s, 3));
@@ -370,7 +372,14 @@ fn arpl(tr: &mut Tr<'_>) {
                 tr.put(slot, v);
             }
         }
-        _ => tr.write(p, v),
+        super::Place::Mem(a, disp) => {
+            let a = tr.b.bin_imm(Op::Add, a, disp as u64);
+            let (v, really) = (tr.b.zext(Ty::I64, v), tr.b.zext(Ty::I64, less));
+            let seg = Tr::seg_of(tr.insn.memory_segment()).unwrap_or(SegReg::Ds);
+            let really = tr.b.bin_imm(Op::Shl, really, 8);
+            let how = tr.b.bin_imm(Op::Or, really, seg as u64);
+            tr.call(STORE16_IF, &[a, v, how]);
+        }
     }
     set_zf(tr, less);
 }
@@ -378,7 +387,7 @@ fn arpl(tr: &mut Tr<'_>) {
 fn bound(tr: &mut Tr<'_>) {
     let ty = tr.op_ty(0);
     let i = tr.src(0, ty);
-    let (a, disp) = tr.mem(2 * ty.bytes(), false);
+    let (a, disp) = tr.mem_pair(ty.bytes());
     let ctx = tr.ctx();
     let low = tr.b.load(ty, a, disp, ctx);
     let high = tr.b.load(ty, a, disp + i64::from(ty.bytes()), ctx);

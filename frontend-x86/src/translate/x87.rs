@@ -112,12 +112,17 @@ fn area(tr: &mut Tr<'_>, h: HelperId, write: bool) {
         MemorySize::FpuState108 => (108, 0),
         _ => (512, u64::from(matches!(tr.insn.mnemonic(), M::Fxsave64 | M::Fxrstor64))),
     };
+    // A pending exception counts before faults of the operand.
+    if matches!(tr.insn.mnemonic(), M::Fldenv | M::Frstor) {
+        tr.x87_pending();
+    }
     let a = tr.mem_addr(bytes, write);
     // Of an environment its fields; FXSAVE has a rule of its own.
     if bytes < 512 {
-        tr.alignment(a, 0, if format == 1 { 2 } else { 4 });
+        let part = if format == 1 { 2 } else { 4 };
+        tr.alignment(a, 0, part, part);
     } else {
-        tr.alignment(a, 0, 16);
+        tr.alignment(a, 0, 16, 16);
     }
     let format = tr.i64(format);
     tr.call(h, &[a, format]);
@@ -140,7 +145,7 @@ fn compute(tr: &mut Tr<'_>) -> bool {
         }
         addr = tr.mem_addr(code.bytes.into(), write);
         if code.bytes == 10 {
-            tr.alignment(addr, 0, 8);
+            tr.alignment(addr, 0, 8, 8);
         }
         let (off, disp) = tr.offset();
         ptr = tr.b.bin_imm(Op::Add, off, disp as u64);

@@ -261,7 +261,7 @@ pub(super) fn differences(host: &(State, Trap), got: &(State, Trap), m: &Mask) -
     (0..8).filter(|_| !m.tags).for_each(|i| note("st", i, st(a.st[i]), st(b.st[i])));
     note("rip", 0, a.rip.into(), b.rip.into());
     note("flags", 0, (a.flags & m.flags).into(), (b.flags & m.flags).into());
-    note("mxcsr", 0, (a.mxcsr & m.mxcsr).into(), (b.mxcsr & m.mxcsr).into());
+    note("mxcsr", 0, a.mxcsr.into(), b.mxcsr.into());
     note("fcw", 0, a.fcw.into(), b.fcw.into());
     let fsw = if m.tags { m.fsw & !0x3800 } else { m.fsw };
     note("fsw", 0, (a.fsw & fsw).into(), (b.fsw & fsw).into());
@@ -277,7 +277,8 @@ fn trap_alike(host: Trap, got: Trap, m: &Mask) -> bool {
     if m.class && [host.vector, got.vector].iter().all(|v| matches!(v, 12..=14 | 17)) {
         return true;
     }
-    let own = host.addr >= 0x7fff_ffff_f000 || (0x1000..0x8000).contains(&host.addr);
+    let own =
+        host.addr >= 0x7fff_ffff_f000 || (0x1000..0x8000).contains(&host.addr) || (0x1e_f000..0x1f_2000).contains(&host.addr);
     if m.fault_address && (host.vector, host.error | 1) == (got.vector, got.error | 1) {
         return true;
     }

@@ -128,9 +128,16 @@ pub fn case(r: &mut Rng, d: &Drawn) -> Case {
         s.ftw = 0xff;
     }
     let target = pointers(r, d, &mut s);
+    if !wide {
+        s.gpr.iter_mut().for_each(|g| *g &= 0xffff_ffff);
+    }
     let at = place(target).unwrap_or(0).saturating_sub(8).min(DATA_SIZE - 4096 - 64);
     let mut bytes = [0; 64];
     bytes.chunks_mut(8).for_each(|c| c.copy_from_slice(&quad(r).to_le_bytes()));
+    if d.insn.is_vsib() {
+        // Both manuals name #AC, the host checks no alignment there.
+        s.flags &= !0x4_0000;
+    }
     let off = place(target).unwrap_or(0) - at;
     let control = match op {
         M::Ldmxcsr | M::Vldmxcsr => off,
@@ -254,7 +261,8 @@ pub(super) fn address(r: &mut Rng, d: &Drawn, s: &mut State, target: u64) -> u64
     if d.bits == super::Bits::B64 && base.is_gpr32() && base.number() != 4 && r.one_in(2) {
         s.gpr[base.number()] |= r.next_u64() << 32;
     }
-    target
+    // With a scale it may be a few bytes off.
+    super::bench::operand_address(d, s)
 }
 
 /// A base in the middle of data, and indices around it.

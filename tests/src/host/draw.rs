@@ -44,6 +44,12 @@ impl Drawn {
         d.get_constant_offsets(&i)
     }
 
+    /// Does `c` make it an access that Intel's processors want aligned, and AMD's do not: SHA's?
+    pub fn vendors_differ(&self, c: &super::case::Case) -> bool {
+        let memory = (0..self.insn.op_count()).any(|k| self.insn.op_kind(k) == OpKind::Memory);
+        memory && sha(&self.insn) && super::bench::operand_address(self, &c.state) & 15 != 0
+    }
+
     /// Does it go on with the next instruction, whatever it does? Not POPF, which may set TF.
     pub fn falls_through(&self) -> bool {
         self.insn.flow_control() == iced_x86::FlowControl::Next && !matches!(self.insn.mnemonic(), M::Popf | M::Popfd | M::Popfq)
@@ -89,7 +95,11 @@ fn vendors_differ(bits: Bits, bytes: &[u8], i: &Instruction) -> bool {
 pub fn operand_address(r: &mut Rng, i: &Instruction) -> u64 {
     let size = if i.is_vsib() { 4 } else { i.memory_size().size() as u64 };
     let a = data_address(r, size);
-    if i.cpuid_features().contains(&iced_x86::CpuidFeature::SHA) { a & !15 } else { a }
+    if sha(i) { a & !15 } else { a }
+}
+
+fn sha(i: &Instruction) -> bool {
+    i.cpuid_features().contains(&iced_x86::CpuidFeature::SHA)
 }
 
 /// A data address at random: mostly inside, sometimes across pages, read-only, absent.

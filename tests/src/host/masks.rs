@@ -145,7 +145,6 @@ pub struct Mask {
     pub tags: bool,
     pub registers: bool,
     pub class: bool,
-    pub mxcsr: u32,
 }
 
 /// RFLAGS that mean something after a trap: not RF, which the trap sets.
@@ -153,27 +152,23 @@ const COMPARED: u64 = 0x24_4fd5 | 0x200;
 
 impl Mask {
     /// The mask where nothing is undefined.
-    pub fn all(trap: Trap) -> Mask {
-        let _ = trap;
-        let mxcsr = !0;
-        let memory = Vec::new();
+    pub fn all() -> Mask {
         Mask {
             flags: COMPARED,
             fsw: !0,
             gpr: None,
             xmm_high: None,
-            memory,
+            memory: Vec::new(),
             fault_address: false,
             tags: false,
             registers: false,
             class: false,
-            mxcsr,
         }
     }
 
     /// The mask for `d` run from `s`, with its operand at `target`, which ended in `trap` on the host.
     pub fn new(d: &Drawn, s: &State, target: u64, trap: Trap) -> Mask {
-        let mut m = Mask::all(trap);
+        let mut m = Mask::all();
         for (ops, when, what, _) in TABLE {
             if !ops.contains(&d.insn.mnemonic()) || !holds(*when, d, s, trap) {
                 continue;

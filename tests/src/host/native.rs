@@ -159,9 +159,9 @@ impl Native {
     }
 }
 
-/// Writes the gates: JMP [RIP] and the address of `left` behind it; of 32-bit code a far jump to that.
+/// Writes the gates: JMP [RIP+2] and the address of `left` behind it, aligned as AC may want it; of 32-bit code a far jump to that.
 fn gates() {
-    let mut code = vec![0xff, 0x25, 0, 0, 0, 0];
+    let mut code = vec![0xff, 0x25, 2, 0, 0, 0, 0xcc, 0xcc];
     code.extend((left as *const () as u64).to_le_bytes());
     code.resize((GATE32 - GATE) as usize, 0xcc);
     code.push(0xea);
@@ -282,7 +282,8 @@ unsafe extern "sysv64" fn left() {
 unsafe fn left_state() -> State {
     // SAFETY: the fields of the control page as `left` fills them.
     unsafe {
-        let [rax, rcx, rdx, rbx, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15, flags] = (PUSHED as *const [u64; 16]).read();
+        let [rax, rcx, rdx, rbx, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15, flags] =
+            (PUSHED as *const [u64; 16]).read();
         let rsp = (LEFT_RSP as *const u64).read();
         let gpr = [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15];
         extended(XSAVED as *const u8, State { gpr, flags, rip: 0, ..State::new() })

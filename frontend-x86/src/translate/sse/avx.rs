@@ -4,7 +4,7 @@ use super::super::Tr;
 use super::{Halves, number};
 use crate::helpers::masked::{self, GATHER, MASKED_LOAD, MASKED_STORE};
 use crate::layout;
-use arch_x86::SegReg;
+use arch_x86::{Mode, SegReg};
 use iced_x86::Mnemonic;
 use ir::{Op, Ty, Val, VecOp, VecShift};
 
@@ -132,9 +132,23 @@ fn masked_move(tr: &mut Tr<'_>, bytes: u32) {
     let mask = number(tr.insn.op_register(1));
     let store = tr.is_mem(0);
     let other = number(tr.insn.op_register(if store { 2 } else { 0 }));
-    let a = tr.mem_addr(width, store);
+    let (offset, disp) = tr.offset();
+    let offset = tr.b.bin_imm(Op::Add, offset, disp as u64);
+    let seg = element_segment(tr) as u64;
+    let how = tr.i64(seg | u64::from(8 * tr.addr_ty().bytes()) << 8);
     let code = tr.i64(masked::code(bytes, width, other, mask));
-    tr.call(if store { MASKED_STORE } else { MASKED_LOAD }, &[code, a]);
+    tr.call(if store { MASKED_STORE } else { MASKED_LOAD }, &[code, offset, how]);
+}
+
+/// Segment of elements that are checked one by one. In 64-bit code prefixes other than FS and GS do nothing.
+fn element_segment(tr: &Tr<'_>) -> SegReg {
+    use iced_x86::Register as R;
+    match Tr::seg_of(tr.insn.memory_segment()).unwrap_or(SegReg::Ds) {
+        seg @ (SegReg::Fs | SegReg::Gs) => seg,
+        _ if tr.is_64() && matches!(tr.insn.memory_base(), R::RSP | R::ESP | R::RBP | R::EBP) => SegReg::Ss,
+        _ if tr.is_64() => SegReg::Ds,
+        seg => seg,
+    }
 }
 
 /// Elements of `bytes` at indices of `index_bytes`.
@@ -156,17 +170,7 @@ fn gather(tr: &mut Tr<'_>, index_bytes: u32, bytes: u32) {
         tr.i64(0)
     };
     let offset = tr.b.bin_imm(Op::Add, base, tr.insn.memory_displacement64());
-    let mut seg = Tr::seg_of(tr.insn.memory_segment()).unwrap_or(SegReg::Ds);
-    // In 64-bit code prefixes other than FS and GS do nothing.
-    if tr.is_64()
-        && seg == SegReg::Ds
-        && matches!(
-            tr.insn.memory_base(),
-            iced_x86::Register::RSP | iced_x86::Register::ESP | iced_x86::Register::RBP | iced_x86::Register::EBP
-        )
-    {
-        seg = SegReg::Ss;
-    }
+    let seg = element_segment(tr);
     let how = masked::Gather {
         bytes,
         index_bytes,
@@ -179,7 +183,10 @@ fn gather(tr: &mut Tr<'_>, index_bytes: u32, bytes: u32) {
     };
     let code = tr.i64(how.pack());
     let seg = tr.i64(seg as u64);
-    tr.call(GATHER, &[code, offset, seg]);
+    let again = tr.call(GATHER, &[code, offset, seg]);
+    if tr.mode.has(Mode::STEP) {
+        tr.retry = Some(tr.b.zext(Ty::I8, again));
+    }
 }
 
 fn zero(tr: &mut Tr<'_>, all: bool) {

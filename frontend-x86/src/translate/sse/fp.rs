@@ -170,7 +170,7 @@ pub(super) fn wide_operand(tr: &mut Tr<'_>, i: u32, bytes: u32) -> (u32, Val) {
     }
     let a = tr.mem_addr(bytes, false);
     if bytes >= 16 {
-        tr.alignment(a, 0, 16);
+        tr.alignment(a, 0, 16, bytes);
     }
     (MEMORY, a)
 }
@@ -185,7 +185,7 @@ fn to_half(tr: &mut Tr<'_>) {
         let bytes = if is_wide { 16 } else { 8 };
         let at = tr.mem_addr(bytes, true);
         if is_wide {
-            tr.alignment(at, 0, 16);
+            tr.alignment(at, 0, 16, 16);
         }
         let (code, bytes) = (tr.i64(code), tr.i64(bytes.into()));
         tr.call(STORE_HALF, &[code, at, bytes]);

@@ -145,6 +145,7 @@ fn mask(tr: &mut Tr<'_>, width: u16) {
 
 fn maskmovdqu(tr: &mut Tr<'_>) {
     let a = tr.masked_address();
+    tr.alignment(a, 0, 8, 8);
     let regs = u64::from(super::number(tr.insn.op_register(1))) | u64::from(super::number(tr.insn.op_register(2))) << 8;
     let regs = tr.i64(regs);
     tr.call(MASKMOVDQU, &[a, regs]);
