@@ -101,12 +101,17 @@ impl<C: GuestCpu> VcpuBlock<C> {
         if let Some(offset) = self.quick(va, size, Access::Write, ctx) {
             return Ok(Operand::Plain(offset));
         }
+        // In a page with a watchpoint beside the operand.
+        if let Some(offset) = self.quick_unwatched(va, size, Access::Write, ctx)
+            && !self.debug_cares(va, size, Access::Read)
+        {
+            return Ok(Operand::Plain(offset));
+        }
         let Place::Ram { offset, writable: true, bits } = self.place(Va(va), Access::Write, ctx)? else {
             return Ok(Operand::Other);
         };
-        let pa = self.physical(Va(va), ctx);
-        self.debug_access(va, pa, size, true)?;
-        self.debug_access(va, pa, size, false)?;
+        self.debug_access(va, size, true)?;
+        self.debug_access(va, size, false)?;
         if bits.contains(PageBits::CODE) {
             self.write_to_code_page(offset, size.into())?;
         }

@@ -191,21 +191,38 @@ impl<C: GuestCpu> VcpuBlock<C> {
         plan.is_some_and(|p| p.stops.watchpoints().iter().any(|w| w.physical))
     }
 
+    /// Physical address of an access, as far as the debugger must know it.
+    fn physical(&self, va: u64) -> Option<u64> {
+        let walk = || self.cpu.debug_walk(Va(va), &crate::mmu::WalkMem(self.machine()));
+        self.watches_physical().then(walk)?.map(|pa| pa.0)
+    }
+
     /// Does an access in one page meet a watchpoint, or may it?
     pub fn debug_cares(&self, va: u64, size: u8, access: Access) -> bool {
         let Some(plan) = self.debugging.as_ref().and_then(|d| d.plan.as_ref()) else { return false };
         self.watches_physical() || plan.stops.watched(va, None, size, access == Access::Write).is_some()
     }
 
-    /// An access that no TLB entry served is about to be done, in one page or across two. `pa`: of its first byte. `Err`: it is
-    /// watched, and its instruction must run alone so that the vCPU stops after it.
-    pub fn debug_access(&mut self, va: u64, pa: Option<u64>, size: u8, write: bool) -> Result<(), Fault> {
+    /// An access that no TLB entry served is about to be done, in one page or across two. `Err`: it is watched, and its
+    /// instruction must run alone so that the vCPU stops after it.
+    pub fn debug_access(&mut self, va: u64, size: u8, write: bool) -> Result<(), Fault> {
+        if self.debugging.is_none() {
+            return Ok(());
+        }
+        // The second page may lie anywhere.
+        let first = size.min((0x1000 - (va & 0xfff)).min(0xff) as u8);
+        self.debug_part(va, first, write)?;
+        if first < size { self.debug_part(va.wrapping_add(first.into()), size - first, write) } else { Ok(()) }
+    }
+
+    fn debug_part(&mut self, va: u64, size: u8, write: bool) -> Result<(), Fault> {
+        let pa = self.physical(va);
         let Some(plan) = self.debugging.as_ref().and_then(|d| d.plan.as_ref()) else { return Ok(()) };
-        let Some((va, kind)) = plan.stops.watched(va, pa, size, write) else { return Ok(()) };
+        let Some((at, kind)) = plan.stops.watched(va, pa, size, write) else { return Ok(()) };
         if !self.eng.single {
             return Err(LEAVE);
         }
-        self.debug_stop(DebugEvent::Watch { va, kind });
+        self.debug_stop(DebugEvent::Watch { at, kind });
         Ok(())
     }
 }

@@ -137,15 +137,6 @@ impl<C: GuestCpu> VcpuBlock<C> {
         (!self.debug_cares(va, size, access)).then_some(offset)
     }
 
-    /// Physical address of an access, as far as the debugger must know it.
-    pub fn physical(&self, va: Va, ctx: usize) -> Option<u64> {
-        if !self.watches_physical() {
-            return None;
-        }
-        let _ = ctx;
-        self.cpu.debug_walk(va, &WalkMem(self.machine())).map(|pa| pa.0)
-    }
-
     /// RAM offset of an address that the TLB serves, perhaps after a walk; `None`: MMIO, ROM, code or a watched page.
     fn plain(&mut self, va: Va, access: Access, ctx: usize) -> Result<Option<u64>, Fault> {
         if let Some(offset) = self.quick(va.0, 1, access, ctx) {
@@ -351,7 +342,7 @@ impl<C: GuestCpu> VcpuBlock<C> {
             }
             let p = self.place(va, Access::Read, ctx)?;
             self.reach(p)?;
-            self.debug_access(va.0, self.physical(va, ctx), size, false)?;
+            self.debug_access(va.0, size, false)?;
             self.cpu.accessed(va, size, false);
             return Ok(self.read_place(p, size));
         }
@@ -360,7 +351,7 @@ impl<C: GuestCpu> VcpuBlock<C> {
         let hi = self.place(Va(va.0.wrapping_add(first.into())), Access::Read, ctx)?;
         self.reach(lo)?;
         self.reach(hi)?;
-        self.debug_access(va.0, self.physical(va, ctx), size, false)?;
+        self.debug_access(va.0, size, false)?;
         self.cpu.accessed(va, size, false);
         let lo = self.read_bytes(lo, first);
         let hi = self.read_bytes(hi, size - first);
@@ -376,7 +367,7 @@ impl<C: GuestCpu> VcpuBlock<C> {
                 return Ok(());
             }
             let p = self.place(va, Access::Write, ctx)?;
-            self.debug_access(va.0, self.physical(va, ctx), size, true)?;
+            self.debug_access(va.0, size, true)?;
             self.cpu.accessed(va, size, true);
             return self.write_place(p, size, value);
         }
@@ -390,7 +381,7 @@ impl<C: GuestCpu> VcpuBlock<C> {
                 self.write_to_code_page(offset, len.into())?;
             }
         }
-        self.debug_access(va.0, self.physical(va, ctx), size, true)?;
+        self.debug_access(va.0, size, true)?;
         self.cpu.accessed(va, size, true);
         self.write_bytes(lo, first, value)?;
         self.write_bytes(hi, size - first, value >> (8 * u32::from(first)))

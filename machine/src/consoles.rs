@@ -2,7 +2,7 @@
 
 use crate::chardev::{Chardev, DeviceFront, Front, Kind, Mux, MuxPort};
 use crate::event_loop::Waker;
-use crate::gdb::script;
+use crate::gdb::{Arch, script};
 use crate::machine::Machine;
 use crate::monitor::Monitor;
 use crate::options::{self, Config, DeviceSpec};
@@ -104,8 +104,9 @@ impl Consoles {
             machine.control.add_observer(qmp.clone());
             b.dev.set_front(qmp);
         }
-        if let Some(b) = config.gdb.as_ref().and_then(|id| self.backends.iter().find(|b| b.id == *id)) {
-            machine.gdb.start(machine, b.dev.clone())?;
+        if let Some(b) = config.gdb.as_ref().and_then(|g| self.backends.iter().find(|b| b.id == g.chardev)) {
+            let i386 = config.gdb.as_ref().is_some_and(|g| g.i386);
+            machine.gdb.start(machine, b.dev.clone(), Arch::of(i386))?;
             script::announce(b.dev.summary().1);
         }
         self.backends.iter().filter_map(|b| b.mux.as_ref()).for_each(Mux::start);

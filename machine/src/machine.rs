@@ -12,6 +12,7 @@ use crate::say;
 use crate::state::{Migration, StateError, path_of};
 use crate::vcpu_thread::Cpu;
 use arch_x86::{CpuState, Topology};
+use devices::input::scancode::Key;
 use frontend_x86::X86;
 use ir::Frontend;
 use parking_lot::Mutex;
@@ -57,7 +58,9 @@ fn register(cpu: &CpuState, name: &str) -> Option<u64> {
         return Some(cpu.seg[i].selector.into());
     }
     Some(match name {
-        "rip" | "pc" => cpu.rip,
+        "rip" => cpu.rip,
+        // Linear, as in gdb: real-mode code is found by it.
+        "pc" => cpu.linear(cpu.rip).0,
         "eip" => cpu.rip & 0xffff_ffff,
         "eflags" | "rflags" => cpu.rflags(),
         "cr0" => cpu.cr0,
@@ -213,6 +216,10 @@ impl MonitorTarget for Machine {
         self.of_cpu(move |c| c.engine.debug_translate(&c.io, Va(va))).flatten().map(|pa| pa.0)
     }
 
+    fn send_keys(&self, keys: Vec<Key>, ms: u64) -> Result<(), String> {
+        self.board.typist.press(keys, ms)
+    }
+
     fn nmi(&self) {
         if let Some(l) = self.board.lapics.get(self.cpu.load(Ordering::Relaxed)) {
             l.signals().raise(Events::NMI);
@@ -313,7 +320,7 @@ mod tests {
         let mut cpu = CpuState::new(&arch_x86::models::configure("qemu64", &[]).unwrap(), 0);
         cpu.gpr[0] = 0x1_2345_6789;
         assert_eq!((register(&cpu, "rax"), register(&cpu, "eax")), (Some(0x1_2345_6789), Some(0x2345_6789)));
-        assert_eq!((register(&cpu, "cs"), register(&cpu, "pc")), (Some(0xf000), Some(0xfff0)));
+        assert_eq!((register(&cpu, "cs"), register(&cpu, "pc")), (Some(0xf000), Some(0xffff_fff0)));
         assert_eq!((register(&cpu, "er8"), register(&cpu, "")), (None, None));
     }
 }

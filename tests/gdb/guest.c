@@ -11,18 +11,33 @@ struct point {
 
 volatile u32 rounds, calls, loops, locked, ticks, db_count, pf_count, patched_value;
 u64 db_dr6;
+volatile u32 key_count;
+volatile u8 keys[16];
 volatile int counter, spun, watched[32], read_only = 77;
 volatile u8 page[4096] __attribute__((aligned(4096)));
 u8 source[8] = "abcdefg", target[8];
 struct point corner = {3, 4};
 static u64 idt[512];
 
-void reps(void), steps(void), hold(void), vectors(void), own_trap(void), own_break(void);
+void reps(void), steps(void), hold(void), vectors(void), wide(void), own_trap(void), own_break(void);
 void db_handler(void), pf_handler(void), timer_handler(void);
 
 static void outb(u16 port, u8 v)
 {
     __asm__ volatile("outb %0, %1" : : "a"(v), "Nd"(port));
+}
+
+static u8 inb(u16 port)
+{
+    u8 v;
+    __asm__ volatile("inb %1, %0" : "=a"(v) : "Nd"(port));
+    return v;
+}
+
+// What the keyboard controller has.
+__attribute__((noinline)) void key_came(void)
+{
+    keys[key_count++ & 15] = inb(0x60);
 }
 
 static void gate(int n, void (*f)(void))
@@ -51,6 +66,9 @@ void setup(void)
     outb(0x43, 0x34);
     outb(0x40, 1193 & 0xff);
     outb(0x40, 1193 >> 8);
+    // 8042: scan codes are translated to set 1.
+    outb(0x64, 0x60);
+    outb(0x60, 0x40);
 }
 
 __attribute__((noinline)) int innermost(int n)
@@ -99,7 +117,10 @@ void round(void)
     reps();
     steps();
     vectors();
+    wide();
     own_trap();
     own_break();
+    if (inb(0x64) & 1)
+        key_came();
     hold();
 }

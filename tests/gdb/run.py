@@ -52,7 +52,13 @@ def run(command):
     if word == "@within":
         seconds, _, rest = rest.partition(" ")
         start = time.time()
-        said = run(rest)
+        # What never comes must not hold up all else.
+        timer = threading.Timer(2 * float(seconds) + 10, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        try:
+            said = run(rest)
+        finally:
+            timer.cancel()
         took = time.time() - start
         return said if took <= float(seconds) else said + "\n(took %.3f s)\n" % took
     if word == "@times":

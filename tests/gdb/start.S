@@ -97,6 +97,9 @@ prot_entry:
     mov $0x11223344, %ebx
 prot_call:
     call prot_func
+    push $7
+    call prot_outer
+    pop %ecx
     mov $3, %ecx
 prot_loop:
     dec %ecx
@@ -107,6 +110,8 @@ prot_loop:
     mov %eax, (%edi)
     add $0x1000, %eax
     mov %eax, 0x1000(%edi)
+    // The same GiB once more, from 3 GiB on.
+    mov %eax, 0x1018(%edi)
     lea 0x2000(%edi), %edi
     mov $0x83, %eax
     mov $512, %ecx
@@ -132,6 +137,22 @@ to_long:
     ljmp $0x28, $long_entry
 prot_func:
     inc %ebx
+    ret
+    .globl prot_outer, prot_inner
+prot_outer:
+    push %ebp
+    mov %esp, %ebp
+    sub $8, %esp
+    call prot_inner
+    leave
+    ret
+prot_inner:
+    push %ebp
+    mov %esp, %ebp
+    push %ebx
+    call prot_func
+    pop %ebx
+    leave
     ret
 
     .code64
@@ -224,6 +245,74 @@ mmx_here:
     emms
     ret
 
+// Accesses of all sizes and kinds, each followed by a label.
+    .globl wide, sse_at, sse_done, avx_done, avx_read, avx_read_done, x87_done, cx16_done, fxsave_done, xsave_done, far_call
+    .globl far_done, enter_done, stos_done, cmps_done, unaligned_done, alias_done, xchg_done, lods_done, wide_buf, wide_area, wide_slot
+wide:
+    lea wide_buf(%rip), %rcx
+sse_at:
+    movaps %xmm1, 16(%rcx)
+sse_done:
+    vmovups %ymm2, 4080(%rcx)
+avx_done:
+    nop
+avx_read:
+    vmovups 4080(%rcx), %ymm3
+avx_read_done:
+    fldpi
+    fstpt 64(%rcx)
+x87_done:
+    xor %eax, %eax
+    xor %edx, %edx
+    push %rbx
+    xor %ebx, %ebx
+    lea wide_buf(%rip), %rsi
+    push %rcx
+    xor %ecx, %ecx
+    lock cmpxchg16b 80(%rsi)
+cx16_done:
+    pop %rcx
+    pop %rbx
+    lea wide_area(%rip), %rdi
+    fxsave (%rdi)
+fxsave_done:
+    mov $7, %eax
+    xor %edx, %edx
+    xsave 1024(%rdi)
+xsave_done:
+    lea -16(%rsp), %rax
+    mov %rax, wide_slot(%rip)
+far_call:
+    lcall *far_at(%rip)
+far_done:
+    enter $32, $0
+enter_done:
+    leave
+    lea wide_area(%rip), %rdi
+    mov $0x5a, %eax
+    mov $64, %ecx
+    rep stosl
+stos_done:
+    lea wide_area(%rip), %rsi
+    lea 64(%rsi), %rdi
+    mov $8, %ecx
+    repe cmpsb
+cmps_done:
+    lea wide_buf(%rip), %rcx
+    lock incl 4094(%rcx)
+unaligned_done:
+    mov $0xc0000000, %eax
+    movb $1, 200(%rcx, %rax)
+alias_done:
+    xchg %eax, 204(%rcx)
+xchg_done:
+    lea 208(%rcx), %rsi
+    lodsq
+lods_done:
+    ret
+far_back:
+    lretl
+
 // The guest debugs itself: TF and DR0, which a debugger must not disturb. Handler 1 counts.
 own_trap:
     pushfq
@@ -289,6 +378,12 @@ gdt_at:
     .long gdt
 vec_one:
     .float 1.5
+far_at:
+    .long far_back
+    .word 0x28
+    .balign 8
+wide_slot:
+    .quad 0
 
     .section .bss
     .balign 4096
@@ -297,6 +392,10 @@ pml4:
     .globl crossing
 crossing:
     .skip 2 * 4096
+wide_buf:
+    .skip 2 * 4096
+wide_area:
+    .skip 4096
     .skip 16384
     .globl stack_top
 stack_top:

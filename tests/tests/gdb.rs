@@ -83,12 +83,17 @@ fn check(gdb: &str, table: &str, at: &Path, setup: &[String], elf: Option<&Path>
 
 /// Runs a table on the debugger's guest, held at its first instruction.
 fn on_guest(table: &str, more: &[&str]) -> usize {
+    guest().map_or(0, |elf| run_on_guest(table, "", elf, more))
+}
+
+/// As `on_guest`, with more for the stub, and gdb given another file.
+fn run_on_guest(table: &str, stub_options: &str, for_gdb: &Path, more: &[&str]) -> usize {
     let Some(elf) = guest() else { return 0 };
     let mut checks = 0;
     for gdb in gdbs() {
         for _ in 0..number("RHEA_GDB_TIMES", 1) {
             let at = socket();
-            let stub = format!("unix:{}", at.display());
+            let stub = format!("unix:{}{stub_options}", at.display());
             let kernel = elf.display().to_string();
             let args = ["-m", "16", "-cpu", "max", "-display", "none", "-nodefaults", "-no-reboot", "-S"];
             let args = [&args[..], &["-gdb", &stub, "-kernel", &kernel], more].concat();
@@ -98,7 +103,7 @@ fn on_guest(table: &str, more: &[&str]) -> usize {
                 assert!(started.elapsed() < LIMIT, "no stub at {stub}");
                 std::thread::sleep(Duration::from_millis(10));
             }
-            checks = check(gdb, table, &at, &[], Some(elf));
+            checks = check(gdb, table, &at, &[], Some(for_gdb));
             let _ = std::fs::remove_file(&at);
         }
     }
@@ -125,6 +130,17 @@ fn code_with_symbols() {
 #[test]
 fn code_with_symbols_where_all_is_compiled() {
     on_guest("long.txt", &["-accel", "jit,threshold=0"]);
+}
+
+#[test]
+fn code_of_32_bits_with_an_elf_file_of_32_bits() {
+    let Some(elf) = guest() else { return };
+    let small = scratch().join("gdb-guest32.elf");
+    let out = Command::new("objcopy").args(["-I", "elf64-x86-64", "-O", "elf32-i386"]).args([elf, &small]).output();
+    if !out.is_ok_and(|o| o.status.success()) {
+        return left_out("there is no objcopy");
+    }
+    run_on_guest("bits32.txt", ",arch=i386", &small, &[]);
 }
 
 #[test]

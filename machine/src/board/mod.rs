@@ -8,11 +8,13 @@ mod ports;
 mod saved;
 #[cfg(test)]
 mod tests;
+mod typist;
 mod wires;
 
 pub use io::BoardIo;
 #[cfg(test)]
 pub use saved::tests::traffic;
+pub use typist::Typist;
 
 use crate::options::{DeviceSpec, MachineConfig, MachineKind};
 use arch_x86::paging::PHYS_BITS;
@@ -97,6 +99,7 @@ pub struct Board {
     /// The local APIC of each CPU.
     pub lapics: Vec<Arc<Lapic>>,
     pub pm: Arc<Mutex<Pm>>,
+    pub typist: Arc<Typist>,
     pub uarts: [Option<Arc<Mutex<Uart16550>>>; 4],
     pub rtc: SharedRtc,
     apic_ids: Vec<u32>,
@@ -155,7 +158,7 @@ impl Board {
         b.ports(&pic, &[(0x20, 2, pic::REGION_MASTER), (0xa0, 2, pic::REGION_SLAVE), (0x4d0, 2, pic::REGION_ELCR)])?;
         b.mmio(&ioapic, Pa(acpi::IO_APIC_BASE.into()), ioapic::MMIO_LEN);
         let rtc = add_timers(&mut b, config, &out, &wires, &map)?;
-        let pm = add_power(&mut b, &out, &wires)?;
+        let (pm, typist) = add_power(&mut b, &out, &wires)?;
         let pci_bus = pci::add_bus(&mut b, &out)?;
         let uarts = add_serials(&mut b, &out, &wires)?;
         let vga = config.vga.then(|| add_vga(&mut b, &out)).transpose()?;
@@ -166,7 +169,26 @@ impl Board {
         let apic_ids = out.cpus.iter().map(|(id, _)| *id).collect();
         let disks = out.disks;
         let (clock, ports, extra) = (out.clock, ports.into_bus(), out.devices.into_iter().map(|(spec, _)| spec).collect());
-        Ok(Self { ram, map, clock, lapics, pm, uarts, rtc, apic_ids, vga, ports, mmio, pic, devices, config, extra, disks, blks })
+        Ok(Self {
+            ram,
+            map,
+            clock,
+            lapics,
+            pm,
+            typist,
+            uarts,
+            rtc,
+            apic_ids,
+            vga,
+            ports,
+            mmio,
+            pic,
+            devices,
+            config,
+            extra,
+            disks,
+            blks,
+        })
     }
 
     /// Brings all devices to their power-on state; RAM keeps its content. The CPU is the caller's.
@@ -259,7 +281,7 @@ fn add_timers(
     Ok(rtc)
 }
 
-fn add_power(b: &mut Builder, out: &Outside, wires: &Wires) -> Result<Arc<Mutex<Pm>>, BoardError> {
+fn add_power(b: &mut Builder, out: &Outside, wires: &Wires) -> Result<(Arc<Mutex<Pm>>, Arc<Typist>), BoardError> {
     let (reset, a20) = (out.power.clone(), out.a20.clone());
     let kbd = I8042::new(i8042::Wires {
         kbd_irq: wires.isa(1),
@@ -267,13 +289,14 @@ fn add_power(b: &mut Builder, out: &Outside, wires: &Wires) -> Result<Arc<Mutex<
         reset: Box::new(move || reset.reset()),
         a20: Box::new(move |on| a20(on)),
     });
-    b.ports(&Arc::new(Mutex::new(kbd)), &[(0x60, 1, i8042::REGION_DATA), (0x64, 1, i8042::REGION_COMMAND)])?;
+    let kbd = Arc::new(Mutex::new(kbd));
+    b.ports(&kbd, &[(0x60, 1, i8042::REGION_DATA), (0x64, 1, i8042::REGION_COMMAND)])?;
     b.ports(&Arc::new(Mutex::new(Port92::new(out.power.clone(), out.a20.clone()))), &[(0x92, 1, 0)])?;
     let smi = Arc::new(Mutex::new(Smi::new(out.cpus.iter().map(|(_, signals)| signals.clone()).collect())));
     b.ports(&smi, &[(APM, 2, smi::REGION_APM), (acpi::PM1A_EVT + SMI_EN, 8, smi::REGION_SMI)])?;
     let pm = Pm::new_shared(wires.isa(acpi::SCI_IRQ.into()), out.power.clone(), out.clock.clone());
     b.ports(&pm, &[(acpi::PM1A_EVT, pm::REGION_PM1_LEN, pm::REGION_PM1), (acpi::GPE0, pm::REGION_GPE0_LEN, pm::REGION_GPE0)])?;
-    Ok(pm)
+    Ok((pm, Typist::new(kbd, &out.clock)))
 }
 
 fn add_vga(b: &mut Builder, out: &Outside) -> Result<Arc<Mutex<Vga>>, BoardError> {

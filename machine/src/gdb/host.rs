@@ -1,6 +1,6 @@
 //! The machine's one stub: from the command line, or started and ended by the monitor's `gdbserver`.
 
-use super::{Gdb, script};
+use super::{Arch, Gdb, script};
 use crate::chardev::{Chardev, Kind};
 use crate::event_loop::Waker;
 use crate::machine::Machine;
@@ -22,8 +22,8 @@ impl Host {
     }
 
     /// Starts a stub on a back end that is open. Errors are those of making a thread.
-    pub fn start(&self, machine: &Arc<Machine>, line: Arc<Chardev>) -> io::Result<()> {
-        let gdb = Gdb::start(line.clone(), machine.clone())?;
+    pub fn start(&self, machine: &Arc<Machine>, line: Arc<Chardev>, arch: Arch) -> io::Result<()> {
+        let gdb = Gdb::start(line.clone(), machine.clone(), arch)?;
         machine.control.add_observer(gdb.clone());
         line.set_front(gdb.clone());
         *self.stub.lock() = Some((line, gdb));
@@ -37,9 +37,11 @@ impl Host {
             gdb.close();
             line.close();
         }
-        let (Some(backend), Some(machine)) = (backend, self.machine.upgrade()) else { return Ok("Disabled gdbserver\n".into()) };
+        let (Some((backend, config)), Some(machine)) = (backend, self.machine.upgrade()) else {
+            return Ok("Disabled gdbserver\n".into());
+        };
         let line = Chardev::open(&Kind::from(&backend), "gdb", &self.waker).map_err(|e| e.to_string())?;
-        self.start(&machine, line).map_err(|e| e.to_string())?;
+        self.start(&machine, line, Arch::of(config.i386)).map_err(|e| e.to_string())?;
         script::announce(device);
         Ok(format!("Waiting for gdb connection on device '{device}'\n"))
     }

@@ -5,6 +5,7 @@
 
 mod agent;
 mod host;
+mod layout;
 pub mod memory;
 mod packet;
 mod regs;
@@ -21,6 +22,7 @@ use crate::control::{Notice, Observer};
 use crate::machine::Machine;
 use crate::qmp::Line;
 pub use host::Host;
+pub use layout::Arch;
 pub use resume::Action;
 
 use packet::{Frame, Framer, frame};
@@ -75,10 +77,10 @@ pub struct Gdb(Arc<Shared>);
 
 impl Gdb {
     /// Starts a server with its thread. Errors are those of making a thread.
-    pub fn start(line: Arc<dyn Line>, machine: Arc<Machine>) -> io::Result<Arc<Self>> {
+    pub fn start(line: Arc<dyn Line>, machine: Arc<Machine>, arch: Arch) -> io::Result<Arc<Self>> {
         let shared = Arc::new(Shared { line, queue: Mutex::default(), wake: Condvar::new() });
         let for_thread = shared.clone();
-        std::thread::Builder::new().name("gdb".into()).spawn(move || serve(&for_thread, &machine))?;
+        std::thread::Builder::new().name("gdb".into()).spawn(move || serve(&for_thread, &machine, arch))?;
         Ok(Arc::new(Self(shared)))
     }
 
@@ -187,8 +189,8 @@ impl Shared {
 }
 
 /// The server's thread.
-fn serve(s: &Shared, machine: &Arc<Machine>) {
-    let mut c = Conversation { s, machine, client: 0, session: None, framer: Framer::default(), sent: Vec::new() };
+fn serve(s: &Shared, machine: &Arc<Machine>, arch: Arch) {
+    let mut c = Conversation { s, machine, arch, client: 0, session: None, framer: Framer::default(), sent: Vec::new() };
     while let Some((work, event)) = s.next() {
         c.work(&work, event);
     }
@@ -200,6 +202,8 @@ fn serve(s: &Shared, machine: &Arc<Machine>) {
 struct Conversation<'a> {
     s: &'a Shared,
     machine: &'a Arc<Machine>,
+    /// What a client is told first.
+    arch: Arch,
     client: u64,
     session: Option<Session>,
     framer: Framer,
@@ -212,7 +216,7 @@ impl Conversation<'_> {
         match work {
             Work::Opened(client) => {
                 self.client = *client;
-                let mut session = Session::new(self.machine.clone());
+                let mut session = Session::new(self.machine.clone(), self.arch);
                 session.attach();
                 (self.session, self.framer) = (Some(session), Framer::default());
             }

@@ -1,10 +1,9 @@
-//! Registers as gdb sees them: their order, their bytes, and how they are changed. `xml` describes them to the client.
+//! Registers as gdb sees them: their values, and how they are changed. `layout` has their order.
 //!
 //! `rip` is a linear address: CS base and instruction pointer. So breakpoints, `x/i $pc` and stepping work in real mode too.
 
 use arch_x86::state::F80;
 use arch_x86::{CpuState, SegReg, Segment};
-use std::sync::OnceLock;
 use vm_core::GuestCpu;
 
 /// A register. Names are gdb's where gdb knows the register ("Standard Target Features", "i386 Features").
@@ -38,127 +37,6 @@ pub enum Id {
     /// Offset in the code segment.
     Ip,
     Cpl,
-}
-
-/// A register of the target description.
-#[derive(Clone, Debug)]
-pub struct Reg {
-    pub name: String,
-    pub bits: u16,
-    /// gdb's type.
-    pub kind: &'static str,
-    pub id: Id,
-}
-
-/// Registers of one feature of the target description.
-pub struct Feature {
-    pub name: &'static str,
-    pub regs: Vec<Reg>,
-}
-
-const GPRS: [(&str, u8); 16] = [
-    ("rax", 0),
-    ("rbx", 3),
-    ("rcx", 1),
-    ("rdx", 2),
-    ("rsi", 6),
-    ("rdi", 7),
-    ("rbp", 5),
-    ("rsp", 4),
-    ("r8", 8),
-    ("r9", 9),
-    ("r10", 10),
-    ("r11", 11),
-    ("r12", 12),
-    ("r13", 13),
-    ("r14", 14),
-    ("r15", 15),
-];
-const SELECTORS: [(&str, SegReg); 6] =
-    [("cs", SegReg::Cs), ("ss", SegReg::Ss), ("ds", SegReg::Ds), ("es", SegReg::Es), ("fs", SegReg::Fs), ("gs", SegReg::Gs)];
-const FPU: [&str; 8] = ["fctrl", "fstat", "ftag", "fiseg", "fioff", "foseg", "fooff", "fop"];
-/// Numbers in the description's order, for stop replies.
-pub const RBP: usize = 6;
-pub const RSP: usize = 7;
-pub const RIP: usize = 16;
-const FS_BASE: usize = 73;
-
-fn reg(name: impl Into<String>, bits: u16, kind: &'static str, id: Id) -> Reg {
-    Reg { name: name.into(), bits, kind, id }
-}
-
-/// All registers, in the order of their numbers.
-pub fn features() -> Vec<Feature> {
-    let mut core: Vec<Reg> = GPRS
-        .iter()
-        .map(|(n, i)| reg(*n, 64, if matches!(*n, "rbp" | "rsp") { "data_ptr" } else { "int64" }, Id::Gpr(*i)))
-        .collect();
-    core.push(reg("rip", 64, "code_ptr", Id::Pc));
-    core.push(reg("eflags", 32, "i386_eflags", Id::Flags));
-    core.extend(SELECTORS.iter().map(|(n, s)| reg(*n, 32, "int32", Id::Selector(*s))));
-    core.extend((0..8).map(|i| reg(format!("st{i}"), 80, "i387_ext", Id::St(i))));
-    core.extend((0..).zip(FPU).map(|(i, n)| reg(n, 32, "int", Id::Fpu(i))));
-    let mut sse: Vec<Reg> = (0..16).map(|i| reg(format!("xmm{i}"), 128, "vec128", Id::Xmm(i))).collect();
-    sse.push(reg("mxcsr", 32, "i386_mxcsr", Id::Mxcsr));
-    let avx = (0..16).map(|i| reg(format!("ymm{i}h"), 128, "uint128", Id::YmmHigh(i))).collect();
-    let bases = [SegReg::Fs, SegReg::Gs].into_iter().zip(["fs_base", "gs_base"]);
-    let bases = bases.map(|(s, n)| reg(n, 64, "int64", Id::Base(s))).collect();
-    vec![
-        Feature { name: "org.gnu.gdb.i386.core", regs: core },
-        Feature { name: "org.gnu.gdb.i386.sse", regs: sse },
-        Feature { name: "org.gnu.gdb.i386.avx", regs: avx },
-        Feature { name: "org.gnu.gdb.i386.segments", regs: bases },
-        Feature { name: "rhea.i386.system", regs: system() },
-    ]
-}
-
-/// Control, debug and descriptor-table registers, hidden parts of segments, MMX.
-fn system() -> Vec<Reg> {
-    let control = [(0, "cr0_flags"), (2, "int64"), (3, "int64"), (4, "cr4_flags"), (8, "int64")];
-    let mut r: Vec<Reg> = control.into_iter().map(|(n, t)| reg(format!("cr{n}"), 64, t, Id::Cr(n))).collect();
-    r.push(reg("efer", 64, "efer_flags", Id::Efer));
-    r.push(reg("xcr0", 64, "int64", Id::Xcr0));
-    r.push(reg("k_gs_base", 64, "int64", Id::KernelGs));
-    r.extend([0, 1, 2, 3, 6, 7].map(|n| reg(format!("dr{n}"), 64, "int64", Id::Dr(n))));
-    for (n, s) in SELECTORS {
-        if !matches!(s, SegReg::Fs | SegReg::Gs) {
-            r.push(reg(format!("{n}_base"), 64, "int64", Id::Base(s)));
-        }
-        r.push(reg(format!("{n}_limit"), 32, "int32", Id::Limit(s)));
-        r.push(reg(format!("{n}_attr"), 32, "int32", Id::Attr(s)));
-    }
-    for (i, n) in (0..).zip(["gdtr", "idtr"]) {
-        r.push(reg(format!("{n}_base"), 64, "int64", Id::TableBase(i)));
-        r.push(reg(format!("{n}_limit"), 32, "int32", Id::TableLimit(i)));
-    }
-    for (i, n) in (0..).zip(["ldtr", "tr"]) {
-        r.push(reg(n, 32, "int32", Id::System(i, 0)));
-        r.push(reg(format!("{n}_base"), 64, "int64", Id::System(i, 1)));
-        r.push(reg(format!("{n}_limit"), 32, "int32", Id::System(i, 2)));
-        r.push(reg(format!("{n}_attr"), 32, "int32", Id::System(i, 3)));
-    }
-    r.extend((0..8).map(|i| reg(format!("mm{i}"), 64, "uint64", Id::Mm(i))));
-    r.push(reg("ip", 64, "int64", Id::Ip));
-    r.push(reg("cpl", 32, "int32", Id::Cpl));
-    r
-}
-
-/// Lowest 64 bits of register `number`, for conditions. (Those of the features that gdb knows and the segments' bases come
-/// first; conditions name no other.)
-pub fn low(cpu: &CpuState, number: usize) -> Option<u64> {
-    let id = match number {
-        0..16 => Id::Gpr(GPRS[number].1),
-        RIP => Id::Pc,
-        17 => Id::Flags,
-        18..24 => Id::Selector(SELECTORS[number - 18].1),
-        FS_BASE => Id::Base(SegReg::Fs),
-        _ => {
-            static ALL: OnceLock<Vec<Id>> = OnceLock::new();
-            let all = ALL.get_or_init(|| features().iter().flat_map(|f| &f.regs).map(|r| r.id).collect());
-            *all.get(number)?
-        }
-    };
-    Some(read(cpu, 0, id) as u64)
 }
 
 fn st(cpu: &CpuState, i: u8) -> usize {
@@ -340,29 +218,11 @@ pub fn write(cpu: &mut CpuState, changes: &[(Id, u128)]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gdb::layout::Arch;
     use arch_x86::models;
 
     fn cpu() -> CpuState {
         CpuState::new(&models::configure("max", &[]).unwrap(), 0)
-    }
-
-    #[test]
-    fn numbers_are_those_of_the_description() {
-        let all: Vec<Reg> = features().into_iter().flat_map(|f| f.regs).collect();
-        let at = |n: &str| all.iter().position(|r| r.name == n);
-        assert_eq!((at("rbp"), at("rsp"), at("rip"), at("eflags")), (Some(RBP), Some(RSP), Some(RIP), Some(17)));
-        assert_eq!((at("cs"), at("gs"), at("fs_base"), at("gs_base")), (Some(18), Some(23), Some(FS_BASE), Some(FS_BASE + 1)));
-        let mut c = cpu();
-        (0..).zip(&all).for_each(|(i, r)| {
-            if let Id::Gpr(n) = r.id {
-                c.gpr[usize::from(n)] = i;
-            }
-        });
-        (0..16).for_each(|i| assert_eq!(low(&c, i), Some(i as u64)));
-        for (i, reg) in all.iter().enumerate() {
-            assert_eq!(low(&c, i), Some(read(&c, 0, reg.id) as u64), "{}", reg.name);
-        }
-        assert_eq!(low(&c, all.len()), None);
     }
 
     #[test]
@@ -377,7 +237,7 @@ mod tests {
 
     #[test]
     fn values_stay_and_impossible_ones_are_refused() {
-        let all: Vec<Reg> = features().into_iter().flat_map(|f| f.regs).collect();
+        let all = Arch::X64.regs().to_vec();
         let mut c = cpu();
         let before = c.clone();
         let same: Vec<_> = all.iter().map(|r| (r.id, read(&c, 0, r.id))).collect();

@@ -5,6 +5,9 @@
 # disassemble follow the CPU's mode, and every stop in 16- or 32-bit code shows CS:IP.
 #
 #   rhea-mode            mode, CS:IP, privilege level
+#   rhea-arch i386|x86-64   what gdb takes the CPU for: backtraces and finish through 32-bit code need i386. (For a 32-bit ELF
+#                        file say so before gdb connects: rhea -gdb tcp::1234,arch=i386.)
+#   rhea-break LOCATION [if CONDITION]   break in the process that runs now alone, told by CR3
 #   rhea-phys on|off     addresses are physical, or linear again
 #   $linear(cs, ip)      linear address in real mode:  break *$linear(0x1000, 0x20)
 
@@ -53,13 +56,14 @@ def decode(address):
 if disassembler:
 
     class ByMode(disassembler.Disassembler):
-        """Leaves 64-bit code to gdb, and has the stub decode the rest."""
+        """Leaves code of the kind that gdb takes it for to gdb, and has the stub decode the rest."""
 
         def __init__(self):
             super().__init__("rhea")
 
         def __call__(self, info):
-            if code_bits() in (None, 64):
+            bits = code_bits()
+            if bits is None or bits != 16 and (bits == 64) == (info.architecture.name() == "i386:x86-64"):
                 return None
             found = decode(info.address)
             if found is None:
@@ -101,6 +105,44 @@ class Phys(gdb.Command):
         gdb.execute("maintenance flush dcache", to_string=True)
 
 
+class Arch(gdb.Command):
+    """Take the CPU for a 32-bit one (i386), or for a 64-bit one (x86-64)."""
+
+    def __init__(self):
+        super().__init__("rhea-arch", gdb.COMMAND_STATUS)
+
+    def invoke(self, arg, from_tty):
+        if arg not in ("i386", "x86-64"):
+            raise gdb.GdbError("i386 or x86-64")
+        said = gdb.execute("maintenance packet Qrhea.arch:" + arg, to_string=True)
+        if '"OK"' not in said:
+            raise gdb.GdbError("the stub does not answer")
+        # gdb asks for the description anew, and warns that it is not of the architecture which is set then.
+        try:
+            gdb.execute("unset tdesc filename", to_string=True)
+        except gdb.error:
+            pass
+        gdb.execute("set architecture " + ("i386:x86-64" if arg == "x86-64" else arg), to_string=True)
+        gdb.execute("maintenance flush register-cache", to_string=True)
+
+
+class Break(gdb.Command):
+    """Break at a location in the process that runs now alone, as CR3 tells: rhea-break LOCATION [if CONDITION]."""
+
+    # What is not an address: identifiers of address spaces (PCID), and the half of the tables that is the kernel's own.
+    TABLES = 0x000FFFFFFFFFE000
+
+    def __init__(self):
+        super().__init__("rhea-break", gdb.COMMAND_BREAKPOINTS, gdb.COMPLETE_LOCATION)
+
+    def invoke(self, arg, from_tty):
+        location, _, condition = arg.partition(" if ")
+        if not location.strip():
+            raise gdb.GdbError("where?")
+        here = "($cr3 & %#x) == %#x" % (self.TABLES, register("cr3") & self.TABLES)
+        gdb.execute("break %s if %s" % (location, here + (" && (%s)" % condition if condition.strip() else "")))
+
+
 class Linear(gdb.Function):
     """Linear address of a segment and an offset in real mode."""
 
@@ -113,4 +155,6 @@ class Linear(gdb.Function):
 
 Mode()
 Phys()
+Arch()
+Break()
 Linear()

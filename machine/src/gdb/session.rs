@@ -1,8 +1,10 @@
 //! One client's session: what each packet does (GDB manual, "Packets", "General Query Packets").
 
-use super::memory;
+mod values;
+
+use super::layout::Arch;
 use super::packet::{MAX_PACKET, hex, number, split, unhex};
-use super::regs::{self, Id, Reg};
+use super::regs::{self, Id};
 use super::resume::{self, Who, sstep};
 use super::stops::{List, Refused};
 use super::xml;
@@ -11,7 +13,6 @@ use crate::machine::Machine;
 use crate::monitor;
 use crate::runner::Runner;
 use std::sync::Arc;
-use vm_core::CpuIo;
 use vm_core::debug::{DebugEvent, WatchKind};
 
 /// Bytes of memory in one packet at most.
@@ -48,8 +49,8 @@ const INVALID: &str = "E22";
 
 pub struct Session {
     machine: Arc<Machine>,
-    regs: Vec<Reg>,
-    description: String,
+    /// What the client takes the CPU for.
+    arch: Arch,
     stops: List,
     /// vCPU that registers and memory are of, and the one that stopped.
     cpu: usize,
@@ -69,14 +70,10 @@ pub struct Session {
 }
 
 impl Session {
-    pub fn new(machine: Arc<Machine>) -> Self {
-        let features = regs::features();
-        let description = xml::target(&features);
-        let regs = features.into_iter().flat_map(|f| f.regs).collect();
+    pub fn new(machine: Arc<Machine>, arch: Arch) -> Self {
         Self {
             machine,
-            regs,
-            description,
+            arch,
             stops: List::default(),
             cpu: 0,
             stopped_cpu: 0,
@@ -131,21 +128,21 @@ impl Session {
         match self.last {
             Some(DebugEvent::Break { hard: false }) if self.swbreak => text += "swbreak:;",
             Some(DebugEvent::Break { hard: true }) if self.hwbreak => text += "hwbreak:;",
-            Some(DebugEvent::Watch { va, kind }) => {
+            Some(DebugEvent::Watch { at, kind }) => {
                 let name = match kind {
                     WatchKind::Write => "watch",
                     WatchKind::Read => "rwatch",
                     WatchKind::Any => "awatch",
                 };
-                text += &format!("{name}:{va:x};");
+                text += &format!("{name}:{at:x};");
             }
             _ => {}
         }
         let cpu = self.stopped_cpu;
-        let values =
-            self.with(move |r| [Id::Gpr(5), Id::Gpr(4), Id::Pc].map(|id| regs::read(r.cpus[cpu].engine.cpu(), 0, id) as u64));
-        for (n, v) in [regs::RBP, regs::RSP, regs::RIP].into_iter().zip(values.into_iter().flatten()) {
-            text += &format!("{n:x}:{};", hex(&v.to_le_bytes()));
+        let (first, width) = self.arch.told_first();
+        let values = self.with(move |r| first.map(|(_, id)| regs::read(r.cpus[cpu].engine.cpu(), 0, id) as u64));
+        for ((n, _), v) in first.into_iter().zip(values.into_iter().flatten()) {
+            text += &format!("{n:x}:{};", hex(&v.to_le_bytes()[..width]));
         }
         text
     }
@@ -165,7 +162,7 @@ impl Session {
             b'T' => self.alive(rest),
             b'c' | b'C' | b's' | b'S' => self.go_old(first, rest),
             b'Z' => {
-                let done = self.stops.insert(rest, self.physical);
+                let done = self.stops.insert(rest, self.physical, self.arch);
                 self.done(done)
             }
             b'z' => {
@@ -199,116 +196,6 @@ impl Session {
 
     fn cpus(&self) -> usize {
         self.machine.topology.cpus() as usize
-    }
-
-    // --- registers and memory
-
-    /// All registers of the current vCPU, as bytes in gdb's order.
-    fn values(&self, ids: Vec<(Id, u16)>) -> Option<String> {
-        let cpu = self.cpu;
-        self.with(move |r| {
-            let c = &mut r.cpus[cpu];
-            let cr8 = c.io.cr8();
-            let state = c.engine.cpu();
-            ids.iter().map(|(id, bits)| hex(&regs::read(state, cr8, *id).to_le_bytes()[..usize::from(bits / 8)])).collect()
-        })
-    }
-
-    fn read_registers(&self) -> Answer {
-        match self.values(self.regs.iter().map(|r| (r.id, r.bits)).collect()) {
-            Some(text) => text.into(),
-            None => BAD_ADDRESS.into(),
-        }
-    }
-
-    fn read_register(&self, which: &[u8]) -> Answer {
-        let reg = number(which).and_then(|n| self.regs.get(usize::try_from(n).ok()?));
-        match reg.and_then(|r| self.values(vec![(r.id, r.bits)])) {
-            Some(text) => text.into(),
-            None => INVALID.into(),
-        }
-    }
-
-    fn change(&self, changes: Vec<(Id, u128)>) -> Answer {
-        let cpu = self.cpu;
-        let done = self.with(move |r| {
-            let c = &mut r.cpus[cpu];
-            let done = regs::write(c.engine.cpu(), &changes);
-            if done {
-                let cr8 = changes.iter().find(|(id, _)| *id == Id::Cr(8));
-                cr8.into_iter().filter(|(_, v)| *v < 16).for_each(|(_, v)| c.io.set_cr8(*v as u8));
-                c.engine.cpu_changed();
-            }
-            done
-        });
-        if done == Some(true) { "OK".into() } else { INVALID.into() }
-    }
-
-    fn write_register(&self, args: &[u8]) -> Answer {
-        let (which, value) = split(args, b'=');
-        let reg = number(which).and_then(|n| self.regs.get(usize::try_from(n).ok()?));
-        match (reg, unhex(value)) {
-            (Some(r), Some(bytes)) if bytes.len() == usize::from(r.bits / 8) => self.change(vec![(r.id, from_le(&bytes))]),
-            _ => INVALID.into(),
-        }
-    }
-
-    fn write_registers(&self, text: &[u8]) -> Answer {
-        let mut changes = Vec::new();
-        let mut rest = text;
-        for r in &self.regs {
-            let digits = usize::from(r.bits / 4);
-            let Some(bytes) = rest.get(..digits).and_then(unhex) else { return INVALID.into() };
-            changes.push((r.id, from_le(&bytes)));
-            rest = &rest[digits..];
-        }
-        if rest.is_empty() { self.change(changes) } else { INVALID.into() }
-    }
-
-    fn read_memory(&self, args: &[u8]) -> Answer {
-        let (at, len) = split(args, b',');
-        let (Some(at), Some(len)) = (number(at), number(len)) else { return INVALID.into() };
-        let len = len.min(MAX_BYTES as u64) as usize;
-        let (cpu, physical) = (self.cpu, self.physical);
-        let read = move |r: &mut Runner| {
-            let mut bytes = vec![0; len];
-            let read = |r: &mut Runner, buf: &mut [u8]| match physical {
-                true => memory::read_phys(&r.board, at, buf),
-                false => memory::read_virt(r, cpu, at, buf),
-            };
-            if read(r, &mut bytes) {
-                return bytes;
-            }
-            // What there is before the first page that is not there.
-            let room = (4096 - at % 4096).min(len as u64) as usize;
-            let mut good = 0;
-            for end in (room..=len).step_by(4096) {
-                if !read(r, &mut bytes[..end]) {
-                    break;
-                }
-                good = end;
-            }
-            bytes.truncate(good);
-            bytes
-        };
-        match self.with(read) {
-            Some(bytes) if !bytes.is_empty() || len == 0 => hex(&bytes).into(),
-            _ => BAD_ADDRESS.into(),
-        }
-    }
-
-    fn write_memory(&self, args: &[u8], decode: impl Fn(&[u8]) -> Option<Vec<u8>>) -> Answer {
-        let (place, data) = split(args, b':');
-        let (at, len) = split(place, b',');
-        let (Some(at), Some(len), Some(data)) = (number(at), number(len), decode(data)) else { return INVALID.into() };
-        if data.len() as u64 != len {
-            return INVALID.into();
-        }
-        let cpu = (!self.physical).then_some(self.cpu);
-        match self.with(move |r| memory::write(r, cpu, at, &data)) {
-            Some(true) => "OK".into(),
-            _ => BAD_ADDRESS.into(),
-        }
     }
 
     // --- threads and running
@@ -404,6 +291,7 @@ impl Session {
             b"qemu.sstepbits" => "ENABLE=1,NOIRQ=2,NOTIMER=4".into(),
             b"qemu.sstep" => format!("0x{:x}", self.sstep).into(),
             b"qemu.PhyMemMode" => (if self.physical { "1" } else { "0" }).into(),
+            b"rhea.arch" => self.arch.name().into(),
             b"qemu.Supported" => "sstepbits;sstep;PhyMemMode".into(),
             _ if name.starts_with(b"ThreadExtraInfo,") => self.thread_info(&name[16..]),
             _ if name.starts_with(b"Rcmd,") => self.command(&name[5..]),
@@ -446,7 +334,7 @@ impl Session {
         let (annex, range) = split(rest, b':');
         let document = match (object, annex) {
             _ if action != b"read" => return "".into(),
-            (b"features", b"target.xml") => self.description.clone(),
+            (b"features", b"target.xml") => xml::target(self.arch),
             (b"features", _) => return "E00".into(),
             (b"threads", b"") => xml::threads(&self.thread_says()),
             (b"memory-map", b"") => xml::memory_map(),
@@ -475,6 +363,10 @@ impl Session {
                 self.acks = false;
                 "OK".into()
             }
+            b"rhea.arch:i386" | b"rhea.arch:x86-64" => {
+                self.arch = Arch::of(p.ends_with(b"i386"));
+                "OK".into()
+            }
             b"qemu.PhyMemMode:0" | b"qemu.PhyMemMode:1" => {
                 self.physical = p.ends_with(b"1");
                 "OK".into()
@@ -496,8 +388,4 @@ impl Session {
     pub fn guest_runs(&self) -> bool {
         self.machine.control.state() == RunState::Running
     }
-}
-
-fn from_le(bytes: &[u8]) -> u128 {
-    bytes.iter().rev().fold(0, |v, b| v << 8 | u128::from(*b))
 }

@@ -1,8 +1,8 @@
 //! Breakpoints and watchpoints of a client: the `Z` and `z` packets, and what the engines are told of them.
 
 use super::agent::{self, Context};
+use super::layout::Arch;
 use super::packet::{number, split, unhex};
-use super::regs;
 use arch_x86::CpuState;
 use std::sync::Arc;
 use vm_core::Va;
@@ -20,6 +20,8 @@ struct Stop {
     at: u64,
     len: u64,
     physical: bool,
+    /// Whose register numbers the conditions use.
+    arch: Arch,
     /// It counts if one of these holds; without any, always.
     conditions: Vec<Vec<u8>>,
 }
@@ -41,16 +43,16 @@ pub enum Refused {
     TooMany,
 }
 
-fn parse(args: &[u8], physical: bool) -> Result<Stop, Refused> {
+fn parse(args: &[u8], physical: bool, arch: Arch) -> Result<Stop, Refused> {
     let (head, tail) = split(args, b';');
     let parts: Vec<&[u8]> = head.split(|b| *b == b',').collect();
     let [kind, at, len] = parts[..] else { return Err(Refused::Malformed) };
     let read = |t| number(t).ok_or(Refused::Malformed);
     let (kind, at, len) = (read(kind)?, read(at)?, read(len)?);
     match kind {
-        0 | 1 => Ok(Stop { kind, at, len, physical: false, conditions: conditions(tail)? }),
+        0 | 1 => Ok(Stop { kind, at, len, physical: false, arch, conditions: conditions(tail)? }),
         2..=4 if len == 0 || at.checked_add(len - 1).is_none() => Err(Refused::Malformed),
-        2..=4 => Ok(Stop { kind, at, len, physical, conditions: Vec::new() }),
+        2..=4 => Ok(Stop { kind, at, len, physical, arch, conditions: Vec::new() }),
         _ => Err(Refused::Unknown),
     }
 }
@@ -75,8 +77,8 @@ fn conditions(mut text: &[u8]) -> Result<Vec<Vec<u8>>, Refused> {
 
 impl List {
     /// `Z`: adds one, in the place of the same one with other conditions.
-    pub fn insert(&mut self, args: &[u8], physical: bool) -> Result<(), Refused> {
-        let new = parse(args, physical)?;
+    pub fn insert(&mut self, args: &[u8], physical: bool, arch: Arch) -> Result<(), Refused> {
+        let new = parse(args, physical, arch)?;
         let same = |s: &&mut Stop| (s.kind, s.at, s.len) == (new.kind, new.at, new.len);
         let known = self.stops.len();
         match self.stops.iter_mut().find(same) {
@@ -91,7 +93,7 @@ impl List {
 
     /// `z`: takes one out, if it is there.
     pub fn remove(&mut self, args: &[u8]) -> Result<(), Refused> {
-        let old = parse(split(args, b';').0, false)?;
+        let old = parse(split(args, b';').0, false, Arch::X64)?;
         let before = self.stops.len();
         self.stops.retain(|s| (s.kind, s.at, s.len) != (old.kind, old.at, old.len));
         if self.stops.len() != before {
@@ -117,7 +119,7 @@ fn make(all: &[Stop]) -> Option<SharedPlan<CpuState>> {
     }
     let mut breaks: Vec<&Stop> = all.iter().filter(|s| s.kind < 2).collect();
     breaks.sort_by_key(|s| s.at);
-    let conditions: Vec<_> = breaks.iter().map(|s| s.conditions.clone()).collect();
+    let conditions: Vec<_> = breaks.iter().map(|s| (s.arch, s.conditions.clone())).collect();
     let breakpoint = |s: &&Stop| Breakpoint { va: s.at, hard: s.kind == 1, conditional: !s.conditions.is_empty() };
     let watch = |s: &Stop| {
         let kind = match s.kind {
@@ -133,16 +135,17 @@ fn make(all: &[Stop]) -> Option<SharedPlan<CpuState>> {
 }
 
 /// Conditions of each breakpoint, in the order of `Stops::breakpoints`.
-struct Conditions(Vec<Vec<Vec<u8>>>);
+struct Conditions(Vec<(Arch, Vec<Vec<u8>>)>);
 
 struct Place<'a> {
     cpu: &'a CpuState,
+    arch: Arch,
     read: &'a mut dyn FnMut(Va, &mut [u8]) -> bool,
 }
 
 impl Context for Place<'_> {
     fn register(&mut self, number: u16) -> Option<u64> {
-        regs::low(self.cpu, number.into())
+        self.arch.low(self.cpu, number.into())
     }
 
     fn memory(&mut self, at: u64, size: u8) -> Option<u64> {
@@ -154,8 +157,8 @@ impl Context for Place<'_> {
 impl Judge<CpuState> for Conditions {
     /// What cannot be evaluated here counts as true: the client has a look of its own.
     fn holds(&self, index: usize, cpu: &CpuState, read: &mut dyn FnMut(Va, &mut [u8]) -> bool) -> bool {
-        let Some(list) = self.0.get(index).filter(|l| !l.is_empty()) else { return true };
-        list.iter().any(|code| agent::evaluate(code, &mut Place { cpu, read: &mut *read }).is_none_or(|v| v != 0))
+        let Some((arch, list)) = self.0.get(index).filter(|c| !c.1.is_empty()) else { return true };
+        list.iter().any(|code| agent::evaluate(code, &mut Place { cpu, arch: *arch, read: &mut *read }).is_none_or(|v| v != 0))
     }
 }
 
@@ -166,10 +169,10 @@ mod tests {
     #[test]
     fn packets_add_replace_and_remove() {
         let mut l = List::default();
-        l.insert(b"0,7c00,1", false).unwrap();
-        l.insert(b"0,7c00,1;X5,2622220027", false).unwrap();
-        l.insert(b"1,8000,1", false).unwrap();
-        l.insert(b"2,1000,1000", false).unwrap();
+        l.insert(b"0,7c00,1", false, Arch::X64).unwrap();
+        l.insert(b"0,7c00,1;X5,2622220027", false, Arch::X64).unwrap();
+        l.insert(b"1,8000,1", false, Arch::X64).unwrap();
+        l.insert(b"2,1000,1000", false, Arch::X64).unwrap();
         let p = l.plan().unwrap();
         assert_eq!((p.stops.breakpoints().len(), p.stops.watchpoints().len()), (2, 1));
         assert!(p.stops.breakpoints()[0].conditional && !p.stops.breakpoints()[0].hard);
@@ -194,8 +197,9 @@ mod tests {
             b"0,0,1;Xffffffffffffffff,",
             b"0,0,1;cmds:0,X1,27",
         ];
-        bad.iter().for_each(|p| assert_eq!(l.insert(p, false), Err(Refused::Malformed), "{:?}", String::from_utf8_lossy(p)));
-        assert_eq!(l.insert(b"5,0,1", false), Err(Refused::Unknown));
-        assert!(l.insert(b"4,fffffffffffffffe,2", false).is_ok());
+        bad.iter()
+            .for_each(|p| assert_eq!(l.insert(p, false, Arch::X64), Err(Refused::Malformed), "{:?}", String::from_utf8_lossy(p)));
+        assert_eq!(l.insert(b"5,0,1", false, Arch::X64), Err(Refused::Unknown));
+        assert!(l.insert(b"4,fffffffffffffffe,2", false, Arch::X64).is_ok());
     }
 }

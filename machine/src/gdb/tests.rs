@@ -15,7 +15,7 @@ proptest! {
         }
         let _ = resume::actions(&bytes, 4, 7);
         let mut list = List::default();
-        let _ = list.insert(&bytes, false);
+        let _ = list.insert(&bytes, false, super::Arch::X64);
         let _ = list.remove(&bytes);
         list.plan();
     }

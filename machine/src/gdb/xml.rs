@@ -1,7 +1,7 @@
 //! Documents that a client reads: target description, threads, memory map (GDB manual, "Target Descriptions", "Thread List
 //! Format", "Memory Map Format").
 
-use super::regs::Feature;
+use super::layout::Arch;
 use std::fmt::Write;
 
 /// Fields of flag registers: name and bit.
@@ -108,12 +108,13 @@ fn types(feature: &str) -> String {
 }
 
 /// `target.xml`.
-pub fn target(features: &[Feature]) -> String {
-    let mut x = String::from(
-        "<?xml version=\"1.0\"?>\n<!DOCTYPE target SYSTEM \"gdb-target.dtd\">\n<target version=\"1.0\">\n<architecture>i386:x86-64</architecture>\n",
+pub fn target(arch: Arch) -> String {
+    let mut x = format!(
+        "<?xml version=\"1.0\"?>\n<!DOCTYPE target SYSTEM \"gdb-target.dtd\">\n<target version=\"1.0\">\n<architecture>{}</architecture>\n",
+        arch.name()
     );
     let mut number = 0;
-    for f in features {
+    for f in arch.features() {
         let _ = writeln!(x, "<feature name=\"{}\">\n{}", f.name, types(f.name).trim_end());
         for r in &f.regs {
             let group = match f.name {
@@ -161,7 +162,7 @@ mod tests {
 
     #[test]
     fn parts_make_the_whole() {
-        let doc = target(&super::super::regs::features());
+        let doc = target(Arch::X64);
         let (mut got, mut last) = (Vec::<u8>::new(), false);
         while !last {
             let p = part(&doc, format!("{:x},100", got.len()).as_bytes(), 64).unwrap();

@@ -1,7 +1,7 @@
 //! The monitor's commands: one table, and the functions behind it.
 
 use super::dump::{self, Space};
-use super::{CpuInfo, MonitorTarget, Part};
+use super::{CpuInfo, MonitorTarget, Part, keys};
 
 type Run = fn(&str, &dyn MonitorTarget) -> String;
 
@@ -39,6 +39,9 @@ static COMMANDS: &[Command] = &[
     command!("savevm", "file", "save the machine to a file", |a, t| outcome(path(a).and_then(|p| t.save(p)))),
     command!("screendump", "file", "write a picture of the screen to a file (PPM)", |a, t| {
         outcome(path(a).and_then(|p| t.screendump(p)))
+    }),
+    command!("sendkey", "keys [hold_ms]", "press keys, as in ctrl-alt-f1, for 100 ms", |a, t| {
+        outcome(keys::parse(a).and_then(|(k, ms)| t.send_keys(k, ms)))
     }),
     command!("stop" | "s", "", "stop the machine", |_, t| act(|| t.stop())),
     command!("system_powerdown", "", "press the power button", |_, t| act(|| t.powerdown())),

@@ -5,12 +5,14 @@
 mod command;
 mod dump;
 mod editor;
+mod keys;
 
 pub use command::{run, shown};
 
 use crate::chardev::{Event, Front};
 use crate::control::RunState;
 use devices::chr::CharSink;
+use devices::input::scancode::Key;
 use editor::{Edit, Editor};
 use parking_lot::Mutex;
 use serde_json::Value;
@@ -79,6 +81,10 @@ pub trait MonitorTarget: Send + Sync {
     /// Physical address that a linear one of the current CPU stands for.
     fn translate(&self, _va: u64) -> Option<u64> {
         None
+    }
+    /// Presses keys and lets them go after `ms` milliseconds of guest time.
+    fn send_keys(&self, _keys: Vec<Key>, _ms: u64) -> Result<(), String> {
+        Err("there is no keyboard".into())
     }
     /// A non-maskable interrupt for the current CPU.
     fn nmi(&self) {}

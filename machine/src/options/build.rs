@@ -36,7 +36,7 @@ pub fn build(tree: &Tree) -> Result<Config, OptionError> {
         serials: serials(tree)?,
         monitors: monitors(tree, false).map(|(chardev, _)| chardev).collect(),
         qmp: monitors(tree, true).map(|(chardev, pretty)| QmpConfig { chardev, pretty }).collect(),
-        gdb: tree.one(Group::Gdb).and_then(|o| o.text("chardev")).map(Into::into),
+        gdb: gdb(tree),
         chardevs: chardevs(tree)?,
         devices: devices(tree)?,
         drives: drive::build(tree)?,
@@ -268,6 +268,12 @@ fn log(tree: &Tree) -> Result<LogConfig, OptionError> {
     let ranges = text("filter").into_iter().flat_map(|s| s.split(','));
     let filter = ranges.map(|r| value::address_range(r).map_err(|why| OptionError::BadValue("-dfilter".into(), r.into(), why)));
     Ok(LogConfig { items, file: text("file").map(Into::into), filter: filter.collect::<Result<_, _>>()?, hash_every })
+}
+
+/// The stub of `-gdb`.
+pub fn gdb(tree: &Tree) -> Option<GdbConfig> {
+    let o = tree.one(Group::Gdb)?;
+    Some(GdbConfig { chardev: o.text("chardev")?.into(), i386: o.text("arch") == Some("i386") })
 }
 
 fn check_kernel(c: &Config) -> Result<(), OptionError> {

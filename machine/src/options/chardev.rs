@@ -124,13 +124,15 @@ pub fn qmp(tree: &mut Tree, value: &str, pretty: bool, origin: &str) -> Result<(
     Ok(())
 }
 
-/// `-gdb`: a chardev and a stub on it; sockets are servers that nobody waits for unless it is said otherwise. The last one
+/// `-gdb`: a chardev and a stub on it, `,arch=` being the stub's; sockets are servers that nobody waits for unless it is said otherwise. The last one
 /// counts.
 pub fn gdb(tree: &mut Tree, value: &str, origin: &str) -> Result<(), OptionError> {
     let is_ours = |o: &Object| o.group == Group::Gdb || o.id.as_deref() == Some("gdb");
     tree.objects.retain(|o| !is_ours(o));
-    if let Some(id) = short(tree, &gdb_backend(value), "gdb", false, origin)? {
-        tree.push(Object::new(Group::Gdb, "gdb", vec![KeyVal::new("chardev", &id)], origin)?);
+    let (arch, value): (Vec<&str>, Vec<&str>) = value.split(',').partition(|p| p.starts_with("arch="));
+    if let Some(id) = short(tree, &gdb_backend(&value.join(",")), "gdb", false, origin)? {
+        let arch = arch.iter().map(|p| KeyVal::new("arch", &p["arch=".len()..]));
+        tree.push(Object::new(Group::Gdb, "gdb", [KeyVal::new("chardev", &id)].into_iter().chain(arch).collect(), origin)?);
     }
     Ok(())
 }

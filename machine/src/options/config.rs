@@ -25,7 +25,7 @@ pub struct Config {
     /// QMP servers.
     pub qmp: Vec<QmpConfig>,
     /// GDB's remote protocol.
-    pub gdb: Option<ChardevId>,
+    pub gdb: Option<GdbConfig>,
     /// Back ends that serial ports, monitors and devices name by id. Only those with `mux` have several users.
     pub chardevs: Vec<Chardev>,
     pub devices: Vec<DeviceSpec>,
@@ -113,6 +113,14 @@ pub enum Incoming {
     File(PathBuf),
     /// `migrate-incoming` will tell.
     Later,
+}
+
+/// A gdb stub on a chardev of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GdbConfig {
+    pub chardev: ChardevId,
+    /// gdb is told of a 32-bit CPU.
+    pub i386: bool,
 }
 
 /// A QMP server on a chardev of its own.

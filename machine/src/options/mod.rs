@@ -58,11 +58,11 @@ pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Request, OptionEr
     Ok(Request::FirstRun(config))
 }
 
-/// The back end of a gdb stub that is started later, in the notation of `-gdb`; `None` for `none`.
-pub fn gdb_backend(device: &str) -> Result<Option<CharBackend>, OptionError> {
+/// The back end of a gdb stub that is started later, in the notation of `-gdb`, and the stub; `None` for `none`.
+pub fn gdb_backend(device: &str) -> Result<Option<(CharBackend, GdbConfig)>, OptionError> {
     let mut tree = tree::Tree::default();
     chardev::gdb(&mut tree, device, "gdbserver")?;
-    Ok(build::chardevs(&tree)?.pop().map(|c| c.backend))
+    Ok(build::chardevs(&tree)?.pop().map(|c| c.backend).zip(build::gdb(&tree)))
 }
 
 fn wants_help(name: &str, value: &str) -> Option<String> {

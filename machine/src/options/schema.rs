@@ -202,7 +202,15 @@ pub const DRIVERS: &[DriverSpec] = &[
             prop("pretty", Kind::Switch, "QMP's replies in several lines (off)"),
         ],
     ),
-    driver_spec(Group::Gdb, "gdb", "", &[need("chardev", Kind::Text, "chardev it talks to")]),
+    driver_spec(
+        Group::Gdb,
+        "gdb",
+        "",
+        &[
+            need("chardev", Kind::Text, "chardev it talks to"),
+            prop("arch", Kind::Word(&["x86-64", "i386"]), "what gdb is told the CPU is (x86-64)"),
+        ],
+    ),
     driver_spec(
         Group::Device,
         "isa-serial",

@@ -66,7 +66,11 @@ pub const OPTIONS: &[OptSpec] = &[
     opt("nodefaults", "", "no serial port or monitor unless asked for"),
     opt("no-user-config", "", "accepted"),
     opt("S", "", "do not start the CPUs until the monitor says so"),
-    opt("gdb", "BACKEND", "gdb's remote protocol on a back end: tcp:[HOST]:PORT, unix:PATH, stdio, none"),
+    opt(
+        "gdb",
+        "BACKEND",
+        "gdb's remote protocol on a back end: tcp:[HOST]:PORT, unix:PATH, stdio, none; ,arch=i386: for 32-bit code",
+    ),
     opt("s", "", "the same as -gdb tcp::1234"),
     opt("loadvm", "FILE", "start from a machine saved with the monitor's savevm, given the same options"),
     opt("incoming", "file:PATH|defer", "start from a machine saved with migrate; defer: wait for migrate_incoming"),

@@ -94,12 +94,12 @@ impl Stops {
         self.watches.iter().any(|w| w.is_about(access == Access::Write) && w.meets(page(w), PAGE_SIZE))
     }
 
-    /// First watched byte, by its linear address, of an access of `size` bytes at `va` that a watchpoint is about. `pa`: the
-    /// physical address, where it is known.
+    /// First watched byte, by the kind of address that the watchpoint has, of an access of `size` bytes at `va` in one page
+    /// that a watchpoint is about. `pa`: the physical address, where it is known.
     pub fn watched(&self, va: u64, pa: Option<u64>, size: u8, write: bool) -> Option<(u64, WatchKind)> {
         let hit = |w: &Watchpoint| {
             let at = if w.physical { pa? } else { va };
-            let first = if w.at.wrapping_sub(at) < u64::from(size) { va.wrapping_add(w.at.wrapping_sub(at)) } else { va };
+            let first = if w.at.wrapping_sub(at) < u64::from(size) { w.at } else { at };
             (w.is_about(write) && w.meets(at, size.into())).then_some((first, w.kind))
         };
         self.watches.iter().find_map(hit)
@@ -139,7 +139,8 @@ pub enum DebugEvent {
         hard: bool,
     },
     Watch {
-        va: u64,
+        /// First watched byte that was accessed, by the kind of address that the watchpoint has.
+        at: u64,
         kind: WatchKind,
     },
 }
@@ -172,7 +173,7 @@ mod tests {
         assert_eq!(s.watched(0x1ff8, None, 8, true), Some((0x1ffe, WatchKind::Write)));
         assert_eq!(s.watched(0x2001, None, 1, true), Some((0x2001, WatchKind::Write)));
         assert_eq!((s.watched(0x2002, None, 8, true), s.watched(0x1ffe, None, 1, false)), (None, None));
-        assert_eq!(s.watched(0x7ffc, Some(0x8ffc), 8, false), Some((0x8000, WatchKind::Read)));
+        assert_eq!(s.watched(0x7ff8, Some(0x8ffc), 8, false), Some((0x9000, WatchKind::Read)));
         assert!(s.watches_page(0x1000, 0, Access::Write) && s.watches_page(0x2123, 0, Access::Write));
         assert!(!s.watches_page(0x1000, 0, Access::Read) && s.watches_page(0, 0x9abc, Access::Read));
     }
