@@ -161,7 +161,9 @@ fn debian() -> Option<(String, String)> {
 #[test]
 fn debians_kernel() {
     let Some((kernel, initrd)) = debian() else { return left_out("Debian's kernel cannot be fetched") };
-    for gdb in gdbs() {
+    // One of them, unless time is no matter.
+    let some = if number("RHEA_GDB_TIMES", 1) > 1 { GDBS.len() } else { 1 };
+    for gdb in gdbs().into_iter().take(some) {
         let at = socket();
         let stub = format!("unix:{}", at.display());
         let args = ["-m", "256", "-nographic", "-append", "console=ttyS0 quiet nokaslr", "-kernel", &kernel];
