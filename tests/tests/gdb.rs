@@ -3,10 +3,11 @@
 //!
 //! `RHEA_GDB_TIMES=N` runs each table N times, `RHEA_GDB_FUZZ_SECONDS=N` the hostile clients for so long.
 
+use cpio::newc::{Builder, ModeFileType, trailer};
 use machine::firstrun;
 use machine::options::{self, Config, Request};
 use machine::trace::reader::{Symbols, show};
-use rhea_tests::boot::{Guest, scratch};
+use rhea_tests::boot::{Guest, file, scratch};
 use rhea_tests::workspace::root;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -46,16 +47,8 @@ fn socket() -> PathBuf {
 fn guest() -> Option<&'static Path> {
     static BUILT: OnceLock<Option<PathBuf>> = OnceLock::new();
     const FLAGS: &str = "-m64 -mno-red-zone -O0 -g -std=gnu11 -ffreestanding -fno-pic -no-pie -static -nostdlib -mgeneral-regs-only \
-                         -fno-stack-protector -fcf-protection=none -Wall -Wextra -Wl,--build-id=none -Wl,-T,guest.ld start.S guest.c";
-    let build = || {
-        let elf = scratch().join("gdb-guest.elf");
-        let mut cc = Command::new("cc");
-        cc.current_dir(root().join("tests/gdb")).args(FLAGS.split_whitespace()).arg("-o").arg(&elf);
-        let out = cc.output().ok()?;
-        assert!(out.status.success(), "the guest does not compile:\n{}", String::from_utf8_lossy(&out.stderr));
-        Some(elf)
-    };
-    let built = BUILT.get_or_init(build).as_deref();
+                         -fno-stack-protector -fcf-protection=none -Wall -Wextra -Wl,--build-id=none -Wl,-T,guest.ld";
+    let built = BUILT.get_or_init(|| cc(FLAGS, &["start.S", "guest.c"], "gdb-guest.elf")).as_deref();
     if built.is_none() {
         left_out("there is no C compiler");
     }
@@ -158,34 +151,88 @@ fn debian() -> Option<(String, String)> {
     path(c.kernel).zip(path(c.initrd))
 }
 
+/// A static program in `tests/gdb`, with debugging information.
+fn cc(flags: &str, sources: &[&str], to: &str) -> Option<PathBuf> {
+    let program = scratch().join(to);
+    let mut cc = Command::new("cc");
+    cc.current_dir(root().join("tests/gdb")).args(flags.split_whitespace()).args(sources).arg("-o").arg(&program);
+    let out = cc.output().ok()?;
+    assert!(out.status.success(), "{to} does not compile:\n{}", String::from_utf8_lossy(&out.stderr));
+    Some(program)
+}
+
+/// The program whose processes are debugged, and the initial RAM disk with it as `/user`.
+fn with_user(initrd: &str) -> Option<(PathBuf, String)> {
+    const FLAGS: &str = "-O0 -g -std=gnu11 -ffreestanding -fno-pic -no-pie -static -nostdlib -fno-stack-protector \
+                         -fcf-protection=none -Wall -Wextra -Wl,--build-id=none";
+    let program = cc(FLAGS, &["user.c"], "gdb-user")?;
+    let data = std::fs::read(&program).expect("it was just made");
+    let mut archive = std::fs::read(initrd).expect("the initial RAM disk");
+    // Several archives make one RAM disk (Linux, "initramfs buffer format").
+    archive.resize(archive.len().next_multiple_of(512), 0);
+    let len = u32::try_from(data.len()).expect("a small program");
+    let mut w = Builder::new("user").mode(0o755).set_mode_file_type(ModeFileType::Regular).write(&mut archive, len);
+    w.write_all(&data).and_then(|()| w.finish().map(drop)).expect("memory takes all");
+    trailer(&mut archive).expect("memory takes all");
+    Some((program, file("gdb-user.cpio", &archive)))
+}
+
+/// Boots Debian's kernel to a shell, and runs a table while it is busy. `elf`: for gdb.
+fn on_debian(gdb: &str, table: &str, initrd: &str, elf: Option<&Path>) {
+    let Some((kernel, _)) = debian() else { return };
+    let at = socket();
+    let stub = format!("unix:{}", at.display());
+    let args = ["-m", "256", "-nographic", "-append", "console=ttyS0 quiet nokaslr", "-kernel", &kernel];
+    let mut g = Guest::start(&format!("gdb-{table}"), &[&args[..], &["-initrd", initrd, "-gdb", &stub]].concat());
+    g.wait_for("in rhea", LIMIT);
+    g.wait_for("# ", LIMIT);
+    // System.map is not in Debian's package; what is needed of it comes from the kernel itself.
+    let names = [
+        "__x64_sys_getpid",
+        "__x64_sys_getppid",
+        "__x64_sys_sched_yield",
+        "schedule",
+        "jiffies",
+        "ksys_read",
+        "default_idle_call",
+    ];
+    g.type_line(&format!("grep -E ' ({})$' /proc/kallsyms; echo do''ne", names.join("|")));
+    let said = g.wait_for("done", LIMIT);
+    let mut setup = Vec::new();
+    for line in said.lines() {
+        if let [address, _, name] = line.split_whitespace().collect::<Vec<_>>()[..]
+            && names.contains(&name)
+        {
+            setup.push(format!("set ${name} = 0x{address}"));
+        }
+    }
+    assert_eq!(setup.len(), names.len(), "{said}");
+    let users = if elf.is_some() { "/user 1 & /user 2 & " } else { "" };
+    g.type_line(&format!("{users}while :; do sh -c 'echo $PPID >/dev/null'; done"));
+    check(gdb, table, &at, &setup, elf);
+    let _ = std::fs::remove_file(&at);
+}
+
+/// gdbs for what takes long: one, unless time is no matter.
+fn gdbs_for_long() -> Vec<&'static str> {
+    let some = if number("RHEA_GDB_TIMES", 1) > 1 { GDBS.len() } else { 1 };
+    gdbs().into_iter().take(some).collect()
+}
+
 #[test]
 fn debians_kernel() {
-    let Some((kernel, initrd)) = debian() else { return left_out("Debian's kernel cannot be fetched") };
-    // One of them, unless time is no matter.
-    let some = if number("RHEA_GDB_TIMES", 1) > 1 { GDBS.len() } else { 1 };
-    for gdb in gdbs().into_iter().take(some) {
-        let at = socket();
-        let stub = format!("unix:{}", at.display());
-        let args = ["-m", "256", "-nographic", "-append", "console=ttyS0 quiet nokaslr", "-kernel", &kernel];
-        let mut g = Guest::start("gdb-debian", &[&args[..], &["-initrd", &initrd, "-gdb", &stub]].concat());
-        g.wait_for("in rhea", LIMIT);
-        g.wait_for("# ", LIMIT);
-        // System.map is not in Debian's package; what is needed of it comes from the kernel itself.
-        let names = ["__x64_sys_getpid", "__x64_sys_getppid", "schedule", "jiffies", "ksys_read", "default_idle_call"];
-        g.type_line(&format!("grep -E ' ({})$' /proc/kallsyms; echo do''ne", names.join("|")));
-        let said = g.wait_for("done", LIMIT);
-        let mut setup = Vec::new();
-        for line in said.lines() {
-            if let [address, _, name] = line.split_whitespace().collect::<Vec<_>>()[..]
-                && names.contains(&name)
-            {
-                setup.push(format!("set ${name} = 0x{address}"));
-            }
-        }
-        assert_eq!(setup.len(), names.len(), "{said}");
-        g.type_line("while :; do sh -c 'echo $PPID >/dev/null'; done");
-        check(gdb, "debian.txt", &at, &setup, None);
-        let _ = std::fs::remove_file(&at);
+    let Some((_, initrd)) = debian() else { return left_out("Debian's kernel cannot be fetched") };
+    for gdb in gdbs_for_long() {
+        (0..number("RHEA_GDB_TIMES", 1)).for_each(|_| on_debian(gdb, "debian.txt", &initrd, None));
+    }
+}
+
+#[test]
+fn processes_under_debians_kernel() {
+    let Some((_, initrd)) = debian() else { return left_out("Debian's kernel cannot be fetched") };
+    let Some((program, initrd)) = with_user(&initrd) else { return left_out("there is no C compiler") };
+    for gdb in gdbs_for_long() {
+        (0..number("RHEA_GDB_TIMES", 1)).for_each(|_| on_debian(gdb, "user.txt", &initrd, Some(&program)));
     }
 }
 

@@ -84,13 +84,13 @@ mod tests {
         let t = Typist::new(k.clone(), &clock);
         t.press(vec![0x1d, 0x1e], 100).unwrap();
         t.press(vec![0x30], 50).unwrap();
-        assert_eq!(read(&k), [0x14, 0x1c, 0x32]);
+        assert_eq!(read(&k), [0x1d, 0x1e, 0x30]);
         clock.set(60 * NS_PER_MS);
         clock.run_expired();
-        assert_eq!(read(&k), [0xf0, 0x32]);
+        assert_eq!(read(&k), [0xb0]);
         clock.set(100 * NS_PER_MS);
         clock.run_expired();
-        assert_eq!(read(&k), [0xf0, 0x1c, 0xf0, 0x14]);
+        assert_eq!(read(&k), [0x9e, 0x9d]);
         // A guest that does not read.
         let refused = (0..200).find_map(|_| t.press(vec![0x1e], 1000).err());
         assert!(refused.is_some_and(|e| e.contains("does not read") || e.contains("too many")));
