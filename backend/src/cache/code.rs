@@ -3,14 +3,14 @@
 //! UNSAFE: as the module above; callers and targets of links are live, as a record that loses its code takes its links away.
 
 use super::{Cache, Record};
-use crate::jit::arena::{Arena, Range};
+use crate::jit::arena::{Arena, HostCode, Range};
 use crate::tier0::form::Handler;
 use std::ptr;
 
 /// A block's code from tier 1.
 pub struct Tier1Code {
     pub range: Range,
-    /// For each edge, as offsets in `range`: where the rel32 of its jump ends, and the stub for while it has no link.
+    /// For each edge, as offsets in the code: where the rel32 of its jump ends, and the stub for while it has no link.
     pub edges: [Option<(u32, u32)>; 2],
     /// Blocks that the edges are linked to.
     pub to: [*mut Record; 2],
@@ -20,7 +20,7 @@ impl Cache {
     // --- the arena
 
     /// Copies code in: its range and address; `None` when there is no room.
-    pub fn place_code(&mut self, code: &[u8]) -> Option<(Range, u64)> {
+    pub fn place_code(&mut self, code: HostCode<'_>) -> Option<(Range, u64)> {
         let arena = self.arena.as_mut()?;
         let range = arena.place(code)?;
         Some((range, arena.address(range)))
@@ -60,7 +60,7 @@ impl Cache {
                 return;
             };
             if let (Some((jump, _)), Some(arena)) = (code.edges[usize::from(edge)], &mut self.arena) {
-                arena.point(code.range.offset + jump as usize, linked);
+                arena.point(code.range, jump as usize, linked);
                 code.to[usize::from(edge)] = to;
                 (*to).callers.push((from, edge));
             }
@@ -75,7 +75,7 @@ impl Cache {
             let (code, linked) = unsafe { ((*from).tier1.as_deref(), (*to).linked) };
             if let (Some(code), Some(arena)) = (code, &mut self.arena) {
                 let Some((jump, _)) = code.edges[usize::from(edge)] else { continue };
-                arena.point(code.range.offset + jump as usize, linked);
+                arena.point(code.range, jump as usize, linked);
             }
         }
     }
@@ -89,7 +89,7 @@ impl Cache {
             if let (Some(code), Some(arena)) = (code, &mut self.arena) {
                 let Some((jump, stub)) = code.edges[usize::from(edge)] else { continue };
                 let stub = arena.address(code.range) + u64::from(stub);
-                arena.point(code.range.offset + jump as usize, stub);
+                arena.point(code.range, jump as usize, stub);
                 code.to[usize::from(edge)] = ptr::null_mut();
             }
         }

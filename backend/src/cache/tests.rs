@@ -1,6 +1,7 @@
 //! Unit tests of the translation cache.
 
 use super::*;
+use crate::jit::arena::HostCode;
 
 unsafe extern "C" fn alive(_: *mut u8, _: *mut COp) -> *mut COp {
     ptr::null_mut()
@@ -122,7 +123,7 @@ fn a_dead_block_has_no_code_and_another_start_until_it_is_buried() {
 fn a_region_goes_with_any_of_its_bytes_and_its_entry_stays() {
     let (mut c, ram) = setup();
     let entry = block(&mut c, &ram, 0x1000, 4);
-    let code = Range { offset: 32, len: 16 };
+    let code = Arena::new().unwrap().place(HostCode { hot: &[0x90; 16], cold: &[] }).unwrap();
     // SAFETY: as above.
     let mode = unsafe {
         (*entry).runs = 20;
@@ -166,7 +167,7 @@ fn a_region_goes_with_any_of_its_bytes_and_its_entry_stays() {
 
 /// Code of tier 1 for `r`: a jump whose rel32 ends at 5 and leads to a stub at 6, for both edges alike; linked entry at 2.
 fn emitted(c: &mut Cache, r: *mut Record) -> u64 {
-    let (range, at) = c.place_code(&[0xe9, 1, 0, 0, 0, 0x90, 0xc3, 0x90]).unwrap();
+    let (range, at) = c.place_code(HostCode { hot: &[0xe9, 1, 0, 0, 0, 0x90, 0xc3, 0x90], cold: &[] }).unwrap();
     c.add_tier1(r, Tier1Code { range, edges: [Some((5, 6)); 2], to: [ptr::null_mut(); 2] }, 2, dead);
     at
 }
@@ -217,7 +218,7 @@ fn a_region_takes_over_what_led_to_its_blocks() {
     let from = emitted(&mut c, a);
     emitted(&mut c, b);
     c.link_code(a, 1, b);
-    let (code, at) = c.place_code(&[0x90; THUNK]).unwrap();
+    let (code, at) = c.place_code(HostCode { hot: &[0x90; THUNK], cold: &[] }).unwrap();
     // SAFETY: records stay allocated until `bury`.
     let mode = unsafe { (*b).key.mode };
     c.add_region(Region {

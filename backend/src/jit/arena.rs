@@ -1,6 +1,9 @@
 //! Memory for generated code: one region of memory mapped twice, writable and executable, so that no page is ever both.
 //! Ranges are freed one by one and used again.
 //!
+//! Each range has a hot and a cold part, `COLD` bytes apart: slow paths are half of what is generated and hardly ever run, and
+//! big guests run more code than the host's caches hold.
+//!
 //! UNSAFE: writes through the writable mapping; `Arena` hands out disjoint ranges.
 #![allow(unsafe_code)]
 
@@ -9,8 +12,24 @@ use std::collections::BTreeMap;
 use std::io;
 
 /// Address space for generated code; host memory is used as it is touched.
-const SIZE: usize = 128 << 20;
+const SIZE: usize = 256 << 20;
 const ALIGN: usize = 16;
+
+/// From the first byte of a range to the first of its cold part.
+pub const COLD: usize = SIZE / 2;
+
+/// Generated code in two parts. In offsets within the code the cold part begins at `COLD`.
+#[derive(Clone, Copy)]
+pub struct HostCode<'a> {
+    pub hot: &'a [u8],
+    pub cold: &'a [u8],
+}
+
+impl HostCode<'_> {
+    pub fn len(&self) -> usize {
+        self.hot.len() + self.cold.len()
+    }
+}
 
 pub struct Arena {
     rw: MmapRaw,
@@ -20,11 +39,14 @@ pub struct Arena {
     used: usize,
 }
 
-/// A range of the arena.
+/// A range of the arena, in both parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Range {
-    pub offset: usize,
-    pub len: usize,
+    offset: usize,
+    /// Bytes in each part.
+    len: usize,
+    /// Bytes that both hold.
+    filled: usize,
 }
 
 impl Arena {
@@ -35,7 +57,7 @@ impl Arena {
         let rw = MmapOptions::new().len(SIZE).map_raw(&file)?;
         // SAFETY: the file is ours alone and is never truncated.
         let rx = unsafe { MmapOptions::new().len(SIZE).map_exec(&file)? };
-        Ok(Self { rw, rx, free: BTreeMap::from([(0, SIZE)]), used: 0 })
+        Ok(Self { rw, rx, free: BTreeMap::from([(0, COLD)]), used: 0 })
     }
 
     /// Bytes in use.
@@ -44,21 +66,26 @@ impl Arena {
     }
 
     /// Copies code in; `None` when there is no room.
-    pub fn place(&mut self, code: &[u8]) -> Option<Range> {
-        let len = code.len().next_multiple_of(ALIGN).max(ALIGN);
+    pub fn place(&mut self, code: HostCode<'_>) -> Option<Range> {
+        let len = code.hot.len().max(code.cold.len()).next_multiple_of(ALIGN).max(ALIGN);
         let (&offset, &have) = self.free.iter().find(|(_, l)| **l >= len)?;
         self.free.remove(&offset);
         if have > len {
             self.free.insert(offset + len, have - len);
         }
-        self.used += len;
-        // SAFETY: the range lies in the mapping and was free, so nobody executes or reads it.
-        unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), self.rw.as_mut_ptr().add(offset), code.len()) }
-        Some(Range { offset, len })
+        self.used += code.len();
+        // SAFETY: the range lies in each half of the mapping and was free, so nobody executes or reads it.
+        unsafe {
+            let p = self.rw.as_mut_ptr().add(offset);
+            std::ptr::copy_nonoverlapping(code.hot.as_ptr(), p, code.hot.len());
+            std::ptr::copy_nonoverlapping(code.cold.as_ptr(), p.add(COLD), code.cold.len());
+        }
+        Some(Range { offset, len, filled: code.len() })
     }
 
-    /// Points the rel32 that ends at arena offset `end` at the address `target` in the arena.
-    pub fn point(&mut self, end: usize, target: u64) {
+    /// Points the rel32 that ends at offset `end` of the range at the address `target` in the arena.
+    pub fn point(&mut self, r: Range, end: usize, target: u64) {
+        let end = r.offset + end;
         let rel = target.wrapping_sub(self.rx.as_ptr() as u64 + end as u64) as i32;
         assert!((4..=SIZE).contains(&end));
         // SAFETY: inside the mapping; only the thread that runs the code changes it, so no other fetches it meanwhile.
@@ -72,7 +99,7 @@ impl Arena {
 
     /// Frees a range that nothing can enter or is in.
     pub fn release(&mut self, r: Range) {
-        self.used -= r.len;
+        self.used -= r.filled;
         let (mut offset, mut len) = (r.offset, r.len);
         if let Some((&before, &l)) = self.free.range(..offset).next_back()
             && before + l == offset
@@ -94,13 +121,18 @@ mod tests {
     #[test]
     fn freed_ranges_join_and_are_used_again() {
         let mut a = Arena::new().unwrap();
-        let r: Vec<Range> = (0..3).map(|_| a.place(&[0xc3; 100]).unwrap()).collect();
+        let hot = |hot| HostCode { hot, cold: &[] };
+        let r: Vec<Range> = (0..3).map(|_| a.place(hot(&[0xc3; 100])).unwrap()).collect();
         assert_eq!(r[1].offset, 112);
         for i in [0, 2, 1] {
             a.release(r[i]);
         }
         assert_eq!((a.used(), a.free.len()), (0, 1));
-        assert!(a.place(&vec![0; SIZE + 1]).is_none());
-        assert_eq!(a.place(&[1; 16]).unwrap().offset, 0);
+        assert!(a.place(hot(&vec![0; COLD + 1])).is_none());
+        let r = a.place(HostCode { hot: &[1; 16], cold: &[2; 24] }).unwrap();
+        assert_eq!((r.offset, r.len, a.used()), (0, 32, 40));
+        // SAFETY: both parts are in the mapping.
+        let byte = |at: usize| unsafe { *a.rx.as_ptr().add(at) };
+        assert_eq!((byte(15), byte(16), byte(COLD + 23)), (1, 0xc3, 2));
     }
 }

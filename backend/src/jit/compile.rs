@@ -1,6 +1,7 @@
 //! From source bytes to host code: translates a region's blocks, runs the IR passes, lowers, compiles. Needs nothing of
 //! the vCPU, so it runs on any thread.
 
+use super::arena::HostCode;
 use super::known;
 use super::lower::{self, Env, Member};
 use super::pads;
@@ -54,6 +55,8 @@ pub struct Compiled {
     pub bytes: Option<Box<[u8; 4096]>>,
     /// The region, then a thunk for each member.
     pub code: Vec<u8>,
+    /// Its cold part.
+    pub cold: Vec<u8>,
     /// Offset of the first thunk.
     pub thunks: usize,
     /// Bytes of the region that run while nothing leaves it, if it was emitted: they come first.
@@ -65,8 +68,36 @@ pub struct Compiled {
 
 impl Compiled {
     pub fn skipped(key: BlockKey) -> Self {
-        let (also, ranges, starts, code) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        Self { key, also, version: 0, ranges, starts, insns: 0, bytes: None, code, thunks: 0, hot: 0, nanos: 0, skipped: true }
+        let (also, ranges, starts, code, cold) = (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Self {
+            key,
+            also,
+            version: 0,
+            ranges,
+            starts,
+            insns: 0,
+            bytes: None,
+            code,
+            cold,
+            thunks: 0,
+            hot: 0,
+            nanos: 0,
+            skipped: true,
+        }
+    }
+}
+
+/// Host code of a region, hot and cold, and where each member is entered in it (nothing: at its first byte).
+#[derive(Default)]
+struct Made {
+    code: Vec<u8>,
+    cold: Vec<u8>,
+    entries: Vec<u32>,
+}
+
+impl From<tier1::RegionCode<'_>> for Made {
+    fn from(c: tier1::RegionCode<'_>) -> Self {
+        Self { code: c.code.hot.to_vec(), cold: c.code.cold.to_vec(), entries: c.entries }
     }
 }
 
@@ -150,7 +181,8 @@ impl<F: Frontend> Compiler<F> {
         let ranges = members.iter().map(|m| (page + u64::from(m.start), page + m.ir.next.clamp(0, 4096) as u64)).collect();
         let insns = members.iter().map(|m| m.ir.guest_insns).sum();
         let starts = members.iter().map(|m| m.start).collect();
-        let (mut code, entries) = if members.is_empty() { Default::default() } else { self.host_code(&job, &members) };
+        let Made { mut code, cold, entries } =
+            if members.is_empty() { Default::default() } else { self.host_code(&job, &members) };
         let thunks = code.len();
         if !code.is_empty() {
             let l = self.fe.layout();
@@ -170,6 +202,7 @@ impl<F: Frontend> Compiler<F> {
             insns,
             bytes: Some(job.bytes),
             code,
+            cold,
             thunks,
             hot: entries.first().map_or(0, |e| *e as usize),
             nanos,
@@ -218,22 +251,21 @@ impl<F: Frontend> Compiler<F> {
         members
     }
 
-    /// Host code of the region, and where each member is entered in it (nothing: at its first byte).
-    fn host_code(&mut self, job: &Job, members: &[Member]) -> (Vec<u8>, Vec<u32>) {
+    fn host_code(&mut self, job: &Job, members: &[Member]) -> Made {
         self.log_ir(job, members);
-        let (code, entries) = match self.emitter.take() {
+        let made = match self.emitter.take() {
             Some(mut e) => {
                 let made = self.emit(&mut e, job, members);
                 self.emitter = Some(e);
                 made
             }
-            None => (self.cranelift_code(job, members), Vec::new()),
+            None => Made { code: self.cranelift_code(job, members), ..Made::default() },
         };
-        self.log_code(job, &code);
-        (code, entries)
+        self.log_code(job, &made);
+        made
     }
 
-    fn emit(&self, emitter: &mut Tier1, job: &Job, members: &[Member]) -> (Vec<u8>, Vec<u32>) {
+    fn emit(&self, emitter: &mut Tier1, job: &Job, members: &[Member]) -> Made {
         let layout = self.fe.layout();
         let env = tier1::Env {
             layout,
@@ -246,7 +278,7 @@ impl<F: Frontend> Compiler<F> {
             counted: self.counted,
         };
         let blocks: Vec<_> = members.iter().map(|m| (&m.ir, m.entered.as_ref())).collect();
-        emitter.emit_region(&env, &blocks).map(|c| (c.bytes.to_vec(), c.entries)).unwrap_or_default()
+        emitter.emit_region(&env, &blocks).map(Made::from).unwrap_or_default()
     }
 
     fn cranelift_code(&mut self, job: &Job, members: &[Member]) -> Vec<u8> {
@@ -299,9 +331,10 @@ impl<F: Frontend> Compiler<F> {
         dlog!(CLIF, "CLIF of region {}, entry at RAM {:#x}:\n{}", job.number, job.key.phys, func.display());
     }
 
-    fn log_code(&self, job: &Job, code: &[u8]) {
+    fn log_code(&self, job: &Job, made: &Made) {
         if log::enabled(Item::OUT_ASM) && log::in_filter(job.key.phys) {
-            let text = crate::dump::host_asm(code);
+            let code = HostCode { hot: &made.code, cold: &made.cold };
+            let text = crate::dump::parts(code);
             log::write(format_args!("OUT: region {}, {} bytes\n{text}\n", job.number, code.len()));
         }
     }

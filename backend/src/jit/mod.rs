@@ -18,7 +18,7 @@ use crate::tier0::form::Handler;
 use crate::tier0::{counted, ops};
 use crate::tier1::{self, Tier1};
 use crate::vblock::{VcpuBlock, Why};
-use arena::{Arena, Range};
+use arena::{Arena, HostCode, Range};
 use compile::{Compiled, Compiler, Job};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use ir::pass::Passes;
@@ -237,11 +237,11 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
             self.stats.stale += 1;
             return;
         }
-        let Some((range, address)) = self.place(b, &c.code) else { return };
+        let Some((range, address)) = self.place(b, HostCode { hot: &c.code, cold: &c.cold }) else { return };
         self.stats.regions += 1;
         self.stats.blocks += c.ranges.len() as u64;
         self.stats.insns += u64::from(c.insns);
-        self.stats.code_bytes += c.code.len() as u64;
+        self.stats.code_bytes += (c.code.len() + c.cold.len()) as u64;
         let thunks = address + c.thunks as u64;
         b.cache.add_region(Region {
             mode: c.key.mode,
@@ -262,7 +262,7 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
     }
 
     /// Room in the arena: free, of code that was dropped, or if need be of all code there is.
-    fn place(&mut self, b: &mut VcpuBlock<C>, code: &[u8]) -> Option<(Range, u64)> {
+    fn place(&mut self, b: &mut VcpuBlock<C>, code: HostCode<'_>) -> Option<(Range, u64)> {
         if let Some(placed) = b.cache.place_code(code) {
             return Some(placed);
         }
@@ -312,11 +312,11 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
         };
         let code = emitter.emit(&env, &block);
         if log::enabled(Item::OUT_ASM) && log::in_filter(key.phys) {
-            let (text, len) = (crate::dump::host_asm(code.bytes), code.bytes.len());
+            let (text, len) = (crate::dump::parts(code.code), code.code.len());
             log::write(format_args!("OUT: block at RAM {:#x}, {len} bytes\n{text}\n", key.phys));
         }
-        if let Some((range, _)) = self.place(b, code.bytes) {
-            let (linked, edges, len) = (code.linked, code.edges, code.bytes.len());
+        if let Some((range, _)) = self.place(b, code.code) {
+            let (linked, edges, len) = (code.linked, code.edges, code.code.len());
             b.cache.add_tier1(rec, Tier1Code { range, edges, to: [ptr::null_mut(); 2] }, linked, ops::start_compiled::<C>);
             region::cool(rec, self.settings.hot);
             self.stats.emitted += 1;

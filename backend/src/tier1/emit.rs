@@ -4,6 +4,7 @@ use super::asm;
 use super::region::Inside;
 use super::regs::{Loc, Regs};
 use crate::cache::Record;
+use crate::jit::arena::{COLD, HostCode};
 use ir::{Block, HelperDesc, Inst, Op, StateLayout, Ty, Val};
 
 use dynasmrt::{DynasmApi, SimpleAssembler};
@@ -27,7 +28,7 @@ pub struct Env<'a> {
 
 /// Emitted code of a block; offsets are from its first byte, which is the full entry.
 pub struct Code<'a> {
-    pub bytes: &'a [u8],
+    pub code: HostCode<'a>,
     pub linked: u32,
     /// For each edge, 0 = taken, 1 = not: where the rel32 of its jump ends, and the stub that it leads to while not linked.
     pub edges: [Option<(u32, u32)>; 2],
@@ -44,8 +45,6 @@ pub(super) enum Cold {
     Failed { jump: usize },
     /// Makes floating point ready and goes back.
     Fp { jump: usize, back: usize },
-    /// Goes on at a page offset through the jump cache.
-    Chain { jump: usize, offset: i32 },
 }
 
 /// Reused from block to block.
@@ -54,6 +53,15 @@ pub(super) struct Buffers {
     pub code: Vec<u8>,
     pub regs: Regs,
     pub cold: Vec<Cold>,
+    pub ways: Vec<(usize, i32)>,
+}
+
+impl Buffers {
+    /// The code, whose cold part begins at byte `split`.
+    pub fn parts(&self, split: usize) -> HostCode<'_> {
+        let (hot, cold) = self.code.split_at(split);
+        HostCode { hot, cold }
+    }
 }
 
 #[derive(Default)]
@@ -67,6 +75,10 @@ pub(super) struct Emit<'a> {
     pub block: &'a Block,
     pub r: Regs,
     pub cold: Vec<Cold>,
+    /// Jumps that go on through the jump cache: end of the jump, page offset.
+    pub ways: Vec<(usize, i32)>,
+    /// Where the cold part begins.
+    pub split: usize,
     /// Index of the op.
     pub at: u32,
     /// Page offset of the guest instruction.
@@ -101,6 +113,8 @@ impl Tier1 {
             block,
             r: b.regs,
             cold: b.cold,
+            ways: b.ways,
+            split: usize::MAX,
             at: 0,
             insn: block.start,
             rest: 0,
@@ -112,9 +126,9 @@ impl Tier1 {
         let linked = e.entry();
         e.ops();
         e.cold_code();
-        let edges = e.edges;
-        self.buffers = Buffers { code: e.code.ops, regs: e.r, cold: e.cold };
-        Code { bytes: &self.buffers.code, linked, edges }
+        let (edges, split) = (e.edges, e.split);
+        self.buffers = Buffers { code: e.code.ops, regs: e.r, cold: e.cold, ways: e.ways };
+        Code { code: self.buffers.parts(split), linked, edges }
     }
 }
 
@@ -275,8 +289,19 @@ impl Emit<'_> {
         self.here()
     }
 
+    /// Offset in the code of the byte before which `at` lies in the buffer.
+    pub fn offset(&self, at: usize) -> usize {
+        if at > self.split { at - self.split + COLD } else { at }
+    }
+
+    /// The same of the byte at `at`.
+    pub fn offset_at(&self, at: usize) -> usize {
+        self.offset(at + 1) - 1
+    }
+
+    /// Points the rel32 that ends at `jump` at what is at `target`.
     pub fn point(&mut self, jump: usize, target: usize) {
-        let rel = target as i32 - jump as i32;
+        let rel = self.offset_at(target) as i32 - self.offset(jump) as i32;
         self.code.ops[jump - 4..jump].copy_from_slice(&rel.to_le_bytes());
     }
 }

@@ -149,15 +149,30 @@ impl Emit<'_> {
     /// Where a jump at the block's end goes: by a link if the target is in the page, else through the jump cache.
     pub fn edge(&mut self, n: u32, jump: usize, to: i64) {
         let offset = to as i32;
-        self.cold.push(if (0..4096).contains(&to) && self.region.is_none() {
-            Cold::Leave { jump, offset, why: Why::Edge as u32, edge: n, rest: 0 }
+        if (0..4096).contains(&to) && self.region.is_none() {
+            self.cold.push(Cold::Leave { jump, offset, why: Why::Edge as u32, edge: n, rest: 0 });
         } else {
-            Cold::Chain { jump, offset }
-        });
+            self.ways.push((jump, offset));
+        }
     }
 
+    /// Ways to other pages.
+    fn ways(&mut self) {
+        for (jump, offset) in std::mem::take(&mut self.ways) {
+            let here = self.here();
+            self.point(jump, here);
+            self.write_back();
+            self.set_pc_in_page(offset);
+            asm!(self; mov rdi, rax);
+            self.chain();
+        }
+    }
+
+    /// What the code so far jumps to, most of it in the cold part.
     pub fn cold_code(&mut self) {
+        self.ways();
         let (mut failed, mut leaves) = (Vec::new(), Vec::new());
+        self.split = self.here();
         for c in std::mem::take(&mut self.cold) {
             let here = self.here();
             match c {
@@ -174,17 +189,10 @@ impl Emit<'_> {
                         asm!(self; add QWORD [r15 + budget], DWORD rest as i32);
                     }
                     if why == Why::Edge as u32 {
-                        self.edges[edge as usize] = Some((jump as u32, here as u32));
+                        self.edges[edge as usize] = Some((self.offset(jump) as u32, self.offset_at(here) as u32));
                     }
                     asm!(self; mov ecx, DWORD edge as i32; mov edx, DWORD offset; mov eax, DWORD why as i32);
                     leaves.push(self.jmp());
-                }
-                Cold::Chain { jump, offset } => {
-                    self.point(jump, here);
-                    self.write_back();
-                    self.set_pc_in_page(offset);
-                    asm!(self; mov rdi, rax);
-                    self.chain();
                 }
             }
         }

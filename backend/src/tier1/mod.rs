@@ -19,6 +19,7 @@ mod regs;
 mod vector;
 
 pub use emit::{Env, Tier1};
+pub use region::RegionCode;
 
 /// Assembles into `Emit::code`.
 macro_rules! asm {

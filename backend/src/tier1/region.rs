@@ -4,6 +4,7 @@
 use super::asm;
 use super::emit::{Buffers, Emit, Env, Tier1};
 use super::pins::Pins;
+use crate::jit::arena::HostCode;
 use dynasmrt::SimpleAssembler;
 use ir::{Block, Inst, Op};
 
@@ -31,7 +32,7 @@ impl Inside {
 
 /// Emitted code of a region.
 pub struct RegionCode<'a> {
-    pub bytes: &'a [u8],
+    pub code: HostCode<'a>,
     /// For each member, where the code begins that enters the region there with the program counter in the state.
     pub entries: Vec<u32>,
 }
@@ -72,19 +73,32 @@ impl Tier1 {
         let mut code = SimpleAssembler::new();
         code.ops = b.code;
         let region = Some(Inside { starts, at: 0, jumps: Vec::new() });
-        let (r, cold) = (b.regs, b.cold);
-        let mut e =
-            Emit { code, env, block: blocks[0], r, cold, at: 0, insn: 0, rest: 0, edges: [None; 2], fp_ready: false, region };
+        let (r, cold, ways) = (b.regs, b.cold, b.ways);
+        let mut e = Emit {
+            code,
+            env,
+            block: blocks[0],
+            r,
+            cold,
+            ways,
+            split: usize::MAX,
+            at: 0,
+            insn: 0,
+            rest: 0,
+            edges: [None; 2],
+            fp_ready: false,
+            region,
+        };
         let labels: Vec<usize> = (0..blocks.len()).map(|k| e.member(k, blocks[k], &loops)).collect();
         let entries = members.iter().zip(&labels).map(|((b, entered), label)| e.region_entry(b, *entered, *label)).collect();
         e.cold_code();
         for (jump, k) in e.region.take().map(|r| r.jumps).unwrap_or_default() {
             e.point(jump, labels[k]);
         }
-        let mut regs = e.r;
+        let (mut regs, split) = (e.r, e.split);
         regs.pins = Pins::default();
-        self.buffers = Buffers { code: e.code.ops, regs, cold: e.cold };
-        Some(RegionCode { bytes: &self.buffers.code, entries })
+        self.buffers = Buffers { code: e.code.ops, regs, cold: e.cold, ways: e.ways };
+        Some(RegionCode { code: self.buffers.parts(split), entries })
     }
 }
 
