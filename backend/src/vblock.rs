@@ -102,35 +102,27 @@ pub struct JcFills {
     global: Vec<u16>,
 }
 
+/// Generated code's base register holds the seam plus this: what lies within 128 bytes of there takes short displacements,
+/// general registers and flags above the seam, the end of `Engine` below.
+pub const BASE: i32 = 64;
+
+/// Words that make `Engine` end on its last one.
+const PAD: usize = 1;
+
 /// Engine state below the seam. Generated code uses the `#[repr(C)]` part by offset.
 #[repr(C)]
 pub struct Engine {
-    /// Set by other threads: return to the dispatcher soon.
-    pub exit: AtomicU32,
-    /// Outcome of the last helper called from generated code: 0 = done, else a `Why`.
-    pub status: u32,
     /// Mask of program counters in the current mode.
     pub pc_mask: u64,
-    /// Mode word of the code that runs.
-    pub mode: u64,
-    /// Linear address of the memory access that is being checked.
-    pub slow_addr: u64,
-    /// What the access is, once it has missed: `jit::runtime::AccessInfo`.
-    pub slow_info: u32,
     /// Operands and result of vector ops that have no short form.
     pub vec_a: u128,
     pub vec_b: u128,
-    /// Generated code that computes with floating point has put the host's control word to `fp_control` and gathers the
-    /// guest's exception flags there: see `VcpuBlock::collect_fp`.
-    pub fp_live: u32,
-    /// Control word for that, without exception flags.
+    /// Control word for floating point, without exception flags.
     pub fp_control: u32,
     /// With `Why::Edge`: 0 the taken edge, 1 the other.
     pub edge_number: u32,
     /// The block that runs, or ran last, in tier 0; the one that left, in tier 1.
     pub cur: *mut Record,
-    /// Functions that generated code calls: see `jit::runtime`.
-    pub fns: [usize; 8],
     /// Where instructions are counted: how many may be executed before the dispatcher is needed. Taken at a block's start.
     pub budget: u64,
     pub tlb: tlb::Tables,
@@ -153,7 +145,24 @@ pub struct Engine {
     /// One instruction runs alone: it may write to its own code.
     pub single: bool,
     pub stats: Stats,
-    pad: [u64; 2],
+    pad: [u64; PAD],
+
+    // --- used most by generated code: within `BASE` bytes of the seam, but for the first functions
+    /// Functions that generated code calls: see `jit::runtime`.
+    pub fns: [usize; 8],
+    /// Set by other threads: return to the dispatcher soon.
+    pub exit: AtomicU32,
+    /// Outcome of the last helper called from generated code: 0 = done, else a `Why`.
+    pub status: u32,
+    /// Mode word of the code that runs.
+    pub mode: u64,
+    /// Linear address of the memory access that is being checked.
+    pub slow_addr: u64,
+    /// What the access is, once it has missed: `jit::runtime::AccessInfo`.
+    pub slow_info: u32,
+    /// Generated code that computes with floating point has put the host's control word to `fp_control` and gathers the
+    /// guest's exception flags there: see `VcpuBlock::collect_fp`.
+    pub fp_live: u32,
     /// What the register-preserving stub calls; must be the last word (checked in `VcpuBlock`).
     pub access_fn: usize,
 }

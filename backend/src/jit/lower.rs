@@ -109,7 +109,8 @@ impl<'a, 'b> Lower<'a, 'b> {
         let first = b.create_block();
         b.append_block_params_for_function_params(first);
         b.switch_to_block(first);
-        let st = b.ins().get_pinned_reg(I64);
+        let base = b.ins().get_pinned_reg(I64);
+        let st = b.ins().iadd_imm_s(base, -i64::from(crate::vblock::BASE));
         let (vals, sigs) = (Vec::new(), Sigs::default());
         Self {
             b,

@@ -72,6 +72,7 @@ struct Stats {
     emitted: u64,
     emitted_insns: u64,
     emitted_bytes: u64,
+    emitted_hot: u64,
     emit_ns: u64,
     regions: u64,
     blocks: u64,
@@ -316,12 +317,13 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
             log::write(format_args!("OUT: block at RAM {:#x}, {len} bytes\n{text}\n", key.phys));
         }
         if let Some((range, _)) = self.place(b, code.code) {
-            let (linked, edges, len) = (code.linked, code.edges, code.code.len());
+            let (linked, edges, len, hot) = (code.linked, code.edges, code.code.len(), code.code.hot.len());
             b.cache.add_tier1(rec, Tier1Code { range, edges, to: [ptr::null_mut(); 2] }, linked, ops::start_compiled::<C>);
             region::cool(rec, self.settings.hot);
             self.stats.emitted += 1;
             self.stats.emitted_insns += u64::from(insns);
             self.stats.emitted_bytes += len as u64;
+            self.stats.emitted_hot += hot as u64;
             self.stats.emit_ns += t.elapsed().as_nanos() as u64;
         }
         (self.block, self.tier1) = (block, Some(emitter));
@@ -342,10 +344,11 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
         let s = &self.stats;
         let per = |ns: u64, n: u64| if n == 0 { 0.0 } else { ns as f64 / 1000.0 / n as f64 };
         format!(
-            "blocks emitted       {}\nguest insns emitted  {}\nbytes emitted        {}\nemit seconds         {:.3} ({:.1} us per guest insn)\nregions compiled     {}\nregion blocks        {}\nguest insns compiled {}\ncode bytes           {} ({} in use)\ncompile seconds      {:.3} ({:.1} us per guest insn)\nstale results        {}\nnot compilable       {}\narena flushes        {}\n",
+            "blocks emitted       {}\nguest insns emitted  {}\nbytes emitted        {} ({} hot)\nemit seconds         {:.3} ({:.1} us per guest insn)\nregions compiled     {}\nregion blocks        {}\nguest insns compiled {}\ncode bytes           {} ({} in use)\ncompile seconds      {:.3} ({:.1} us per guest insn)\nstale results        {}\nnot compilable       {}\narena flushes        {}\n",
             s.emitted,
             s.emitted_insns,
             s.emitted_bytes,
+            s.emitted_hot,
             s.emit_ns as f64 / 1e9,
             per(s.emit_ns, s.emitted_insns),
             s.regions,

@@ -74,7 +74,7 @@ fn push_jump(code: &mut Vec<u8>, opcode: &[u8], target: usize) {
 /// An instruction on a word of the engine state: opcode bytes with ModRM for [r15 + disp32], then the offset.
 fn push_state(code: &mut Vec<u8>, opcode: [u8; 3], offset: i32) {
     code.extend(opcode);
-    code.extend(offset.to_le_bytes());
+    code.extend((offset - crate::vblock::BASE).to_le_bytes());
 }
 
 fn push_pad(code: &mut Vec<u8>, info: u32, back: usize, tail: usize, eng: fn(usize) -> i32) {

@@ -1,29 +1,29 @@
-//! What generated code calls, and how Rust enters generated code. Generated code keeps the seam pointer in the pinned
-//! register (r15 on x86-64) and has one frame; results of slow paths lie in `Engine`.
+//! What generated code calls, and how Rust enters generated code. Generated code keeps the seam pointer plus `BASE` in the
+//! pinned register (r15 on x86-64) and has one frame; results of slow paths lie in `Engine`.
 //!
 //! UNSAFE: called from generated code with the seam of the running block.
 #![allow(unsafe_code)]
 
 use crate::atomic::AtomicArgs;
-use crate::vblock::{Engine, JC_ENTRIES, JcEntry, LEAVE, VcpuBlock, Why};
+use crate::vblock::{BASE, Engine, JC_ENTRIES, JcEntry, LEAVE, VcpuBlock, Why};
 use ir::{FpOp, Rmw, Ty, VecOp};
 use std::arch::naked_asm;
 use std::mem::offset_of;
 use vm_core::guest::GuestCpu;
 use vm_core::{Access, Fault, GuestEnv, Va};
 
-/// Indexes into `Engine::fns`.
+/// Indexes into `Engine::fns`; what is called most comes last (`vblock::BASE`).
 pub mod func {
     /// What pads call: preserves every register.
-    pub const ACCESS_STUB: usize = 0;
+    pub const ACCESS_STUB: usize = 5;
     /// `access`, called by the stub.
-    pub const ACCESS: usize = 1;
-    pub const HELPER: usize = 2;
-    pub const ATOMIC: usize = 3;
-    pub const PROBE: usize = 4;
-    pub const VEC: usize = 5;
+    pub const ACCESS: usize = 0;
+    pub const HELPER: usize = 6;
+    pub const ATOMIC: usize = 1;
+    pub const PROBE: usize = 2;
+    pub const VEC: usize = 3;
     /// Goes on at a program counter through the jump cache.
-    pub const CHAIN: usize = 6;
+    pub const CHAIN: usize = 4;
     /// Returns `Why::Miss`.
     pub const MISS: usize = 7;
 }
@@ -237,7 +237,7 @@ extern "C" fn vec<C: GuestCpu>(seam: *mut u8, op: u64) {
 }
 
 /// Calls `access` with every register preserved: pads call it, of which the compiler knows nothing.
-/// The seam is in r15, and `Engine::access_fn` is the word just below it.
+/// `Engine::access_fn` is the word just below the seam.
 #[cfg(target_arch = "x86_64")]
 #[unsafe(naked)]
 unsafe extern "C" fn access_stub() {
@@ -271,8 +271,8 @@ unsafe extern "C" fn access_stub() {
         "movaps [rsp + 208], xmm13",
         "movaps [rsp + 224], xmm14",
         "movaps [rsp + 240], xmm15",
-        "mov rdi, r15",
-        "call [r15 - 8]",
+        "lea rdi, [r15 - {base}]",
+        "call [r15 - {base} - 8]",
         "movaps xmm0, [rsp]",
         "movaps xmm1, [rsp + 16]",
         "movaps xmm2, [rsp + 32]",
@@ -301,12 +301,13 @@ unsafe extern "C" fn access_stub() {
         "pop rax",
         "pop rbp",
         "ret",
+        base = const BASE,
     )
 }
 
-/// Offset from the seam, at which `Engine` ends, of a byte of it.
-const fn below_seam(in_engine: usize) -> i32 {
-    in_engine as i32 - size_of::<Engine>() as i32
+/// Offset from r15 of a byte of `Engine`, which ends at the seam.
+const fn from_base(in_engine: usize) -> i32 {
+    in_engine as i32 - size_of::<Engine>() as i32 - BASE
 }
 
 /// Jumped to by regions with the program counter, which is also in the state, in the first argument register: enters the
@@ -331,10 +332,10 @@ unsafe extern "C" fn chain() {
         "ret",
         miss = const Why::Miss as u32,
         mask = const JC_ENTRIES - 1,
-        mode = const below_seam(offset_of!(Engine, mode)),
-        jc_pc = const below_seam(offset_of!(Engine, jc)) + offset_of!(JcEntry, pc) as i32,
-        jc_mode = const below_seam(offset_of!(Engine, jc)) + offset_of!(JcEntry, mode) as i32,
-        jc_code = const below_seam(offset_of!(Engine, jc)) + offset_of!(JcEntry, code) as i32,
+        mode = const from_base(offset_of!(Engine, mode)),
+        jc_pc = const from_base(offset_of!(Engine, jc)) + offset_of!(JcEntry, pc) as i32,
+        jc_mode = const from_base(offset_of!(Engine, jc)) + offset_of!(JcEntry, mode) as i32,
+        jc_code = const from_base(offset_of!(Engine, jc)) + offset_of!(JcEntry, code) as i32,
     )
 }
 
@@ -371,7 +372,7 @@ pub fn push_thunk(code: &mut Vec<u8>, i: usize, start: u32, entry: u32, slots: &
     let at = code.len();
     // mov rax, [r15 + page]; add rax, start
     code.extend([0x49, 0x8b, 0x87]);
-    code.extend(slots.page.to_le_bytes());
+    code.extend((slots.page - BASE).to_le_bytes());
     code.extend([0x48, 0x05]);
     code.extend(start.to_le_bytes());
     code.extend(match slots.mask {
@@ -381,7 +382,7 @@ pub fn push_thunk(code: &mut Vec<u8>, i: usize, start: u32, entry: u32, slots: &
     });
     // mov [r15 + pc], rax
     code.extend([0x49, 0x89, 0x87]);
-    code.extend(slots.pc.to_le_bytes());
+    code.extend((slots.pc - BASE).to_le_bytes());
     debug_assert_eq!(code.len() - at, THUNK_FULL);
     // mov edi, i; jmp region
     code.push(0xbf);
@@ -404,7 +405,7 @@ unsafe extern "C" fn enter(_seam: *mut u8, _code: u64) -> u64 {
         "push r14",
         "push r15",
         "sub rsp, 8",
-        "mov r15, rdi",
+        "lea r15, [rdi + {base}]",
         "call rsi",
         "add rsp, 8",
         "pop r15",
@@ -414,5 +415,6 @@ unsafe extern "C" fn enter(_seam: *mut u8, _code: u64) -> u64 {
         "pop rbx",
         "pop rbp",
         "ret",
+        base = const BASE,
     )
 }

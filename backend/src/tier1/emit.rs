@@ -1,8 +1,8 @@
 //! One block: what an op needs to know, and the walk over the ops.
 
-use super::asm;
 use super::region::Inside;
 use super::regs::{Loc, Regs};
+use super::{asm, st};
 use crate::cache::Record;
 use crate::jit::arena::{COLD, HostCode};
 use ir::{Block, HelperDesc, Inst, Op, StateLayout, Ty, Val};
@@ -192,7 +192,7 @@ impl Emit<'_> {
             Op::Set => self.set(i),
             Op::PcRel => {
                 let (d, off) = (self.dest(), self.page_off());
-                asm!(self; mov Rq(d), [r15 + off]);
+                st!(self, off; [mov Rq(d),] []);
                 self.add_imm(d, i.imm);
             }
             Op::Load => self.load(i),
@@ -209,11 +209,19 @@ impl Emit<'_> {
         }
     }
 
+    /// A register plus a constant; flags stay as they are.
+    pub fn lea(&mut self, d: u8, base: u8, imm: i32) {
+        match i8::try_from(imm) {
+            Ok(imm) => asm!(self; lea Rq(d), [BYTE Rq(base) + imm]),
+            Err(_) => asm!(self; lea Rq(d), [Rq(base) + imm]),
+        }
+    }
+
     /// Adds a constant to a 64-bit register; flags stay as they are.
     pub fn add_imm(&mut self, r: u8, imm: i64) {
         if imm == 0 {
         } else if let Ok(imm) = i32::try_from(imm) {
-            asm!(self; lea Rq(r), [Rq(r) + imm]);
+            self.lea(r, r, imm);
         } else {
             asm!(self; mov rax, QWORD imm; lea Rq(r), [Rq(r) + rax]);
         }
@@ -239,7 +247,7 @@ impl Emit<'_> {
                 self.save_aliased(Some((off, size)));
                 match self.r.pins.find(off) {
                     Some((p, _)) => asm!(self; movdqa Rx(p.reg), Rx(r)),
-                    None => asm!(self; movdqu [r15 + off], Rx(r)),
+                    None => st!(self, off; [movdqu] [, Rx(r)]),
                 }
             }
             (_, Some(c)) => {
@@ -256,19 +264,19 @@ impl Emit<'_> {
 
     fn store_imm(&mut self, ty: Ty, off: i32, c: i32) {
         match ty {
-            Ty::I8 => asm!(self; mov BYTE [r15 + off], BYTE c as i8),
-            Ty::I16 => asm!(self; mov WORD [r15 + off], WORD c as i16),
-            Ty::I32 => asm!(self; mov DWORD [r15 + off], DWORD c),
-            _ => asm!(self; mov QWORD [r15 + off], DWORD c),
+            Ty::I8 => st!(self, off; [mov BYTE] [, BYTE c as i8]),
+            Ty::I16 => st!(self, off; [mov WORD] [, WORD c as i16]),
+            Ty::I32 => st!(self, off; [mov DWORD] [, DWORD c]),
+            _ => st!(self, off; [mov QWORD] [, DWORD c]),
         }
     }
 
     pub fn store_state(&mut self, ty: Ty, off: i32, r: u8) {
         match ty {
-            Ty::I8 => asm!(self; mov [r15 + off], Rb(r)),
-            Ty::I16 => asm!(self; mov [r15 + off], Rw(r)),
-            Ty::I32 => asm!(self; mov [r15 + off], Rd(r)),
-            _ => asm!(self; mov [r15 + off], Rq(r)),
+            Ty::I8 => st!(self, off; [mov] [, Rb(r)]),
+            Ty::I16 => st!(self, off; [mov] [, Rw(r)]),
+            Ty::I32 => st!(self, off; [mov] [, Rd(r)]),
+            _ => st!(self, off; [mov] [, Rq(r)]),
         }
     }
 

@@ -1,10 +1,10 @@
 //! Entries and ends of a block, and the code out of the hot path.
 
-use super::asm;
 use super::emit::{Cold, Emit, cc};
+use super::{asm, st};
 use crate::cache::Record;
 use crate::jit::runtime::func;
-use crate::vblock::{Engine, JC_ENTRIES, JcEntry, Why};
+use crate::vblock::{BASE, Engine, JC_ENTRIES, JcEntry, Why};
 use ir::{Inst, Op};
 use std::mem::offset_of;
 
@@ -32,16 +32,18 @@ impl Emit<'_> {
     /// Sets the program counter to a page offset, in rax too.
     pub fn set_pc_in_page(&mut self, offset: i32) {
         let (page, pc) = (self.page_off(), self.pc_off());
-        asm!(self; mov rax, [r15 + page]);
+        st!(self, page; [mov rax,] []);
         self.add_imm(RAX, offset.into());
         self.mask_pc(RAX);
-        asm!(self; mov [r15 + pc], rax);
+        st!(self, pc; [mov] [, rax]);
     }
 
     /// Both entries; gives the offset of the linked one.
     pub fn entry(&mut self) -> u32 {
         let (page, pc, start) = (self.page_off(), self.pc_off(), self.block.start as i32);
-        asm!(self; mov rax, [r15 + pc]; lea rax, [rax - start]; mov [r15 + page], rax);
+        st!(self, pc; [mov rax,] []);
+        asm!(self; lea rax, [rax - start]);
+        st!(self, page; [mov] [, rax]);
         let linked = self.here() as u32;
         self.exit_test();
         if self.env.counts {
@@ -56,7 +58,7 @@ impl Emit<'_> {
     /// Leaves if another thread wants the dispatcher.
     pub fn exit_test(&mut self) {
         let (exit, start) = (self.eng(offset_of!(Engine, exit)), self.block.start as i32);
-        asm!(self; cmp DWORD [r15 + exit], BYTE 0);
+        self.cmp_state(false, exit, 0);
         self.leave_if(cc::NE, start, Why::Kicked);
     }
 
@@ -65,9 +67,9 @@ impl Emit<'_> {
         let start = self.block.start as i32;
         if self.env.counted {
             let (budget, n) = (self.eng(offset_of!(Engine, budget)), self.block.guest_insns as i32);
-            asm!(self; cmp QWORD [r15 + budget], DWORD n);
+            st!(self, budget; [cmp QWORD] [, DWORD n]);
             self.leave_if(cc::B, start, Why::Budget);
-            asm!(self; sub QWORD [r15 + budget], DWORD n);
+            st!(self, budget; [sub QWORD] [, DWORD n]);
         }
     }
 
@@ -92,20 +94,14 @@ impl Emit<'_> {
     /// so that each jump is predicted for itself. A jump does not change the mode.
     fn chain(&mut self) {
         const { assert!(size_of::<JcEntry>() == 32) };
-        let jc = self.eng(offset_of!(Engine, jc));
+        let jc = self.eng(offset_of!(Engine, jc)) - BASE;
         let (pc, mode) = (jc + offset_of!(JcEntry, pc) as i32, jc + offset_of!(JcEntry, mode) as i32);
         let (code, mask) = (jc + offset_of!(JcEntry, code) as i32, JC_ENTRIES as i32 - 1);
         let miss = self.eng(offset_of!(Engine, fns) + 8 * func::MISS);
         let now = self.eng(offset_of!(Engine, mode));
-        asm!(self
-            ; mov rax, rdi
-            ; shr rax, BYTE 12
-            ; mov rcx, [r15 + now]
-            ; xor eax, edi
-            ; and eax, DWORD mask
-            ; shl eax, BYTE 5
-            ; cmp rdi, [r15 + rax + pc]
-        );
+        asm!(self; mov rax, rdi; shr rax, BYTE 12);
+        st!(self, now; [mov rcx,] []);
+        asm!(self; xor eax, edi; and eax, DWORD mask; shl eax, BYTE 5; cmp rdi, [r15 + rax + pc]);
         let other_pc = self.jcc(cc::NE);
         asm!(self; cmp rcx, [r15 + rax + mode]);
         let other_mode = self.jcc(cc::NE);
@@ -113,7 +109,7 @@ impl Emit<'_> {
         let here = self.here();
         self.point(other_pc, here);
         self.point(other_mode, here);
-        asm!(self; jmp QWORD [r15 + miss]);
+        st!(self, miss; [jmp QWORD] []);
     }
 
     pub fn terminator(&mut self, i: &Inst) {
@@ -134,7 +130,7 @@ impl Emit<'_> {
                 self.copy_to(RDI, i.a);
                 self.mask_pc(RDI);
                 let pc = self.pc_off();
-                asm!(self; mov [r15 + pc], rdi);
+                st!(self, pc; [mov] [, rdi]);
                 self.write_back();
                 self.chain();
             }
@@ -186,7 +182,7 @@ impl Emit<'_> {
                     self.point(jump, here);
                     if rest != 0 {
                         let budget = self.eng(offset_of!(Engine, budget));
-                        asm!(self; add QWORD [r15 + budget], DWORD rest as i32);
+                        st!(self, budget; [add QWORD] [, DWORD rest as i32]);
                     }
                     if why == Why::Edge as u32 {
                         self.edges[edge as usize] = Some((self.offset(jump) as u32, self.offset_at(here) as u32));
@@ -205,12 +201,10 @@ impl Emit<'_> {
         let (addr, what) = (self.eng(offset_of!(Engine, slow_addr)), self.eng(offset_of!(Engine, slow_info)));
         let stub = self.eng(offset_of!(Engine, fns) + 8 * func::ACCESS_STUB);
         let status = self.eng(offset_of!(Engine, status));
-        asm!(self
-            ; mov [r15 + addr], Rq(va)
-            ; mov DWORD [r15 + what], DWORD info as i32
-            ; call QWORD [r15 + stub]
-            ; cmp DWORD [r15 + status], BYTE 0
-        );
+        st!(self, addr; [mov] [, Rq(va)]);
+        st!(self, what; [mov DWORD] [, DWORD info as i32]);
+        st!(self, stub; [call QWORD] []);
+        self.cmp_state(false, status, 0);
         let again = self.jcc(cc::E);
         self.point(again, back);
         self.jmp()
@@ -223,7 +217,8 @@ impl Emit<'_> {
         let (here, status) = (self.here(), self.eng(offset_of!(Engine, status)));
         jumps.iter().for_each(|j| self.point(*j, here));
         self.write_back();
-        asm!(self; mov eax, [r15 + status]; ret);
+        st!(self, status; [mov eax,] []);
+        asm!(self; ret);
     }
 
     /// Entered with the number of the edge in ecx, the page offset in edx, the `Why` in eax.
@@ -234,10 +229,14 @@ impl Emit<'_> {
         let (page, pc, record) = (self.page_off(), self.pc_off(), self.env.record as i64);
         self.write_back();
         if self.region.is_none() {
-            asm!(self; mov [r15 + edge], ecx; mov rdi, QWORD record; mov [r15 + cur], rdi);
+            st!(self, edge; [mov] [, ecx]);
+            asm!(self; mov rdi, QWORD record);
+            st!(self, cur; [mov] [, rdi]);
         }
-        asm!(self; movsxd rdi, edx; add rdi, [r15 + page]);
+        asm!(self; movsxd rdi, edx);
+        st!(self, page; [add rdi,] []);
         self.mask_pc(RDI);
-        asm!(self; mov [r15 + pc], rdi; ret);
+        st!(self, pc; [mov] [, rdi]);
+        asm!(self; ret);
     }
 }

@@ -1,9 +1,9 @@
 //! Floating point: SSE2 and SSE3 instructions of the host, under its control word `Engine::fp_control`. Exception flags
 //! stay in the host's MXCSR until Rust gets to run (`VcpuBlock::collect_fp`).
 
-use super::asm;
 use super::emit::{Cold, Emit, cc};
 use super::regs::RAX;
+use super::{asm, st};
 use crate::vblock::Engine;
 use ir::{FpOp, Inst, Op};
 use std::mem::offset_of;
@@ -108,7 +108,7 @@ impl Emit<'_> {
             return;
         }
         let live = self.eng(offset_of!(Engine, fp_live));
-        asm!(self; cmp DWORD [r15 + live], BYTE 0);
+        self.cmp_state(false, live, 0);
         let jump = self.jcc(cc::E);
         let back = self.here();
         self.cold.push(Cold::Fp { jump, back });
@@ -118,7 +118,8 @@ impl Emit<'_> {
         let here = self.here();
         self.point(jump, here);
         let (live, control) = (self.eng(offset_of!(Engine, fp_live)), self.eng(offset_of!(Engine, fp_control)));
-        asm!(self; ldmxcsr [r15 + control]; mov DWORD [r15 + live], DWORD 1);
+        st!(self, control; [ldmxcsr] []);
+        st!(self, live; [mov DWORD] [, DWORD 1]);
         let again = self.jmp();
         self.point(again, back);
     }

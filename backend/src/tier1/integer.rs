@@ -1,9 +1,10 @@
 //! Integer ops. Bits of a register beyond the value's type are undefined, so narrow types compute in 32 bits where the low
 //! bits of the result depend on the low bits of the operands only, and in their own width elsewhere.
 
-use super::asm;
 use super::emit::{Emit, cc};
 use super::regs::{Loc, RAX, RCX, RDX, Src, imm32};
+use super::{asm, st};
+use crate::vblock::BASE;
 use ir::{Cond, Inst, Op, Ty, Val};
 
 /// A two-operand instruction on a register and whatever the source is, in 32 or 64 bits.
@@ -11,11 +12,11 @@ macro_rules! alu {
     ($e:expr, $name:ident, $wide:expr, $d:expr, $src:expr) => {
         match ($wide, $src) {
             (true, Src::Gpr(s)) => asm!($e; $name Rq($d), Rq(s)),
-            (true, Src::Mem(m)) => asm!($e; $name Rq($d), [r15 + m]),
+            (true, Src::Mem(m)) => st!($e, m; [$name Rq($d),] []),
             (true, Src::Imm(i)) if i == i32::from(i as i8) => asm!($e; $name Rq($d), BYTE i as i8),
             (true, Src::Imm(i)) => asm!($e; $name Rq($d), DWORD i),
             (false, Src::Gpr(s)) => asm!($e; $name Rd($d), Rd(s)),
-            (false, Src::Mem(m)) => asm!($e; $name Rd($d), [r15 + m]),
+            (false, Src::Mem(m)) => st!($e, m; [$name Rd($d),] []),
             (false, Src::Imm(i)) if i == i32::from(i as i8) => asm!($e; $name Rd($d), BYTE i as i8),
             (false, Src::Imm(i)) => asm!($e; $name Rd($d), DWORD i),
         }
@@ -89,10 +90,10 @@ impl Emit<'_> {
             Op::Xor => alu!(self, xor, wide, d, src),
             _ => match (wide, src) {
                 (true, Src::Gpr(s)) => asm!(self; imul Rq(d), Rq(s)),
-                (true, Src::Mem(m)) => asm!(self; imul Rq(d), [r15 + m]),
+                (true, Src::Mem(m)) => st!(self, m; [imul Rq(d),] []),
                 (true, Src::Imm(c)) => asm!(self; imul Rq(d), Rq(d), DWORD c),
                 (false, Src::Gpr(s)) => asm!(self; imul Rd(d), Rd(s)),
-                (false, Src::Mem(m)) => asm!(self; imul Rd(d), [r15 + m]),
+                (false, Src::Mem(m)) => st!(self, m; [imul Rd(d),] []),
                 (false, Src::Imm(c)) => asm!(self; imul Rd(d), Rd(d), DWORD c),
             },
         }
@@ -205,9 +206,9 @@ impl Emit<'_> {
         {
             let d = self.dest();
             return match (from, signed) {
-                (Ty::I8, true) => asm!(self; movsx Rq(d), BYTE [r15 + off]),
-                (Ty::I16, true) => asm!(self; movsx Rq(d), WORD [r15 + off]),
-                (Ty::I32, true) => asm!(self; movsxd Rq(d), DWORD [r15 + off]),
+                (Ty::I8, true) => st!(self, off; [movsx Rq(d), BYTE] []),
+                (Ty::I16, true) => st!(self, off; [movsx Rq(d), WORD] []),
+                (Ty::I32, true) => st!(self, off; [movsxd Rq(d), DWORD] []),
                 _ => self.load_state(d, from, off),
             };
         }
@@ -276,14 +277,17 @@ impl Emit<'_> {
     }
 
     fn compare_const(&mut self, i: &Inst, c: i32) {
+        let short = c == i32::from(c as i8);
         if let (Loc::State(m), true) = (self.loc(i.a), self.dies(i.a))
             && !self.is_pinned(m)
         {
             return match i.ty {
-                Ty::I8 => asm!(self; cmp BYTE [r15 + m], BYTE c as i8),
-                Ty::I16 => asm!(self; cmp WORD [r15 + m], WORD c as i16),
-                Ty::I32 => asm!(self; cmp DWORD [r15 + m], DWORD c),
-                _ => asm!(self; cmp QWORD [r15 + m], DWORD c),
+                Ty::I8 => st!(self, m; [cmp BYTE] [, BYTE c as i8]),
+                Ty::I16 => st!(self, m; [cmp WORD] [, WORD c as i16]),
+                Ty::I32 if short => self.cmp_state(false, m, c as i8),
+                Ty::I32 => st!(self, m; [cmp DWORD] [, DWORD c]),
+                _ if short => self.cmp_state(true, m, c as i8),
+                _ => st!(self, m; [cmp QWORD] [, DWORD c]),
             };
         }
         let a = self.gpr(i.a);
@@ -294,9 +298,28 @@ impl Emit<'_> {
             (_, 0) => asm!(self; test Rq(a), Rq(a)),
             (Ty::I8, _) => asm!(self; cmp Rb(a), BYTE c as i8),
             (Ty::I16, _) => asm!(self; cmp Rw(a), WORD c as i16),
+            _ if short => self.cmp_short(i.ty == Ty::I64, a, c as i8),
             (Ty::I32, _) => asm!(self; cmp Rd(a), DWORD c),
             _ => asm!(self; cmp Rq(a), DWORD c),
         }
+    }
+
+    /// CMP r, imm8, for which the assembler has no form.
+    fn cmp_short(&mut self, wide: bool, r: u8, c: i8) {
+        self.code.extend([0x40 | u8::from(wide) << 3 | r >> 3, 0x83, 0xf8 | r & 7, c as u8]);
+    }
+
+    /// The same of four or eight bytes of the state.
+    pub fn cmp_state(&mut self, wide: bool, off: i32, c: i8) {
+        let (rex, off) = (0x41 | u8::from(wide) << 3, off - BASE);
+        match i8::try_from(off) {
+            Ok(near) => self.code.extend([rex, 0x83, 0x7f, near as u8]),
+            Err(_) => {
+                self.code.extend([rex, 0x83, 0xbf]);
+                self.code.extend(off.to_le_bytes());
+            }
+        }
+        self.code.extend([c as u8]);
     }
 
     /// Emits what tests a condition value; gives the condition code of "true".

@@ -1,11 +1,11 @@
 //! Guest memory accesses and calls of the runtime.
 
-use super::asm;
 use super::emit::{Cold, Emit, cc};
 use super::regs::{RAX, RCX, RDX, imm32};
+use super::{asm, st};
 use crate::jit::runtime::{AccessInfo, PURE, func};
 use crate::tlb;
-use crate::vblock::Engine;
+use crate::vblock::{BASE, Engine};
 use ir::{Effects, Inst, Op, Ty, Val};
 use std::mem::offset_of;
 
@@ -35,7 +35,7 @@ impl Emit<'_> {
             return base;
         }
         match i32::try_from(i.imm) {
-            Ok(imm) => asm!(self; lea rax, [Rq(base) + imm]),
+            Ok(imm) => self.lea(RAX, base, imm),
             Err(_) => asm!(self; mov rax, QWORD i.imm; add rax, Rq(base)),
         }
         RAX
@@ -47,7 +47,7 @@ impl Emit<'_> {
         let ctx = usize::from(i.aux & 3).min(2);
         let table = offset_of!(Engine, tlb) + ctx * tlb::ENTRIES * size_of::<tlb::Entry>();
         let field = if write { offset_of!(tlb::Entry, write) } else { offset_of!(tlb::Entry, read) };
-        let (tag, addend) = (self.eng(table + field), self.eng(table + offset_of!(tlb::Entry, addend)));
+        let (tag, addend) = (self.eng(table + field) - BASE, self.eng(table + offset_of!(tlb::Entry, addend)) - BASE);
         const { assert!(size_of::<tlb::Entry>() == 32) };
         let index = ((tlb::ENTRIES - 1) << 5) as i32;
         let most = 4096 - i.ty.bytes() as i32;
@@ -113,7 +113,9 @@ impl Emit<'_> {
     fn call_runtime(&mut self, index: usize) {
         let f = self.eng(offset_of!(Engine, fns) + 8 * index);
         // The stack is 8 off its alignment within emitted code.
-        asm!(self; mov rdi, r15; sub rsp, BYTE 8; call QWORD [r15 + f]; add rsp, BYTE 8);
+        asm!(self; lea rdi, [BYTE r15 + -(BASE as i8)]; sub rsp, BYTE 8);
+        st!(self, f; [call QWORD] []);
+        asm!(self; add rsp, BYTE 8);
     }
 
     /// As `call_runtime`; the pins, which have been written back, are taken in again.
@@ -125,7 +127,7 @@ impl Emit<'_> {
     /// Leaves if the last call failed.
     fn check_status(&mut self) {
         let status = self.eng(offset_of!(Engine, status));
-        asm!(self; cmp DWORD [r15 + status], BYTE 0);
+        self.cmp_state(false, status, 0);
         let jump = self.jcc(cc::NE);
         self.cold.push(Cold::Failed { jump });
     }
@@ -135,7 +137,7 @@ impl Emit<'_> {
         self.copy_to(r, i.a);
         match i32::try_from(i.imm) {
             Ok(0) => {}
-            Ok(imm) => asm!(self; lea Rq(r), [Rq(r) + imm]),
+            Ok(imm) => self.lea(r, r, imm),
             Err(_) => asm!(self; mov rax, QWORD i.imm; add Rq(r), rax),
         }
     }

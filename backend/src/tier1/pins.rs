@@ -1,9 +1,9 @@
 //! Pins: state slots that live in host registers all through a region. A value in a pinned slot is still said to be in the
 //! state (`Loc::State`); who reads or writes state bytes asks here for the register first.
 
-use super::asm;
 use super::emit::Emit;
 use super::regs::{Loc, POOL};
+use super::{asm, st};
 use ir::{Block, Effects, Op, StateLayout, Ty, Val};
 
 /// Registers that may be pinned, those that calls preserve first. What remains suffices for any op.
@@ -182,9 +182,9 @@ impl Emit<'_> {
                 continue;
             }
             if p.is_vector() {
-                asm!(self; movdqu [r15 + p.off], Rx(p.reg));
+                st!(self, p.off; [movdqu] [, Rx(p.reg)]);
             } else {
-                asm!(self; mov [r15 + p.off], Rq(p.reg));
+                st!(self, p.off; [mov] [, Rq(p.reg)]);
             }
         }
     }
@@ -197,9 +197,9 @@ impl Emit<'_> {
                 continue;
             }
             if p.is_vector() {
-                asm!(self; movdqu Rx(p.reg), [r15 + p.off]);
+                st!(self, p.off; [movdqu Rx(p.reg),] []);
             } else {
-                asm!(self; mov Rq(p.reg), [r15 + p.off]);
+                st!(self, p.off; [mov Rq(p.reg),] []);
             }
         }
     }

@@ -1,9 +1,9 @@
 //! Regions of tier 2: blocks of one page with loops among them, emitted one after the other with the slots they use most in
 //! registers all the while (`pins`).
 
-use super::asm;
 use super::emit::{Buffers, Emit, Env, Tier1};
 use super::pins::Pins;
+use super::{asm, st};
 use crate::jit::arena::HostCode;
 use dynasmrt::SimpleAssembler;
 use ir::{Block, Inst, Op};
@@ -129,7 +129,9 @@ impl<'a> Emit<'a> {
         self.start_block(NOWHERE, entered.unwrap_or(block));
         let here = self.here() as u32;
         let (page, pc, start) = (self.page_off(), self.pc_off(), block.start as i32);
-        asm!(self; mov rax, [r15 + pc]; lea rax, [rax - start]; mov [r15 + page], rax);
+        st!(self, pc; [mov rax,] []);
+        asm!(self; lea rax, [rax - start]);
+        st!(self, page; [mov] [, rax]);
         self.load_pins(true);
         // Regions may lead to each other without end. Whoever leaves writes the pins back.
         self.exit_test();

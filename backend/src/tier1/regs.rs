@@ -3,7 +3,7 @@
 
 use super::emit::Emit;
 use super::pins::{Pin, Pins};
-use crate::tier1::asm;
+use crate::tier1::{asm, st};
 use ir::{Op, Ty, Val};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +28,7 @@ pub enum Src {
     Imm(i32),
 }
 
-/// Scratch registers, free between ops: rax, rcx, rdx, xmm0, xmm1. r15 is the seam, rsp the stack.
+/// Scratch registers, free between ops: rax, rcx, rdx, xmm0, xmm1. r15 leads to the state, rsp the stack.
 pub const RAX: u8 = 0;
 pub const RCX: u8 = 1;
 pub const RDX: u8 = 2;
@@ -135,7 +135,7 @@ impl Emit<'_> {
             Loc::Const(i.imm as u64 & i.ty.mask())
         } else {
             let off = self.spill_slot();
-            asm!(self; mov [r15 + off], Rq(r));
+            st!(self, off; [mov] [, Rq(r)]);
             Loc::Spill(off)
         };
     }
@@ -159,7 +159,7 @@ impl Emit<'_> {
     fn spill_xmm(&mut self, r: u8) {
         let Some(v) = self.r.xmm[usize::from(r)].take() else { return };
         let off = self.spill_slot();
-        asm!(self; movdqu [r15 + off], Rx(r));
+        st!(self, off; [movdqu] [, Rx(r)]);
         self.r.loc[v.index()] = Loc::Spill(off);
     }
 
@@ -191,10 +191,10 @@ impl Emit<'_> {
             return self.load_pin(r, ty, pin);
         }
         match ty {
-            Ty::I8 => asm!(self; movzx Rd(r), BYTE [r15 + off]),
-            Ty::I16 => asm!(self; movzx Rd(r), WORD [r15 + off]),
-            Ty::I32 => asm!(self; mov Rd(r), [r15 + off]),
-            _ => asm!(self; mov Rq(r), [r15 + off]),
+            Ty::I8 => st!(self, off; [movzx Rd(r), BYTE] []),
+            Ty::I16 => st!(self, off; [movzx Rd(r), WORD] []),
+            Ty::I32 => st!(self, off; [mov Rd(r),] []),
+            _ => st!(self, off; [mov Rq(r),] []),
         }
     }
 
@@ -203,7 +203,7 @@ impl Emit<'_> {
         match self.loc(v) {
             Loc::Const(c) => self.mov_imm(r, c),
             Loc::State(off) => self.load_state(r, self.block.ty(v), off),
-            Loc::Spill(off) => asm!(self; mov Rq(r), [r15 + off]),
+            Loc::Spill(off) => st!(self, off; [mov Rq(r),] []),
             Loc::Gpr(s) if s != r => asm!(self; mov Rq(r), Rq(s)),
             _ => {}
         }
@@ -263,7 +263,7 @@ impl Emit<'_> {
                     asm!(self; movdqa Rx(r), Rx(p.reg));
                 }
             }
-            Loc::State(off) | Loc::Spill(off) => asm!(self; movdqu Rx(r), [r15 + off]),
+            Loc::State(off) | Loc::Spill(off) => st!(self, off; [movdqu Rx(r),] []),
             Loc::Xmm(s) => asm!(self; movdqa Rx(r), Rx(s)),
             Loc::Const(0) => asm!(self; pxor Rx(r), Rx(r)),
             Loc::Const(c) => {

@@ -1,8 +1,8 @@
 //! Vector ops: SSE2 to SSE4.1 instructions of the host; what has none calls the reference function.
 
-use super::asm;
 use super::emit::Emit;
 use super::regs::{Loc, RAX};
+use super::{asm, st};
 use crate::jit::runtime::func;
 use crate::vblock::Engine;
 use ir::vec::VecShift;
@@ -188,13 +188,14 @@ impl Emit<'_> {
     fn vec_slow(&mut self, i: &Inst) {
         let (va, vb) = ((self.env.eng)(offset_of!(Engine, vec_a)), (self.env.eng)(offset_of!(Engine, vec_b)));
         let (a, b) = (self.xmm(i.a), self.xmm(i.b));
-        asm!(self; movdqu [r15 + va], Rx(a); movdqu [r15 + vb], Rx(b));
+        st!(self, va; [movdqu] [, Rx(a)]);
+        st!(self, vb; [movdqu] [, Rx(b)]);
         self.spill_for_call();
         self.write_back();
         asm!(self; mov esi, DWORD i.aux.into());
         self.call_with_pins(func::VEC, false);
         let d = self.dest_xmm();
-        asm!(self; movdqu Rx(d), [r15 + va]);
+        st!(self, va; [movdqu Rx(d),] []);
     }
 
     fn lane(&mut self, i: &Inst) {
@@ -202,7 +203,7 @@ impl Emit<'_> {
             && !self.is_pinned(off)
         {
             let d = self.dest();
-            return asm!(self; mov Rq(d), [r15 + off + 8 * i32::from(i.aux)]);
+            return st!(self, off + 8 * i32::from(i.aux); [mov Rq(d),] []);
         }
         let (s, d) = (self.xmm(i.a), self.dest());
         if i.aux == 0 {
