@@ -236,6 +236,10 @@ impl Emit<'_> {
             self.save_aliased(Some((off, size)));
             return self.store_pin(i.ty, pin, i.a);
         }
+        // A wide load cannot be served from a narrow store that is on its way to memory: the host would wait for it.
+        if matches!(i.ty, Ty::I8 | Ty::I16) && i.imm == 0 && self.env.layout.slot(i.slot()).size == 8 {
+            return self.merge(i, off);
+        }
         let constant = match self.loc(i.a) {
             Loc::Const(c) if i.ty != Ty::V128 => super::regs::imm32(i.ty, c),
             _ => None,
@@ -260,6 +264,18 @@ impl Emit<'_> {
                 self.store_state(ty, off, r);
             }
         }
+    }
+
+    /// Sets the low part of a slot by storing all of it.
+    fn merge(&mut self, i: &Inst, off: i32) {
+        let r = self.gpr(i.a);
+        self.save_aliased(Some((off, i.ty.bytes() as i32)));
+        st!(self, off; [mov rax,] []);
+        match i.ty {
+            Ty::I8 => asm!(self; mov al, Rb(r)),
+            _ => asm!(self; mov ax, Rw(r)),
+        }
+        st!(self, off; [mov] [, rax]);
     }
 
     fn store_imm(&mut self, ty: Ty, off: i32, c: i32) {
