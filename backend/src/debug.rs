@@ -81,7 +81,7 @@ impl<C: GuestCpu> VcpuBlock<C> {
             if watches(&d.plan) != watches(&plan) {
                 self.fills.flush_all(&mut self.eng.tlb);
             }
-            self.jc_clear_all();
+            self.code_moved();
             d.plan = plan;
             let breaks = d.plan.as_ref().map_or(&[][..], |p| p.stops.breakpoints());
             let cuts = Cuts::of(breaks.iter().map(|b| b.va & 0xfff));

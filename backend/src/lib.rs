@@ -8,6 +8,7 @@ mod count;
 mod debug;
 mod dump;
 mod exec;
+mod far;
 pub mod inspect;
 mod jit;
 mod mmu;

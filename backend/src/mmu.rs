@@ -318,15 +318,15 @@ impl<C: GuestCpu> GuestEnv for VcpuBlock<C> {
         match what {
             Flush::All => {
                 self.fills.flush_all(&mut self.eng.tlb);
-                self.jc_clear_all();
+                self.code_moved();
             }
             Flush::NonGlobal => {
                 self.fills.flush_local(&mut self.eng.tlb);
-                self.jc_clear_local();
+                self.local_code_moved();
             }
             Flush::Page(va) => {
                 self.fills.flush_page(&mut self.eng.tlb, va.0);
-                self.jc_clear_all();
+                self.page_moved(va.0);
             }
         }
     }

@@ -28,7 +28,7 @@ impl<C: GuestCpu> VcpuBlock<C> {
         let new = to.map(|to| Box::new(Observing { to, pa: None, told: 0, known: 0, again: false, quiet: false }));
         let old = std::mem::replace(&mut self.observing, new).map(|o| o.to);
         self.fills.flush_all(&mut self.eng.tlb);
-        self.jc_clear_all();
+        self.code_moved();
         old
     }
 

@@ -8,6 +8,8 @@
 use crate::cache::{Cache, Record};
 use crate::count::Count;
 use crate::debug::Debugging;
+use crate::far::{KnownPages, Spaces};
+use crate::jit::runtime::{func, miss_address, stale_address};
 use crate::observe::Observing;
 use crate::tier0::form::{COp, Edge};
 use crate::tlb;
@@ -92,6 +94,18 @@ pub const fn jc_index(pc: u64) -> usize {
 }
 
 impl JcEntry {
+    /// Whether it leads to the block of `pc` in `mode`.
+    #[inline]
+    pub fn holds(&self, pc: u64, mode: u64) -> bool {
+        self.is_of(pc, mode) && self.code != stale_address()
+    }
+
+    /// Whether it does or did.
+    #[inline]
+    pub fn is_of(&self, pc: u64, mode: u64) -> bool {
+        self.pc == pc && self.mode == mode
+    }
+
     pub const EMPTY: JcEntry = JcEntry { pc: 0, mode: u64::MAX, rec: std::ptr::null_mut(), code: 0 };
 }
 
@@ -100,6 +114,8 @@ impl JcEntry {
 pub struct JcFills {
     local: Vec<u16>,
     global: Vec<u16>,
+    /// Entries that only say which block was there before: generated code does not follow them.
+    stale: Vec<u16>,
 }
 
 /// Generated code's base register holds the seam plus this: what lies within 128 bytes of there takes short displacements,
@@ -149,7 +165,7 @@ pub struct Engine {
 
     // --- used most by generated code: within `BASE` bytes of the seam, but for the first functions
     /// Functions that generated code calls: see `jit::runtime`.
-    pub fns: [usize; 8],
+    pub fns: [usize; func::COUNT],
     /// Set by other threads: return to the dispatcher soon.
     pub exit: AtomicU32,
     /// Outcome of the last helper called from generated code: 0 = done, else a `Why`.
@@ -163,8 +179,8 @@ pub struct Engine {
     /// Generated code that computes with floating point has put the host's control word to `fp_control` and gathers the
     /// guest's exception flags there: see `VcpuBlock::collect_fp`.
     pub fp_live: u32,
-    /// What the register-preserving stub calls; must be the last word (checked in `VcpuBlock`).
-    pub access_fn: usize,
+    /// The space of links; must come last (checked in `VcpuBlock`).
+    pub spaces: Spaces,
 }
 
 /// Of how many visits of tier 0 one is timed.
@@ -200,6 +216,7 @@ pub struct VcpuBlock<C: GuestCpu> {
     pub temps: [u128; TEMPS],
     pub fills: tlb::Fills,
     jc_fills: JcFills,
+    pub known_pages: KnownPages,
     pub cache: Cache,
     pub helpers: Arc<[Helper<C>]>,
     pub count: Option<Count>,
@@ -214,11 +231,11 @@ pub struct VcpuBlock<C: GuestCpu> {
 unsafe impl<C: GuestCpu> Send for VcpuBlock<C> {}
 
 impl<C: GuestCpu> VcpuBlock<C> {
-    /// The stub finds `access_fn` right below the seam.
-    const ACCESS_FN_AT_SEAM: () = assert!(Self::eng_offset(offset_of!(Engine, access_fn)) == -8);
+    /// What is used most lies where `BASE` reaches it.
+    const ENDS_AT_SEAM: () = assert!(Self::eng_offset(offset_of!(Engine, spaces)) == -16);
 
     pub fn new(cpu: C, helpers: Arc<[Helper<C>]>) -> Box<Self> {
-        const { Self::ACCESS_FN_AT_SEAM };
+        const { Self::ENDS_AT_SEAM };
         let layout = std::alloc::Layout::new::<Self>();
         // SAFETY: the layout is not empty. Every field is written before the box is made: the tables and temporaries are
         // plain numbers for which zero is valid (and are set up by `clear`), the others are written one by one.
@@ -230,6 +247,7 @@ impl<C: GuestCpu> VcpuBlock<C> {
             (&raw mut (*p).cpu).write(cpu);
             (&raw mut (*p).fills).write(tlb::Fills::default());
             (&raw mut (*p).jc_fills).write(JcFills::default());
+            (&raw mut (*p).known_pages).write(KnownPages::default());
             (&raw mut (*p).cache).write(Cache::default());
             (&raw mut (*p).helpers).write(helpers);
             (&raw mut (*p).count).write(None);
@@ -244,6 +262,7 @@ impl<C: GuestCpu> VcpuBlock<C> {
         };
         b.eng.tlb.clear();
         b.eng.jc.fill(JcEntry::EMPTY);
+        b.eng.spaces = Spaces::FIRST;
         b
     }
 
@@ -298,7 +317,7 @@ impl<C: GuestCpu> VcpuBlock<C> {
         let i = jc_index(pc);
         // SAFETY: the caller found `rec`, so it is live.
         let r = unsafe { &mut *rec };
-        self.eng.jc[i] = JcEntry { pc, mode, rec, code: if r.code == 0 { crate::jit::runtime::miss_address() } else { r.code } };
+        self.eng.jc[i] = JcEntry { pc, mode, rec, code: if r.code == 0 { miss_address() } else { r.code } };
         r.jc = match r.jc {
             JC_NONE => i as u16,
             at if usize::from(at) == i => at,
@@ -322,20 +341,35 @@ impl<C: GuestCpu> VcpuBlock<C> {
                 JC_MANY => self.jc_clear_all(),
                 at => {
                     let e = &mut self.eng.jc[usize::from(at)];
-                    if std::ptr::eq(e.rec, rec) {
-                        e.code = if code == 0 { crate::jit::runtime::miss_address() } else { code };
+                    if std::ptr::eq(e.rec, rec) && e.code != stale_address() {
+                        e.code = if code == 0 { miss_address() } else { code };
                     }
                 }
             }
         }
     }
 
-    pub fn jc_clear_local(&mut self) {
+    /// Entries that are not global no longer hold. Most will again in the next address space, so they are kept as a hint.
+    pub fn jc_let_local_go(&mut self) {
+        if self.jc_fills.stale.len() > JC_ENTRIES {
+            return self.jc_clear_local();
+        }
         for i in self.jc_fills.local.drain(..) {
+            let e = &mut self.eng.jc[usize::from(i)];
+            if e.mode != JcEntry::EMPTY.mode {
+                e.code = stale_address();
+            }
+            self.jc_fills.stale.push(i);
+        }
+    }
+
+    fn jc_clear_local(&mut self) {
+        for i in self.jc_fills.local.drain(..).chain(self.jc_fills.stale.drain(..)) {
             self.eng.jc[usize::from(i)] = JcEntry::EMPTY;
         }
     }
 
+    /// Links go on: only `code_moved` ends them.
     pub fn jc_clear_all(&mut self) {
         self.jc_clear_local();
         for i in self.jc_fills.global.drain(..) {

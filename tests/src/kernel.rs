@@ -42,6 +42,7 @@ impl Kernel {
                 "paging.c",
                 "faults64.c",
                 "memory64.c",
+                "remap64.c",
                 "apic64.c",
                 "debug64.c",
                 "timers64.c",

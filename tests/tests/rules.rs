@@ -26,6 +26,7 @@ const UNSAFE: &[&str] = &[
     "backend/src/exec/build.rs",
     "backend/src/exec/find.rs",
     "backend/src/exec/mod.rs",
+    "backend/src/far.rs",
     "backend/src/jit/arena.rs",
     "backend/src/jit/region.rs",
     "backend/src/jit/runtime.rs",

@@ -3,6 +3,7 @@
 //! UNSAFE: as the module above; callers and targets of links are live, as a record that loses its code takes its links away.
 
 use super::{Cache, Record};
+use crate::far::Far;
 use crate::jit::arena::{Arena, HostCode, Range};
 use crate::tier0::form::Handler;
 use std::ptr;
@@ -14,6 +15,10 @@ pub struct Tier1Code {
     pub edges: [Option<(u32, u32)>; 2],
     /// Blocks that the edges are linked to.
     pub to: [*mut Record; 2],
+    /// For edges that leave the page.
+    pub far: [Option<Box<Far>>; 2],
+    /// Of a block that straddles: holds as a link into the second page would.
+    pub guard: Option<Box<Far>>,
 }
 
 impl Cache {
@@ -67,15 +72,59 @@ impl Cache {
         }
     }
 
+    /// Lets an edge of `from` that leaves the page lead to `to`'s code wherever it has the key. Both are live. `renews`: the code
+    /// may give the link a new key by itself.
+    pub fn link_far(&mut self, from: *mut Record, edge: u8, to: *mut Record, key: u64, renews: bool) {
+        let e = usize::from(edge);
+        // SAFETY: by the caller's promise; the references do not overlap in use where both are one record.
+        unsafe {
+            let (linked, full) = ((*to).linked, (*to).code);
+            let Some(code) = (*from).tier1.as_deref_mut().filter(|_| linked != 0) else { return };
+            if !ptr::eq(code.to[e], to) {
+                if let Some(old) = code.to[e].as_mut() {
+                    old.callers.retain(|(f, n)| !(ptr::eq(*f, from) && *n == edge));
+                }
+                let (Some((jump, _)), Some(arena)) = (code.edges[e], &mut self.arena) else { return };
+                arena.point(code.range, jump as usize, linked);
+                code.to[e] = to;
+                (*to).callers.push((from, edge));
+            }
+            if let Some(far) = &mut code.far[e] {
+                far.hold(key, if renews { full } else { 0 });
+            }
+        }
+    }
+
+    /// An edge of `from` (live) that leaves the page cannot be linked: it goes through the jump cache from now on.
+    pub fn refuse_far(&mut self, from: *mut Record, edge: u8) {
+        // SAFETY: by the caller's promise.
+        let code = unsafe { (*from).tier1.as_deref_mut() };
+        if let Some(far) = code.and_then(|c| c.far[usize::from(edge)].as_mut()) {
+            far.refuse();
+        }
+    }
+
+    /// No link across pages holds any more; each may again.
+    pub fn let_all_links_go(&mut self) {
+        for r in self.blocks.values() {
+            // SAFETY: records in `blocks` are live.
+            let code = unsafe { (**r).tier1.as_deref_mut() };
+            code.into_iter().flat_map(|c| c.far.iter_mut().chain([&mut c.guard]).flatten()).for_each(|f| f.let_go());
+        }
+    }
+
     /// Points the edges that lead to `to` (live) at its code, which is new.
     pub(super) fn point_callers(&mut self, to: *mut Record) {
         // SAFETY: callers are live: a record that loses its code leaves the lists of those that it calls.
         for &(from, edge) in unsafe { &(*to).callers } {
             // SAFETY: as above.
-            let (code, linked) = unsafe { ((*from).tier1.as_deref(), (*to).linked) };
+            let (code, linked, full) = unsafe { ((*from).tier1.as_deref_mut(), (*to).linked, (*to).code) };
             if let (Some(code), Some(arena)) = (code, &mut self.arena) {
                 let Some((jump, _)) = code.edges[usize::from(edge)] else { continue };
                 arena.point(code.range, jump as usize, linked);
+                if let Some(far) = code.far[usize::from(edge)].as_mut().filter(|f| f.code != 0) {
+                    far.code = full;
+                }
             }
         }
     }
@@ -88,9 +137,13 @@ impl Cache {
             let code = unsafe { (*from).tier1.as_deref_mut() };
             if let (Some(code), Some(arena)) = (code, &mut self.arena) {
                 let Some((jump, stub)) = code.edges[usize::from(edge)] else { continue };
+                code.to[usize::from(edge)] = ptr::null_mut();
+                if let Some(far) = &mut code.far[usize::from(edge)] {
+                    far.let_go();
+                    continue;
+                }
                 let stub = arena.address(code.range) + u64::from(stub);
                 arena.point(code.range, jump as usize, stub);
-                code.to[usize::from(edge)] = ptr::null_mut();
             }
         }
     }

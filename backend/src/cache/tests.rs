@@ -168,7 +168,12 @@ fn a_region_goes_with_any_of_its_bytes_and_its_entry_stays() {
 /// Code of tier 1 for `r`: a jump whose rel32 ends at 5 and leads to a stub at 6, for both edges alike; linked entry at 2.
 fn emitted(c: &mut Cache, r: *mut Record) -> u64 {
     let (range, at) = c.place_code(HostCode { hot: &[0xe9, 1, 0, 0, 0, 0x90, 0xc3, 0x90], cold: &[] }).unwrap();
-    c.add_tier1(r, Tier1Code { range, edges: [Some((5, 6)); 2], to: [ptr::null_mut(); 2] }, 2, dead);
+    c.add_tier1(
+        r,
+        Tier1Code { range, edges: [Some((5, 6)); 2], to: [ptr::null_mut(); 2], far: [None, None], guard: None },
+        2,
+        dead,
+    );
     at
 }
 

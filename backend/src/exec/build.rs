@@ -260,7 +260,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
         let one = want.key.mode & ONE != 0;
         // Blocks of tier 1 ask the dispatcher about each edge.
         let ours = if self.settings.tier1 { OURS & !BREAK_BITS } else { OURS };
-        let threshold = match (&self.jit, want.key.mode & ours != 0 || want.better || second.is_some()) {
+        let threshold = match (&self.jit, want.key.mode & ours != 0 || want.better) {
             (_, true) => u32::MAX,
             (Some(_), _) if changing => self.settings.threshold.max(CHANGING),
             (Some(_), _) if self.left => self.settings.threshold.max(2),

@@ -23,11 +23,12 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
         let base = b.cpu.code_base();
         if base != b.eng.code_base {
             b.eng.code_base = base;
-            b.jc_clear_all();
+            b.code_moved();
         }
         let e = b.eng.jc[jc_index(pc)];
         // SAFETY: records named by the jump cache are freed only after it was cleared.
-        if !one && e.pc == pc && e.mode == mode && !unsafe { (*e.rec).dead } {
+        let known = !one && e.is_of(pc, mode) && !unsafe { (*e.rec).dead };
+        if known && e.holds(pc, mode) {
             // SAFETY: as above.
             b.set_page_pc(pc, unsafe { (*e.rec).start });
             return Ok(e.rec);
@@ -43,7 +44,9 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
             },
         };
         let key = BlockKey { phys: offset, mode: if one { mode | ONE } else { mode } };
-        let rec = match b.cache.get(&key) {
+        // SAFETY: as above, and nothing was freed since.
+        let same = (known && unsafe { (*e.rec).key == key }).then_some(e.rec);
+        let rec = match same.or_else(|| b.cache.get(&key)) {
             Some(r) => self.revalidate(b, r, va, ctx)?,
             None => None,
         };
@@ -56,8 +59,12 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
         };
         // SAFETY: just found or made.
         let straddles = unsafe { (*rec).second.is_some() };
+        if straddles {
+            b.open_guard(rec, va);
+        }
         if !one && !straddles && !log::enabled(Item::NOCHAIN) && !b.is_cut(mode, (va.0 & 0xfff) as u32) {
             let global = b.fills.global(va.0, ctx);
+            b.known_pages.add(va.0, global);
             b.jc_fill(pc, mode, rec, global);
         }
         Ok(rec)

@@ -165,7 +165,7 @@ impl<F: Frontend, C: GuestCpu> Vcpu for Engine<F, C> {
     fn cpu_changed(&mut self) {
         let b = self.vref.get();
         b.fills.flush_all(&mut b.eng.tlb);
-        b.jc_clear_all();
+        b.code_moved();
     }
 
     fn observe(&mut self, observer: Option<Box<dyn Observer<C>>>) -> Option<Box<dyn Observer<C>>> {
@@ -263,7 +263,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
             Mail::Everything => {
                 b.cache.clear(ram);
                 b.fills.flush_all(&mut b.eng.tlb);
-                b.jc_clear_all();
+                b.code_moved();
                 m.stopped_writing_all();
             }
         }
@@ -411,6 +411,8 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
                 // The page of `from`; `find` sets that of the target.
                 let (page, pc) = (b.page_pc(), b.cpu.pc());
                 if let (Ok(to), false) = (self.find(b, false), log::enabled(Item::NOCHAIN)) {
+                    let global = b.fills.global(b.cpu.linear(pc).0, C::mode_ctx(b.eng.mode));
+                    b.link_far(from, edge, to, page, global);
                     // SAFETY: the block just ran; nothing was freed since.
                     let (from_block, to_block) = unsafe { (&*from, &*to) };
                     let unwrapped = pc == page.wrapping_add(to_block.start.into());
@@ -518,13 +520,13 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
 unsafe fn linkable(from: *const Record, edge: *const Edge, to: *const Record) -> bool {
     // SAFETY: by the caller's promise.
     let (from, edge, to) = unsafe { (&*from, &*edge, &*to) };
-    i64::from(to.start) == i64::from(edge.off) && same_page(from, to)
+    i64::from(to.start) == i64::from(edge.off) && to.second.is_none() && same_page(from, to)
 }
 
-/// As `linkable`, of an edge that leads to where `to` starts.
+/// As `linkable`, of an edge of compiled code that leads to where `to` starts: that of blocks that straddle looks for itself.
 fn same_page(from: &Record, to: &Record) -> bool {
     let one_page = from.key.phys >> 12 == to.key.phys >> 12;
-    one_page && !from.dead && to.second.is_none() && to.key.mode == from.key.mode && to.key.mode & ONE == 0
+    one_page && !from.dead && to.key.mode == from.key.mode && to.key.mode & ONE == 0
 }
 
 impl<C: GuestCpu> VcpuBlock<C> {

@@ -116,7 +116,8 @@ pub struct Compiler<F: Frontend> {
     temps: i32,
 }
 
-pub(super) struct Bytes<'a>(pub &'a [u8; 4096]);
+/// A page, and the one behind it where a block straddles.
+pub(super) struct Bytes<'a>(pub &'a [u8; 4096], pub Option<&'a [u8; 4096]>);
 
 impl CodeFetch for Bytes<'_> {
     type Fault = Fault;
@@ -127,7 +128,7 @@ impl CodeFetch for Bytes<'_> {
 
     /// Regions hold no straddling block; the translator is told that it cannot go on.
     fn next_page(&mut self) -> Result<&[u8; 4096], Fault> {
-        Err(crate::vblock::LEAVE)
+        self.1.ok_or(crate::vblock::LEAVE)
     }
 }
 
@@ -220,7 +221,7 @@ impl<F: Frontend> Compiler<F> {
         while let Some(&(start, max)) = queue.get(next) {
             next += 1;
             let mut ir = Block::default();
-            let done = self.fe.translate(job.key.mode, start, max, &mut Bytes(&job.bytes), &mut ir);
+            let done = self.fe.translate(job.key.mode, start, max, &mut Bytes(&job.bytes, None), &mut ir);
             if done.is_err() || ir.straddles {
                 continue;
             }
@@ -276,6 +277,8 @@ impl<F: Frontend> Compiler<F> {
             record: std::ptr::null_mut(),
             counts: false,
             counted: self.counted,
+            global: false,
+            guarded: false,
         };
         let blocks: Vec<_> = members.iter().map(|m| (&m.ir, m.entered.as_ref())).collect();
         emitter.emit_region(&env, &blocks).map(Made::from).unwrap_or_default()

@@ -167,12 +167,10 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
 
     /// A block has run often: it goes one tier up. `rec` is live.
     pub fn hot(&mut self, b: &mut VcpuBlock<C>, rec: *mut Record) {
-        if region::straddles(rec) {
-            // Its second page may be mapped elsewhere next time.
-            return region::never_ask(rec);
-        }
         match region::tier(rec) {
             0 if self.tier1.is_some() => self.emit(b, rec),
+            // Its second page may be mapped elsewhere next time.
+            _ if region::second(rec).is_some() => region::never_ask(rec),
             0 | 1 => self.request(b, rec),
             _ => {}
         }
@@ -279,6 +277,11 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
         b.cache.place_code(code)
     }
 
+    /// Whether the block at the program counter had better link to other global pages only.
+    fn is_global(b: &VcpuBlock<C>, mode: u64) -> bool {
+        b.fills.global(b.cpu.linear(b.cpu.pc()).0, C::mode_ctx(mode))
+    }
+
     /// Emits a block by tier 1. `rec` is live.
     fn emit(&mut self, b: &mut VcpuBlock<C>, rec: *mut Record) {
         let number = self.number;
@@ -292,8 +295,14 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
         let (mut block, emitter) = (std::mem::take(&mut self.block), self.tier1.take());
         let Some(mut emitter) = emitter else { return };
         let fe = self.fe.clone();
-        let done = fe.translate(key.mode, start, insns, &mut compile::Bytes(&self.page), &mut block);
-        if done.is_err() || block.straddles || i64::from(end) != block.next {
+        let second = region::second(rec).map(|page| {
+            let mut next = Box::new([0; 4096]);
+            crate::exec::read_code(b.machine().ram(), page << 12, &mut next);
+            next
+        });
+        let mut bytes = compile::Bytes(&self.page, second.as_deref());
+        let done = fe.translate(key.mode, start, insns, &mut bytes, &mut block);
+        if done.is_err() || block.straddles != second.is_some() || i64::from(end) != block.next {
             region::never_ask(rec);
             (self.block, self.tier1) = (block, Some(emitter));
             return;
@@ -308,8 +317,10 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
             pc_mask: (layout.pc_mask)(key.mode),
             record: rec,
             // Regions know nothing of places that nothing may jump to by itself.
-            counts: self.settings.hot != 0 && key.mode & BREAKS == 0 && leads_back(&block),
+            counts: self.settings.hot != 0 && key.mode & BREAKS == 0 && second.is_none() && leads_back(&block),
             counted: self.settings.counter.is_some(),
+            global: Self::is_global(b, key.mode),
+            guarded: second.is_some(),
         };
         let code = emitter.emit(&env, &block);
         if log::enabled(Item::OUT_ASM) && log::in_filter(key.phys) {
@@ -318,7 +329,8 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
         }
         if let Some((range, _)) = self.place(b, code.code) {
             let (linked, edges, len, hot) = (code.linked, code.edges, code.code.len(), code.code.hot.len());
-            b.cache.add_tier1(rec, Tier1Code { range, edges, to: [ptr::null_mut(); 2] }, linked, ops::start_compiled::<C>);
+            let made = Tier1Code { range, edges, to: [ptr::null_mut(); 2], far: code.far, guard: code.guard };
+            b.cache.add_tier1(rec, made, linked, ops::start_compiled::<C>);
             region::cool(rec, self.settings.hot);
             self.stats.emitted += 1;
             self.stats.emitted_insns += u64::from(insns);

@@ -105,10 +105,10 @@ pub fn source(rec: *mut Record) -> (ir::BlockKey, u32, u32, u32) {
     (r.key, r.start, r.end, r.insns)
 }
 
-/// Whether a live record goes into the next page.
-pub fn straddles(rec: *mut Record) -> bool {
+/// The RAM page that a live record goes into, beyond its own.
+pub fn second(rec: *mut Record) -> Option<u64> {
     // SAFETY: by the caller's promise.
-    unsafe { (*rec).second.is_some() }
+    unsafe { (*rec).second }
 }
 
 /// Runs compiled code of a live record.

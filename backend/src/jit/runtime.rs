@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 use crate::atomic::AtomicArgs;
+use crate::far::Far;
 use crate::vblock::{BASE, Engine, JC_ENTRIES, JcEntry, LEAVE, VcpuBlock, Why};
 use ir::{FpOp, Rmw, Ty, VecOp};
 use std::arch::naked_asm;
@@ -14,18 +15,21 @@ use vm_core::{Access, Fault, GuestEnv, Va};
 
 /// Indexes into `Engine::fns`; what is called most comes last (`vblock::BASE`).
 pub mod func {
-    /// What pads call: preserves every register.
-    pub const ACCESS_STUB: usize = 5;
     /// `access`, called by the stub.
     pub const ACCESS: usize = 0;
-    pub const HELPER: usize = 6;
     pub const ATOMIC: usize = 1;
     pub const PROBE: usize = 2;
     pub const VEC: usize = 3;
     /// Goes on at a program counter through the jump cache.
     pub const CHAIN: usize = 4;
+    /// The same along an edge that may be linked: `crate::far`.
+    pub const FAR: usize = 5;
+    /// What pads call: preserves every register.
+    pub const ACCESS_STUB: usize = 6;
+    pub const HELPER: usize = 7;
     /// Returns `Why::Miss`.
-    pub const MISS: usize = 7;
+    pub const MISS: usize = 8;
+    pub const COUNT: usize = 9;
 }
 
 /// A memory access as its pad describes it in `Engine::slow_info`.
@@ -65,8 +69,8 @@ pub fn install<C: GuestCpu>(b: &mut VcpuBlock<C>) {
     b.eng.fns[func::VEC] = vec::<C> as *const () as usize;
     b.eng.fns[func::CHAIN] = chain as *const () as usize;
     b.eng.fns[func::MISS] = miss as *const () as usize;
+    b.eng.fns[func::FAR] = far as *const () as usize;
     b.eng.fp_control = FP_CONTROL;
-    b.eng.access_fn = b.eng.fns[func::ACCESS];
 }
 
 impl<C: GuestCpu> VcpuBlock<C> {
@@ -237,7 +241,6 @@ extern "C" fn vec<C: GuestCpu>(seam: *mut u8, op: u64) {
 }
 
 /// Calls `access` with every register preserved: pads call it, of which the compiler knows nothing.
-/// `Engine::access_fn` is the word just below the seam.
 #[cfg(target_arch = "x86_64")]
 #[unsafe(naked)]
 unsafe extern "C" fn access_stub() {
@@ -272,7 +275,7 @@ unsafe extern "C" fn access_stub() {
         "movaps [rsp + 224], xmm14",
         "movaps [rsp + 240], xmm15",
         "lea rdi, [r15 - {base}]",
-        "call [r15 - {base} - 8]",
+        "call [r15 + {access}]",
         "movaps xmm0, [rsp]",
         "movaps xmm1, [rsp + 16]",
         "movaps xmm2, [rsp + 32]",
@@ -302,6 +305,7 @@ unsafe extern "C" fn access_stub() {
         "pop rbp",
         "ret",
         base = const BASE,
+        access = const from_base(offset_of!(Engine, fns) + 8 * func::ACCESS),
     )
 }
 
@@ -339,6 +343,54 @@ unsafe extern "C" fn chain() {
     )
 }
 
+/// Jumped to by an edge out of the page that is not linked here and now: the program counter, which is also in the state, in
+/// rdi, the key that a link would have in rax, its `Far` in rcx. Where the jump cache leads to what the edge is linked to,
+/// the link holds again.
+#[cfg(target_arch = "x86_64")]
+#[unsafe(naked)]
+unsafe extern "C" fn far() {
+    naked_asm!(
+        "mov rsi, rax",
+        "cmp qword ptr [rcx + {code}], 0",
+        "je 2f",
+        "mov rax, rdi",
+        "shr rax, 12",
+        "xor eax, edi",
+        "and eax, {mask}",
+        "shl eax, 5",
+        "mov rdx, [r15 + {mode}]",
+        "cmp rdi, [r15 + rax + {jc_pc}]",
+        "jne 2f",
+        "cmp rdx, [r15 + rax + {jc_mode}]",
+        "jne 2f",
+        "mov rax, [r15 + rax + {jc_code}]",
+        "cmp rax, [rcx + {code}]",
+        "jne 3f",
+        "mov [rcx + {key}], rsi",
+        "3:",
+        "jmp rax",
+        "2:",
+        "mov rax, [rcx + {record}]",
+        "mov [r15 + {cur}], rax",
+        "mov eax, [rcx + {edge}]",
+        "mov [r15 + {edge_number}], eax",
+        "mov eax, {why}",
+        "ret",
+        why = const Why::Edge as u32,
+        mask = const JC_ENTRIES - 1,
+        mode = const from_base(offset_of!(Engine, mode)),
+        cur = const from_base(offset_of!(Engine, cur)),
+        edge_number = const from_base(offset_of!(Engine, edge_number)),
+        jc_pc = const from_base(offset_of!(Engine, jc)) + offset_of!(JcEntry, pc) as i32,
+        jc_mode = const from_base(offset_of!(Engine, jc)) + offset_of!(JcEntry, mode) as i32,
+        jc_code = const from_base(offset_of!(Engine, jc)) + offset_of!(JcEntry, code) as i32,
+        key = const offset_of!(Far, key),
+        code = const offset_of!(Far, code),
+        record = const offset_of!(Far, record),
+        edge = const offset_of!(Far, edge),
+    )
+}
+
 /// Stands for the code of a block that has none: returns to the dispatcher (`Why::Miss`).
 #[cfg(target_arch = "x86_64")]
 #[unsafe(naked)]
@@ -349,6 +401,19 @@ unsafe extern "C" fn miss() {
 /// Address of code that returns to the dispatcher with `Why::Miss`.
 pub fn miss_address() -> u64 {
     miss as *const () as u64
+}
+
+/// As `miss`, of jump-cache entries that no longer hold.
+#[cfg(target_arch = "x86_64")]
+#[unsafe(naked)]
+unsafe extern "C" fn stale() {
+    // Told from `miss` by its address alone, so the code may not be the same.
+    naked_asm!("mov eax, {miss}", "nop", "ret", miss = const Why::Miss as u32)
+}
+
+/// Address of that.
+pub fn stale_address() -> u64 {
+    stale as *const () as u64
 }
 
 const _: () = assert!(size_of::<JcEntry>() == 32);

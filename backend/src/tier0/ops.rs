@@ -689,7 +689,7 @@ unsafe fn to_pc<C: GuestCpu>(s: *mut u8, pc: u64) -> *mut COp {
     unsafe {
         let b = VcpuBlock::<C>::from_seam(s);
         let e = b.eng.jc[jc_index(pc)];
-        if e.pc == pc && e.mode == b.eng.mode && !b.eng.single {
+        if e.holds(pc, b.eng.mode) && !b.eng.single {
             wr::<u64>(s, b.eng.pc_page_off as u16, pc.wrapping_sub((*e.rec).start.into()));
             return (*e.rec).ops.as_mut_ptr();
         }

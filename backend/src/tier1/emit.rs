@@ -4,6 +4,7 @@ use super::region::Inside;
 use super::regs::{Loc, Regs};
 use super::{asm, st};
 use crate::cache::Record;
+use crate::far::Far;
 use crate::jit::arena::{COLD, HostCode};
 use ir::{Block, HelperDesc, Inst, Op, StateLayout, Ty, Val};
 
@@ -24,6 +25,10 @@ pub struct Env<'a> {
     pub counts: bool,
     /// Take the block's instructions from `Engine::budget`.
     pub counted: bool,
+    /// Links out of the page are to other global pages.
+    pub global: bool,
+    /// The block straddles: it runs only where it is known to be right.
+    pub guarded: bool,
 }
 
 /// Emitted code of a block; offsets are from its first byte, which is the full entry.
@@ -32,6 +37,9 @@ pub struct Code<'a> {
     pub linked: u32,
     /// For each edge, 0 = taken, 1 = not: where the rel32 of its jump ends, and the stub that it leads to while not linked.
     pub edges: [Option<(u32, u32)>; 2],
+    /// For those edges that leave the page.
+    pub far: [Option<Box<Far>>; 2],
+    pub guard: Option<Box<Far>>,
 }
 
 /// Code out of the hot path, emitted at the end.
@@ -43,6 +51,8 @@ pub(super) enum Cold {
     Leave { jump: usize, offset: i32, why: u32, edge: u32, rest: u32 },
     /// Returns the status word.
     Failed { jump: usize },
+    /// Goes on at a page offset, as the link of an edge does not hold.
+    Far { jump: usize, offset: i32 },
     /// Makes floating point ready and goes back.
     Fp { jump: usize, back: usize },
 }
@@ -53,7 +63,7 @@ pub(super) struct Buffers {
     pub code: Vec<u8>,
     pub regs: Regs,
     pub cold: Vec<Cold>,
-    pub ways: Vec<(usize, i32)>,
+    pub ways: Vec<(usize, i32, u32)>,
 }
 
 impl Buffers {
@@ -75,8 +85,8 @@ pub(super) struct Emit<'a> {
     pub block: &'a Block,
     pub r: Regs,
     pub cold: Vec<Cold>,
-    /// Jumps that go on through the jump cache: end of the jump, page offset.
-    pub ways: Vec<(usize, i32)>,
+    /// Jumps to other pages: end of the jump, page offset, number of the edge.
+    pub ways: Vec<(usize, i32, u32)>,
     /// Where the cold part begins.
     pub split: usize,
     /// Index of the op.
@@ -86,6 +96,8 @@ pub(super) struct Emit<'a> {
     /// Instructions of the block from this one on.
     pub rest: u32,
     pub edges: [Option<(u32, u32)>; 2],
+    pub far: [Option<Box<Far>>; 2],
+    pub guard: Option<Box<Far>>,
     /// Floating point has been made ready: see `fp`.
     pub fp_ready: bool,
     pub region: Option<Inside>,
@@ -119,6 +131,8 @@ impl Tier1 {
             insn: block.start,
             rest: 0,
             edges: [None; 2],
+            far: [None, None],
+            guard: None,
             fp_ready: false,
             region: None,
         };
@@ -126,9 +140,9 @@ impl Tier1 {
         let linked = e.entry();
         e.ops();
         e.cold_code();
-        let (edges, split) = (e.edges, e.split);
+        let (edges, far, guard, split) = (e.edges, e.far, e.guard, e.split);
         self.buffers = Buffers { code: e.code.ops, regs: e.r, cold: e.cold, ways: e.ways };
-        Code { code: self.buffers.parts(split), linked, edges }
+        Code { code: self.buffers.parts(split), linked, edges, far, guard }
     }
 }
 

@@ -3,6 +3,7 @@
 use super::emit::{Cold, Emit, cc};
 use super::{asm, st};
 use crate::cache::Record;
+use crate::far::{Far, Spaces};
 use crate::jit::runtime::func;
 use crate::vblock::{BASE, Engine, JC_ENTRIES, JcEntry, Why};
 use ir::{Inst, Op};
@@ -25,7 +26,7 @@ impl Emit<'_> {
             u64::MAX => {}
             0xffff_ffff => asm!(self; mov Rd(r), Rd(r)),
             0xffff => asm!(self; movzx Rd(r), Rw(r)),
-            m => asm!(self; mov rcx, QWORD m as i64; and Rq(r), rcx),
+            m => asm!(self; mov rdx, QWORD m as i64; and Rq(r), rdx),
         }
     }
 
@@ -45,6 +46,7 @@ impl Emit<'_> {
         asm!(self; lea rax, [rax - start]);
         st!(self, page; [mov] [, rax]);
         let linked = self.here() as u32;
+        self.guard();
         self.exit_test();
         if self.env.counts {
             let hot = self.env.record as i64 + offset_of!(Record, hot) as i64;
@@ -53,6 +55,30 @@ impl Emit<'_> {
         }
         self.take_budget();
         linked
+    }
+
+    /// Leaves unless the block's second page is where it was.
+    fn guard(&mut self) {
+        if !self.env.guarded {
+            return;
+        }
+        let guard = Far::new(self.env.record, 0, 0, false);
+        let (page, start) = (self.page_off(), self.block.start as i32);
+        st!(self, page; [mov rdi,] []);
+        self.compare_key(&guard);
+        self.leave_if(cc::NE, start, Why::Miss);
+        self.guard = Some(guard);
+    }
+
+    /// Compares the key of a link with what it would be here and now: rax, with the page's program counter in rdi. Its `Far` is
+    /// then in rcx.
+    fn compare_key(&mut self, far: &Far) {
+        let word = if far.global { offset_of!(Spaces, global) } else { offset_of!(Spaces, local) };
+        let space = self.eng(offset_of!(Engine, spaces) + word);
+        const { assert!(offset_of!(Far, key) == 0) };
+        asm!(self; mov rcx, QWORD &raw const *far as i64);
+        st!(self, space; [mov rax,] []);
+        asm!(self; xor rax, rdi; cmp rax, [rcx]);
     }
 
     /// Leaves if another thread wants the dispatcher.
@@ -148,20 +174,51 @@ impl Emit<'_> {
         if (0..4096).contains(&to) && self.region.is_none() {
             self.cold.push(Cold::Leave { jump, offset, why: Why::Edge as u32, edge: n, rest: 0 });
         } else {
-            self.ways.push((jump, offset));
+            self.ways.push((jump, offset, n));
         }
     }
 
     /// Ways to other pages.
     fn ways(&mut self) {
-        for (jump, offset) in std::mem::take(&mut self.ways) {
+        for (jump, offset, edge) in std::mem::take(&mut self.ways) {
             let here = self.here();
             self.point(jump, here);
+            if self.region.is_none() {
+                self.far_way(offset, edge);
+                continue;
+            }
             self.write_back();
             self.set_pc_in_page(offset);
             asm!(self; mov rdi, rax);
             self.chain();
         }
+    }
+
+    /// To the target if the edge is linked to it where this runs: see `far`.
+    fn far_way(&mut self, offset: i32, edge: u32) {
+        let delta = offset & !0xfff;
+        let far = Far::new(self.env.record, edge, delta, self.env.global);
+        let page = self.page_off();
+        st!(self, page; [mov rdi,] []);
+        self.compare_key(&far);
+        let jump = self.jcc(cc::NE);
+        self.cold.push(Cold::Far { jump, offset });
+        asm!(self; lea rdi, [rdi + delta]);
+        st!(self, page; [mov] [, rdi]);
+        let link = self.jmp();
+        self.edges[edge as usize] = Some((self.offset(link) as u32, 0));
+        self.far[edge as usize] = Some(far);
+    }
+
+    /// Entered with the page's program counter in rdi, the key in rax, the `Far` in rcx.
+    fn far_miss(&mut self, jump: usize, offset: i32) {
+        let (here, pc) = (self.here(), self.pc_off());
+        self.point(jump, here);
+        asm!(self; lea rdi, [rdi + offset]);
+        self.mask_pc(RDI);
+        st!(self, pc; [mov] [, rdi]);
+        let f = self.eng(offset_of!(Engine, fns) + 8 * func::FAR);
+        st!(self, f; [jmp QWORD] []);
     }
 
     /// What the code so far jumps to, most of it in the cold part.
@@ -173,6 +230,7 @@ impl Emit<'_> {
             let here = self.here();
             match c {
                 Cold::Failed { jump } => failed.push(jump),
+                Cold::Far { jump, offset } => self.far_miss(jump, offset),
                 Cold::Fp { jump, back } => self.make_fp_ready(jump, back),
                 Cold::Miss { jump, back, va, info } => {
                     self.point(jump, here);

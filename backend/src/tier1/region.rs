@@ -86,6 +86,8 @@ impl Tier1 {
             insn: 0,
             rest: 0,
             edges: [None; 2],
+            far: [None, None],
+            guard: None,
             fp_ready: false,
             region,
         };

@@ -1,0 +1,126 @@
+// Code whose page is mapped elsewhere: by jumps and calls from another page, and by an instruction in two pages. Each is run until
+// an engine may have compiled and linked it (SDM 3A 4.10.4).
+#include "kernel.h"
+
+enum { P = 1, W = 2, G = 0x100, OFTEN = 3000 };
+#define VA (6ULL << 39)
+#define CALLS VA
+#define JUMPS (VA + 0x20)
+#define STRADDLES (VA + 0xffe)
+#define TARGET (VA + 0x1010)
+
+static u64 tables[3][512] __attribute__((aligned(4096)));
+// Another address space, which has the target elsewhere.
+static u64 other_root[512] __attribute__((aligned(4096))), other[3][512] __attribute__((aligned(4096)));
+static u8 source[4096] __attribute__((aligned(4096))), target[2][4096] __attribute__((aligned(4096)));
+extern u64 pml4[];
+
+static void put(u8 *to, const char *bytes, int n) {
+    for (int i = 0; i < n; i++) to[i] = (u8)bytes[i];
+}
+
+static void write_code(void) {
+    put(source, "\xe8\x0b\x10\x00\x00\xc3", 6);     // call TARGET; ret
+    put(source + 0x20, "\xe9\xeb\x0f\x00\x00", 5);  // jmp TARGET
+    put(source + 0xffe, "\xb8\x00", 2);             // mov $0x...00,%eax: the rest is in the target's page
+    put(target[0], "\x01\x00\x00\xc3", 4);
+    put(target[1], "\x02\x00\x00\xc3", 4);
+    put(target[0] + 0x10, "\xb8\x01\x00\x00\x00\xc3", 6);  // mov $1,%eax; ret
+    put(target[1] + 0x10, "\xb8\x02\x00\x00\x00\xc3", 6);
+}
+
+static void tree(u64 *root, u64 (*t)[512], int page, u64 flags) {
+    root[6] = (u64)t[0] | P | W;
+    t[0][0] = (u64)t[1] | P | W;
+    t[1][0] = (u64)t[2] | P | W;
+    t[2][0] = (u64)source | P | flags;
+    t[2][1] = (u64)target[page] | P | flags;
+}
+
+static u32 call(u64 at) { return ((u32(*)(void))at)(); }
+
+// What the three ways of getting there found; 0: different things.
+static u32 found(void) {
+    u32 a = call(CALLS), b = call(JUMPS), c = call(STRADDLES) >> 8;
+    return a == b && b == c ? a : 0;
+}
+
+static void often(u32 expect, const char *what) {
+    u32 wrong = 0;
+    for (int i = 0; i < OFTEN; i++) wrong += found() != expect;
+    check(wrong == 0, "SDM 3A 4.10.4", "%s: %x of many runs wrong", what, (word)wrong);
+}
+
+static void switch_to(int page) { tables[2][1] = (u64)target[page] | P | (tables[2][1] & G); }
+
+enum how { INVLPG, CR3, PGE, ROOT, HOWS };
+
+static void change(enum how how) {
+    word root = cr3();
+    switch (how) {
+    case INVLPG: invlpg(VA + 0x1000); break;
+    case CR3: set_cr3(root); break;
+    case PGE: set_cr4(cr4() & ~CR4_PGE), set_cr4(cr4() | CR4_PGE); break;
+    default: set_cr3((word)other_root), set_cr3(root);
+    }
+}
+
+static void remapped(u64 flags, enum how how, const char *what) {
+    tree(pml4, tables, 0, flags);
+    change(PGE);
+    often(1, what);
+    for (int n = 0; n < 6; n++) {
+        int page = (n + 1) & 1;
+        switch_to(page);
+        change(how);
+        u32 now = found();
+        check(now == (u32)page + 1, "SDM 3A 4.10.4.1", "%s: old code runs: %x", what, (word)now);
+        often(page + 1, what);
+    }
+}
+
+static void between_spaces(void) {
+    tree(pml4, tables, 0, 0);
+    for (int i = 0; i < 512; i++) other_root[i] = pml4[i];
+    tree(other_root, other, 1, 0);
+    change(PGE);
+    word root = cr3();
+    u32 wrong = 0;
+    for (int i = 0; i < OFTEN; i++) {
+        set_cr3((word)other_root);
+        wrong += found() != 2;
+        set_cr3(root);
+        wrong += found() != 1;
+    }
+    check(wrong == 0, "SDM 3A 4.10.4.1", "two address spaces: %x runs saw the other's code", (word)wrong);
+}
+
+static void unmapped(u64 at, u64 cr2, const char *what) {
+    tree(pml4, tables, 0, 0);
+    change(PGE);
+    often(1, what);
+    tables[2][1] = 0;
+    invlpg(VA + 0x1000);
+    prepare((const char *)at, K);
+    run(&ctx);
+    check(ctx.vector == PF && ctx.cr2 == cr2, "SDM 3A 4.7", "%s: vector %x at %X", what, ctx.vector, ctx.cr2);
+}
+
+void remap(void) {
+    write_code();
+    tree(pml4, tables, 0, 0);
+    for (int i = 0; i < 512; i++) other_root[i] = pml4[i];
+    remapped(0, INVLPG, "INVLPG");
+    remapped(0, CR3, "MOV to CR3");
+    remapped(0, ROOT, "another CR3 and back");
+    remapped(0, PGE, "CR4.PGE");
+    remapped(G, INVLPG, "INVLPG of global code");
+    remapped(G, PGE, "CR4.PGE and global code");
+    between_spaces();
+    unmapped(CALLS, TARGET, "call to an absent page");
+    unmapped(JUMPS, TARGET, "jump to an absent page");
+    unmapped(STRADDLES, VA + 0x1000, "absent second page");
+    pml4[6] = 0;
+    set_cr3(cr3());
+    group("code mapped elsewhere");
+}
