@@ -59,7 +59,8 @@ impl AnyBytes {
             single_block_regions: false,
             bisect: None,
             background: false,
-            max_insns: backend::MAX_INSNS,
+            // Strings are short; what lies behind them is not to be translated at length.
+            max_insns: if jit { backend::MAX_INSNS } else { 12 },
             counter: Some(counter.clone()),
         };
         let images = MODES.iter().map(|m| image(*m)).collect();
@@ -97,6 +98,7 @@ impl AnyBytes {
             }
         }
         self.machine.ram().write(base, &code);
+        self.machine.ram().write(base + BYTES as u64, &[0xf4; 16]);
         let mut cpu = image.cpu.clone();
         registers(r, &mut cpu);
         *self.machine.engine.cpu() = cpu;

@@ -1,5 +1,5 @@
 //! Long runs against the host processor: `campaign instructions|sequences|bytes [--seed N] [--cases N] [--minutes N] [--states N]
-//! [--engines interp:1,tier1:8,tier2:128] [--only FORM] [--report FILE]`. Says what differs, as filetests, and ends with 1.
+//! [--engines interp:1,tier1:8,tier2:128] [--only FORM] [--report FILE] [--summary FILE]`. Says what differs, as filetests, and ends with 1.
 
 #[cfg(target_arch = "x86_64")]
 fn main() {
@@ -77,6 +77,10 @@ mod long {
         let file = a.text("--report", "");
         if !file.is_empty() {
             std::fs::write(&file, report.coverage()).map_err(|e| format!("{file}: {e}"))?;
+        }
+        let file = a.text("--summary", "");
+        if !file.is_empty() {
+            std::fs::write(&file, report.summary()).map_err(|e| format!("{file}: {e}"))?;
         }
         eprintln!("{}", report.coverage().split("\n\n").next().unwrap_or_default());
         if report.mismatches() == 0 { Ok(()) } else { Err(report.failures()) }

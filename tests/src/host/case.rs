@@ -3,7 +3,7 @@
 use super::draw::{Drawn, data_address};
 use super::{DATA_SIZE, State, at, place};
 use arch_x86::F80;
-use iced_x86::{Mnemonic as M, OpKind, Register};
+use iced_x86::{CpuidFeature as F, Mnemonic as M, OpKind, Register};
 use vm_core::testing::Rng;
 
 /// Start state, and bytes of data memory (offset in `Memory`) that differ from the background.
@@ -116,12 +116,10 @@ pub fn case(r: &mut Rng, d: &Drawn) -> Case {
     }
     flags(r, &mut s);
     let op = d.insn.mnemonic();
-    s.xmm.iter_mut().for_each(|x| *x = vector(r));
-    s.ymmh.iter_mut().for_each(|x| *x = vector(r));
+    registers(r, d, &mut s);
     if r.one_in(2) {
         fpu(r, &mut s);
     }
-    s.st.iter_mut().for_each(|x| *x = st(r));
     if r.one_in(3) {
         s.ftw = r.next_u64() as u8;
     } else {
@@ -150,6 +148,28 @@ pub fn case(r: &mut Rng, d: &Drawn) -> Case {
         bytes[control + 3] &= if r.one_in(4) { !0 } else { 0 };
     }
     Case { state: s, patch: (at, bytes) }
+}
+
+/// Vector and x87 registers: numbers that matter in those that the instruction names, anything in the others.
+fn registers(r: &mut Rng, d: &Drawn, s: &mut State) {
+    let (mut bits, step) = (vector(r), u128::from(r.next_u64()) << 40 | 1);
+    for x in s.xmm.iter_mut().chain(&mut s.ymmh) {
+        bits = bits.wrapping_mul(0x2545_f491_4f6c_dd1d_9e37_79b9_7f4a_7c15).wrapping_add(step);
+        *x = bits;
+    }
+    let mut x87 = d.insn.cpuid_features().iter().any(|f| matches!(f, F::FPU | F::FPU287 | F::FPU387 | F::MMX | F::FXSR));
+    // XMM0 is an operand of some that do not name it.
+    (s.xmm[0], s.ymmh[0]) = (vector(r), vector(r));
+    for k in 0..d.insn.op_count() {
+        let reg = d.insn.op_register(k);
+        x87 |= reg.is_mm();
+        if reg.is_xmm() || reg.is_ymm() {
+            (s.xmm[reg.number()], s.ymmh[reg.number()]) = (vector(r), vector(r));
+        }
+    }
+    for (n, x) in s.st.iter_mut().enumerate() {
+        *x = if x87 || n == 0 { st(r) } else { F80 { mant: bits as u64, sexp: (bits >> (64 + n)) as u16 } };
+    }
 }
 
 fn flags(r: &mut Rng, s: &mut State) {

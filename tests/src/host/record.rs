@@ -1,11 +1,11 @@
-//! Makes filetests of the host's results: for each form one case that completes, and one whose memory operand faults.
+//! Makes filetests of the host's results: for each form one case that completes, and one for each memory operand, which faults.
 
 use super::bench::Bench;
 use super::case::{self, Case};
 use super::draw::{Drawn, draw};
 use super::forms::{self, Form};
 use super::{Bits, State, at, print};
-use iced_x86::{Code, InstructionInfoFactory, Mnemonic as M, OpKind, Register};
+use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic as M, OpAccess, OpKind, Register, UsedMemory};
 use std::collections::{BTreeMap, BTreeSet};
 use vm_core::testing::Rng;
 
@@ -17,10 +17,13 @@ const PER_FILE: usize = 75;
 /// Files by name.
 pub type Files = BTreeMap<String, String>;
 
-/// Cases for those forms that `have` does not hold. `check` runs a case on our engines.
+/// What a filetest is about: a form (iced's `Code`), and which of its memory operands faults.
+pub type Subject = (u32, Option<usize>);
+
+/// Cases for those subjects that `have` does not hold. `check` runs a case on our engines.
 pub fn record(
     seed: u64,
-    have: &BTreeSet<u32>,
+    have: &BTreeSet<Subject>,
     check: &dyn Fn(&str) -> Result<(), String>,
 ) -> Result<(Files, Vec<String>), String> {
     let mut bench = Bench::new(&[])?;
@@ -29,18 +32,14 @@ pub fn record(
     let mut seen = have.clone();
     for bits in [Bits::B64, Bits::B32] {
         for (n, f) in forms::all(bits).iter().enumerate() {
-            if !wanted(f) || !seen.insert(f.code as u32) {
-                continue;
-            }
-            let kinds = if memory(f) { &[false, true][..] } else { &[false] };
-            for &faults in kinds {
+            for faults in subjects(bits, f).into_iter().filter(|s| seen.insert((f.code as u32, *s))) {
                 match one(&mut bench, &mut r, bits, f, n, faults, check) {
                     Ok(text) => groups.entry(group(f)).or_default().push(text),
                     Err(why) => problems.push(format!(
                         "{:?} ({} bits{}): {why}",
                         f.code,
                         bits.count(),
-                        if faults { ", fault" } else { "" }
+                        faults.map_or(String::new(), |k| format!(", fault of operand {k}"))
                     )),
                 }
             }
@@ -57,6 +56,35 @@ pub fn record(
         }
     }
     Ok((files, problems))
+}
+
+/// The case that completes, and each memory operand that can fault, of a wanted form.
+pub fn subjects(bits: Bits, f: &Form) -> Vec<Option<usize>> {
+    if !wanted(f) {
+        return Vec::new();
+    }
+    let mut r = Rng(f.code as u64);
+    let operands = (0..60).filter_map(|_| draw(&mut r, bits, f, 0, at::CODE + 0x1000)).map(|d| operands(&d.insn).len()).max();
+    std::iter::once(None).chain((0..operands.unwrap_or(0)).map(Some)).collect()
+}
+
+/// Memory that an instruction accesses, as (base register, what is added to it), operand by operand: not the many elements of PUSHA
+/// or of state areas.
+fn operands(i: &Instruction) -> Vec<UsedMemory> {
+    let m = i.mnemonic();
+    if matches!(m, M::Lea | M::Nop | M::Reservednop | M::Clflush | M::Clflushopt | M::Clwb)
+        || format!("{m:?}").starts_with("Prefetch")
+    {
+        return Vec::new();
+    }
+    let mut info = InstructionInfoFactory::new();
+    let mut out: Vec<UsedMemory> = Vec::new();
+    for u in info.info(i).used_memory() {
+        if u.access() != OpAccess::NoMemAccess && !out.iter().any(|o| (o.base(), o.index()) == (u.base(), u.index())) {
+            out.push(*u);
+        }
+    }
+    out
 }
 
 /// Forms that filetests are about: what user mode can execute and complete.
@@ -172,7 +200,7 @@ fn one(
     bits: Bits,
     f: &Form,
     n: usize,
-    faults: bool,
+    faults: Option<usize>,
     check: &dyn Fn(&str) -> Result<(), String>,
 ) -> Result<String, String> {
     let mut last = "no case found".to_string();
@@ -184,23 +212,33 @@ fn one(
             continue;
         }
         let is_memory = (0..d.insn.op_count()).any(|i| d.insn.op_kind(i) == OpKind::Memory);
-        let wants_memory = faults || memory(f) && k < TRIES / 3;
+        let wants_memory = faults.is_some_and(|_| memory(f)) || memory(f) && k < TRIES / 3;
         if wants_memory && !is_memory {
             continue;
         }
         let mut c = case::case(r, &d);
-        if faults && is_memory {
-            let target = at::ABSENT + 0x40 * r.below(60);
-            case::address(r, &d, &mut c.state, target);
-        }
         plain(&mut c, &d);
+        if let Some(k) = faults {
+            let Some(m) = operands(&d.insn).get(k).copied() else { continue };
+            let target = at::ABSENT + 0x40 * (1 + r.below(50));
+            let named = |m: &UsedMemory| is_memory && (m.base(), m.index()) == (d.insn.memory_base(), d.insn.memory_index());
+            // The others must not.
+            for o in operands(&d.insn).iter().filter(|o| o.base().is_gpr() && o.base() != m.base() && !named(o)) {
+                c.state.gpr[o.base().number()] = at::DATA + 0x1800;
+            }
+            if named(&m) {
+                case::address(r, &d, &mut c.state, target);
+            } else if m.base().is_gpr() {
+                c.state.gpr[m.base().number()] = target;
+            }
+        }
         if d.insn.has_rep_prefix() && k < TRIES / 2 {
             continue;
         }
         b.set_code(std::slice::from_ref(&d));
         let host = b.host(&d, &c);
         let absent = host.1.vector == 14 && (at::ABSENT..at::DATA2).contains(&host.1.addr);
-        let fits = if faults { absent } else { host.1.vector == 3 };
+        let fits = if faults.is_some() { absent } else { host.1.vector == 3 };
         let text = print::filetest(&d, &c, &host, b.native.memory(), &b.background);
         b.restore(&c, true);
         if !fits {
@@ -217,16 +255,49 @@ fn one(
     Err(last)
 }
 
-/// Forms of all cases in a text of filetests.
-pub fn codes(text: &str) -> Vec<Code> {
+/// Subjects of all cases in a text of filetests.
+pub fn subjects_of(text: &str) -> Vec<Subject> {
     let mut out = Vec::new();
     for case in text.split("\ntest ") {
         let line = |name: &str| case.lines().find_map(|l| l.strip_prefix(name)).map(|l| l.split(';').next().unwrap_or("").trim());
         let bits = line("mode:").and_then(|m| m.parse().ok()).unwrap_or(64);
         let bytes: Vec<u8> =
             line("bytes:").unwrap_or("").split_whitespace().filter_map(|b| u8::from_str_radix(b, 16).ok()).collect();
-        let d = iced_x86::Decoder::new(bits, &bytes, iced_x86::DecoderOptions::NONE);
-        out.extend(d.into_iter().map(|i| i.code()));
+        let fault = line("out:").unwrap_or("").split_whitespace().any(|w| w.starts_with("fault=e"));
+        let state = gprs(line("in:").unwrap_or(""));
+        for i in iced_x86::Decoder::with_ip(bits, &bytes, crate::x86::CODE, iced_x86::DecoderOptions::NONE) {
+            out.push((i.code() as u32, None));
+            let absent = |m: &UsedMemory| {
+                let a = m.virtual_address(0, |r, _, _| register(&state, r));
+                // Elements of a gather lie around their base.
+                m.index().is_vector_register() || a.is_some_and(|a| crate::x86::ABSENT.contains(&(a & 0xffff_ffff)))
+            };
+            if fault {
+                out.extend(operands(&i).iter().position(absent).map(|k| (i.code() as u32, Some(k))));
+            }
+        }
     }
     out
+}
+
+fn gprs(words: &str) -> [u64; 16] {
+    let names = super::print::GPR;
+    let mut g = [0; 16];
+    for (name, v) in words.split_whitespace().filter_map(|w| w.split_once('=')) {
+        if let Some(i) = names.iter().position(|n| *n == name) {
+            g[i] = u64::from_str_radix(v, 16).unwrap_or(0);
+        }
+    }
+    g
+}
+
+fn register(g: &[u64; 16], r: Register) -> Option<u64> {
+    match r.size() {
+        _ if r.is_segment_register() => Some(0),
+        8 if r.is_gpr() => Some(g[r.number()]),
+        4 if r.is_gpr() => Some(g[r.number()] & 0xffff_ffff),
+        2 if r.is_gpr() => Some(g[r.number()] & 0xffff),
+        1 if r == Register::AL => Some(g[0] & 0xff),
+        _ => None,
+    }
 }

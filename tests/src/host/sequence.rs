@@ -1,6 +1,6 @@
 //! Programs of 5 to 40 random instructions with loops and forward branches, natively and on engines. Pointers are set before
-//! instructions that access memory; some lead across pages or to where accesses fault. After a fault both sides go on
-//! behind the instruction, and all state is compared at each.
+//! instructions that access memory; some lead across pages or to where accesses fault, in half of the programs each k-th access
+//! does. After a fault both sides go on behind the instruction, and all state is compared at each.
 
 use super::bench::{Bench, differences, memory_differences};
 use super::case::{self, Case};
@@ -8,7 +8,7 @@ use super::draw::{Drawn, draw};
 use super::forms::{self, Form};
 use super::masks::{Mask, TABLE, What};
 use super::{Bits, State, Trap, at};
-use iced_x86::{FlowControl, Mnemonic as M};
+use iced_x86::{FlowControl, Mnemonic as M, OpKind, Register};
 use vm_core::testing::Rng;
 
 /// Faults after which a program ends.
@@ -41,6 +41,9 @@ pub struct Program {
     pub code: Vec<u8>,
     /// (first byte, first byte after) of instructions.
     spans: Vec<(u64, u64)>,
+    /// Each access of this number faults; 0: those that happen to.
+    every: u64,
+    accesses: u64,
     seed: u64,
 }
 
@@ -80,7 +83,8 @@ impl Program {
         }
         // Often so that code runs across a page.
         let start = at::CODE + if r.one_in(3) { 0x2000 - r.below(300) } else { 0x1000 + r.below(0x400) };
-        let mut p = Program { bits, items, start, code: Vec::new(), spans: Vec::new(), seed };
+        let every = if r.one_in(2) { 1 + r.below(6) } else { 0 };
+        let mut p = Program { bits, items, start, code: Vec::new(), spans: Vec::new(), every, accesses: 0, seed };
         p.lay_out(forms);
         p
     }
@@ -89,7 +93,7 @@ impl Program {
     fn without(&self, i: usize, forms: &[Form]) -> Program {
         let mut items = self.items.clone();
         items[i] = Item::Forward { cc: 0, over: 0 };
-        let mut p = Program { bits: self.bits, items, start: self.start, code: Vec::new(), spans: Vec::new(), seed: self.seed };
+        let mut p = Program { items, code: Vec::new(), spans: Vec::new(), accesses: 0, ..*self };
         p.lay_out(forms);
         p
     }
@@ -124,9 +128,17 @@ impl Program {
 
     fn insn(&mut self, f: &Form, form: usize, r: &mut Rng) {
         // Its place depends on the constants before it, of which there are at most five.
-        let Some(d) = (0..20).find_map(|_| draw(r, self.bits, f, form, self.start)) else { return };
+        let Some(mut d) = (0..20).find_map(|_| draw(r, self.bits, f, form, self.start)) else { return };
         let mut s = State::new();
-        let c = case::case(r, &d);
+        let mut c = case::case(r, &d);
+        let accesses = d.insn.mnemonic() != M::Lea && !pointers(&d).is_empty();
+        self.accesses += u64::from(accesses);
+        if accesses && self.every != 0 && self.accesses.is_multiple_of(self.every) {
+            // One whose address a register holds.
+            if let Some((x, y)) = (0..20).find_map(|_| faulting(r, self.bits, f, form, self.start)) {
+                (d, c) = (x, y);
+            }
+        }
         if d.vendors_differ(&c) {
             return;
         }
@@ -176,6 +188,29 @@ impl Program {
         }
         s
     }
+}
+
+/// The form with an address where it faults: absent, in part absent, read-only if it writes.
+fn faulting(r: &mut Rng, bits: Bits, f: &Form, form: usize, ip: u64) -> Option<(Drawn, Case)> {
+    let d = draw(r, bits, f, form, ip)?;
+    let used = pointers(&d);
+    let mut c = case::case(r, &d);
+    let size = d.insn.memory_size().size().clamp(1, 64) as u64;
+    let to = match r.below(4) {
+        0 => r.pick(&[at::ABSENT, at::END]) - 1 - r.below(size),
+        1 if d.writes_memory => at::READ_ONLY + r.below(0xe00),
+        _ => r.pick(&[at::ABSENT, at::END]) + 0x40 + r.below(0xe00),
+    };
+    if (0..d.insn.op_count()).any(|k| d.insn.op_kind(k) == OpKind::Memory) {
+        if d.insn.is_ip_rel_memory_operand() || d.insn.memory_base() == Register::None {
+            return None;
+        }
+        case::address(r, &d, &mut c.state, to);
+    } else {
+        let reg = used.iter().find(|n| **n != 1).copied()?;
+        c.state.gpr[reg] = to;
+    }
+    Some((d, c))
 }
 
 /// Registers that the instruction finds its memory with.
