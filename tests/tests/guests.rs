@@ -6,7 +6,7 @@ use rhea_tests::boot::{Guest, file};
 use rhea_tests::complaints::complaints;
 use rhea_tests::packages::{Packages, file_in};
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -15,23 +15,32 @@ const LIMIT: Duration = Duration::from_secs(600 * SLOW as u64);
 
 /// An initial RAM disk with 32-bit busybox and a shell on the serial line.
 fn initrd(busybox: &Path, name: &str) -> String {
-    const INIT: &str = "#!/bin/busybox sh\n/bin/busybox --install -s /bin\nmount -t proc proc /proc\n\
-        mount -t devtmpfs dev /dev\necho in rhea: $(uname -m) >/dev/ttyS0\nexec setsid sh -c 'exec sh </dev/ttyS0 >/dev/ttyS0 2>&1'\n";
-    let program = std::fs::read(busybox).expect("busybox can be read");
+    let init = INIT_SHELL;
+    archive(name, init, &[("bin/busybox", busybox.to_path_buf())])
+}
+
+/// An initial RAM disk with an init and programs.
+fn archive(name: &str, init: &str, programs: &[(&str, PathBuf)]) -> String {
     let mut out = Vec::new();
     let mut add = |name: &str, kind: ModeFileType, data: &[u8]| {
         let b = Builder::new(name).mode(0o755).set_mode_file_type(kind);
-        let mut w = b.write(&mut out, u32::try_from(data.len()).expect("busybox is small"));
+        let mut w = b.write(&mut out, u32::try_from(data.len()).expect("programs are small"));
         w.write_all(data).and_then(|()| w.finish().map(|_| ())).expect("a vector takes everything");
     };
-    add("bin", ModeFileType::Directory, b"");
-    add("dev", ModeFileType::Directory, b"");
-    add("proc", ModeFileType::Directory, b"");
-    add("bin/busybox", ModeFileType::Regular, &program);
-    add("init", ModeFileType::Regular, INIT.as_bytes());
+    for dir in ["bin", "dev", "proc", "tmp", "lib64"] {
+        add(dir, ModeFileType::Directory, b"");
+    }
+    for (to, from) in programs {
+        let data = std::fs::read(from).unwrap_or_else(|e| panic!("{}: {e}", from.display()));
+        add(to, ModeFileType::Regular, &data);
+    }
+    add("init", ModeFileType::Regular, init.as_bytes());
     trailer(&mut out).expect("a vector takes everything");
     file(name, &out)
 }
+
+const INIT_SHELL: &str = "#!/bin/busybox sh\n/bin/busybox --install -s /bin\nmount -t proc proc /proc\n\
+        mount -t devtmpfs dev /dev\necho in rhea: $(uname -m) >/dev/ttyS0\nexec setsid sh -c 'exec sh </dev/ttyS0 >/dev/ttyS0 2>&1'\n";
 
 fn linux_32(name: &str, meta: &str, cpu: &str, accel: &str) {
     let fetched = Packages::of("i386").and_then(|p| {
@@ -144,5 +153,75 @@ fn linux_has_no_complaint_about_max() {
             Guest::start(&name, &[&machine[..], &["-kernel", &kernel, "-initrd", &initrd, "-append", "console=ttyS0"]].concat());
         let said = g.wait_for("in rhea", LIMIT);
         assert_eq!(complaints(&said), Vec::<&str>::new(), "{cpu}");
+    }
+}
+
+/// What OpenSSL computes on the fast paths that it picks by CPUID must be what it computes without them.
+const INIT_OPENSSL: &str = r#"#!/bin/busybox sh
+/bin/busybox --install -s /bin
+mount -t proc proc /proc
+mount -t devtmpfs dev /dev
+exec >/dev/ttyS0 2>&1
+export OPENSSL_CONF=/dev/null LD_LIBRARY_PATH=/lib64 HOME=/tmp RANDFILE=/tmp/rnd
+openssl version
+openssl info -cpusettings
+seq 1 40000 >/tmp/data
+same() { a=$("$@" | md5sum); b=$(OPENSSL_ia32cap=0:0 "$@" | md5sum); if [ "$a" = "$b" ]; then echo "same: $*"; else echo "differs: $*"; fi; }
+for d in md5 sha1 sha224 sha256 sha384 sha512 sha3-256 blake2b512; do same openssl dgst -r -$d /tmp/data; done
+K=000102030405060708090a0b0c0d0e0f
+for c in aes-128-cbc aes-128-ctr aes-128-ecb aes-128-cfb aes-128-ofb camellia-128-cbc; do same openssl enc -$c -K $K -iv $K -in /tmp/data; done
+for c in aes-256-cbc aes-256-ctr chacha20; do same openssl enc -$c -K $K$K -iv $K -in /tmp/data; done
+for m in "HMAC -digest SHA256 -macopt hexkey:$K" "CMAC -cipher AES-128-CBC -macopt hexkey:$K" "GMAC -cipher AES-128-GCM -macopt hexkey:$K -macopt hexiv:$K" "Poly1305 -macopt hexkey:$K$K"; do same openssl mac ${m#* } -in /tmp/data ${m%% *}; done
+for k in "RSA -pkeyopt rsa_keygen_bits:2048" "EC -pkeyopt ec_paramgen_curve:P-256" "EC -pkeyopt ec_paramgen_curve:P-384" ED25519; do
+  openssl genpkey -algorithm $k -out /tmp/key 2>/dev/null && openssl pkey -in /tmp/key -pubout -out /tmp/pub
+  openssl pkeyutl -sign -inkey /tmp/key -rawin -in /tmp/data -out /tmp/sig && OPENSSL_ia32cap=0:0 openssl pkeyutl -verify -pubin -inkey /tmp/pub -rawin -in /tmp/data -sigfile /tmp/sig
+  OPENSSL_ia32cap=0:0 openssl pkeyutl -sign -inkey /tmp/key -rawin -in /tmp/data -out /tmp/sig && openssl pkeyutl -verify -pubin -inkey /tmp/pub -rawin -in /tmp/data -sigfile /tmp/sig
+done
+for e in aes-128-gcm aes-256-cbc chacha20-poly1305 sha1 sha256 sha512; do openssl speed -seconds 1 -bytes 1024 -evp $e || echo "speed failed: $e"; done
+echo openssl is done
+poweroff -f
+"#;
+
+#[test]
+#[ignore = "fetches packages"]
+fn openssl_is_right_on_its_fast_paths() {
+    use machine::firstrun;
+    use machine::options::{Request, parse};
+    let unpack = |p: &Packages, name: &str| p.unpack(name, "").unwrap_or_else(|e| panic!("{name}: {e}"));
+    let p = Packages::of("amd64").unwrap_or_else(|e| panic!("{e}"));
+    let (ssl, crypto, libc) = (unpack(&p, "openssl"), unpack(&p, "libssl3"), unpack(&p, "libc6"));
+    let lib = |root: &Path, name: &str| {
+        let found = ["lib", "usr/lib"].map(|d| root.join(d).join("x86_64-linux-gnu").join(name)).into_iter().find(|f| f.exists());
+        found.unwrap_or_else(|| panic!("no {name} in {}", root.display()))
+    };
+    let initrd = archive(
+        "openssl.cpio",
+        INIT_OPENSSL,
+        &[
+            ("bin/busybox", unpack(&p, "busybox-static").join("bin/busybox")),
+            ("bin/openssl", ssl.join("usr/bin/openssl")),
+            ("lib64/libssl.so.3", lib(&crypto, "libssl.so.3")),
+            ("lib64/libcrypto.so.3", lib(&crypto, "libcrypto.so.3")),
+            ("lib64/libc.so.6", lib(&libc, "libc.so.6")),
+            ("lib64/ld-linux-x86-64.so.2", lib(&libc, "ld-linux-x86-64.so.2")),
+        ],
+    );
+    let Ok(Request::FirstRun(c)) = parse([]) else { panic!("no arguments mean a first run") };
+    let kernel = firstrun::prepare(*c).expect("some guest can always be made").kernel.expect("Debian's kernel");
+    let kernel = kernel.to_str().expect("the cache folder's path is UTF-8");
+    for (cpu, fast) in [("max", true), ("qemu64", false)] {
+        let machine = ["-m", "512M", "-nographic", "-no-reboot", "-cpu", cpu, "-accel", "jit"];
+        let boot = ["-kernel", kernel, "-initrd", &initrd, "-append", "console=ttyS0 quiet"];
+        let mut g = Guest::start(&format!("openssl-{cpu}"), &[&machine[..], &boot].concat());
+        let said = g.wait_for("openssl is done", LIMIT);
+        let words = said.split_once("OPENSSL_ia32cap=0x").and_then(|(_, t)| t.split_whitespace().next()?.split_once(":0x"));
+        let words = words.and_then(|(a, b)| Some((u64::from_str_radix(a, 16).ok()?, u64::from_str_radix(b, 16).ok()?)));
+        let (leaf1, leaf7) = words.unwrap_or_else(|| panic!("{cpu}: {said}"));
+        // Bits of CPUID.1.ECX in the upper half of the first word, of CPUID.7.EBX in the second.
+        let (aes, avx, avx2, sha) = (leaf1 >> 57 & 1, leaf1 >> 60 & 1, leaf7 >> 5 & 1, leaf7 >> 29 & 1);
+        assert_eq!([aes, avx, avx2, sha], [u64::from(fast); 4], "{cpu}: AES-NI, AVX, AVX2, SHA of {said}");
+        assert_eq!(said.matches("\nsame: ").count(), 21, "{cpu}: {said}");
+        assert_eq!(said.matches("Signature Verified Successfully").count(), 8, "{cpu}: {said}");
+        assert!(!said.contains("differs: ") && !said.contains("failed"), "{cpu}: {said}");
     }
 }
