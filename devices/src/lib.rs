@@ -6,6 +6,7 @@ pub mod display;
 pub mod fw;
 pub mod input;
 pub mod irq;
+pub mod net;
 pub mod pci;
 pub mod power;
 pub mod timer;

@@ -3,6 +3,7 @@
 pub mod blk;
 pub mod core;
 mod legacy;
+pub mod net;
 pub mod pci;
 pub mod queue;
 pub mod rng;
@@ -10,6 +11,7 @@ pub mod rng;
 mod testkit;
 
 pub use blk::{Blk, BlkConfig};
+pub use net::{Net, NetConfig};
 pub use pci::{PciOptions, VirtioPci};
 pub use queue::{Chain, Queues};
 pub use rng::Rng;

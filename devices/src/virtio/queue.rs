@@ -6,7 +6,7 @@ use crate::block::Segment;
 use crate::pci::BusMaster;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_core::dlog;
 use vm_core::dma::GuestRam;
@@ -135,6 +135,46 @@ impl VirtQueue {
         Ok(())
     }
 
+    /// Makes the last `n` requests available again, as if they had not been looked at.
+    fn put_back(&mut self, n: u16) {
+        let next = self.ring.next_avail().wrapping_sub(n);
+        self.ring.set_next_avail(next);
+        self.state.next_avail = next;
+        self.state.in_use = self.state.in_use.saturating_sub(n);
+    }
+
+    /// As `push` for each; the driver sees all at once or none.
+    fn push_all(&mut self, ram: &Arc<GuestRam>, list: &[(u16, u32)]) -> Result<(), Broken> {
+        const GONE: Broken = Broken("the used ring is not in RAM");
+        const ALSO: Broken = Broken("the available ring is not in RAM");
+        let n = list.len() as u16;
+        self.state.in_use = self.state.in_use.saturating_sub(n);
+        if !self.ring.ready() || list.is_empty() {
+            return Ok(());
+        }
+        let (old, size) = (self.ring.next_used(), self.state.size.max(1));
+        let new = old.wrapping_add(n);
+        let at = |offset: u64| GuestAddress(self.state.device.wrapping_add(offset));
+        for (i, (head, len)) in (0..).zip(list) {
+            let place = u64::from(old.wrapping_add(i) % size);
+            let entry = u64::from(*head) | u64::from(*len) << 32;
+            ram.write_obj(entry.to_le(), at(4 + 8 * place)).map_err(|_| GONE)?;
+        }
+        ram.store(new.to_le(), at(2), Ordering::Release).map_err(|_| GONE)?;
+        self.ring.set_next_used(new);
+        self.state.next_used = new;
+        // The index is to be seen before the driver's wish is read.
+        fence(Ordering::SeqCst);
+        let wish = if self.ring.event_idx_enabled() { 4 + 2 * u64::from(size) } else { 0 };
+        let wish: u16 = ram.load(GuestAddress(self.state.driver.wrapping_add(wish)), Ordering::SeqCst).map_err(|_| ALSO)?;
+        let wish = u16::from_le(wish);
+        self.fire |= match self.ring.event_idx_enabled() {
+            true => new.wrapping_sub(wish).wrapping_sub(1) < n,
+            false => wish & NO_INTERRUPT == 0,
+        };
+        Ok(())
+    }
+
     fn load(&mut self, s: QueueState) -> Result<(), &'static str> {
         if !s.size.is_power_of_two() || s.size > self.max || s.in_use > s.size {
             return Err("a queue's size is wrong");
@@ -191,6 +231,27 @@ impl Queues {
         if let Err(why) = q.push(&ram, head, len) {
             self.fail(&why);
         }
+    }
+
+    /// The last `n` requests that `pop` gave are available again.
+    pub fn put_back(&mut self, index: usize, n: usize) {
+        if let Some(q) = self.list.get_mut(index) {
+            q.put_back(n as u16);
+        }
+    }
+
+    /// Gives requests back, each with the number of bytes written; the driver sees all of them at once.
+    pub fn push_all(&mut self, index: usize, list: &[(u16, u32)]) {
+        let Some(ram) = self.ram() else { return };
+        let Some(q) = self.list.get_mut(index) else { return };
+        if let Err(why) = q.push_all(&ram, list) {
+            self.fail(&why);
+        }
+    }
+
+    /// Places of queue `index`.
+    pub fn size(&self, index: usize) -> usize {
+        self.list.get(index).map_or(0, |q| q.state.size.into())
     }
 
     /// Asks the driver to tell of what it adds from now on; `true` if something has come meanwhile.
