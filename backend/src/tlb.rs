@@ -54,8 +54,28 @@ pub struct Fills {
     oldest_withheld: usize,
     /// Which victim goes next.
     oldest: usize,
+    /// Where host pages may be written through, by hash; empty before the first revocation.
+    writers: Vec<Writers>,
     pub refills: u64,
     pub flushes: u64,
+}
+
+/// Entries that serve writes to host pages of one hash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Writers {
+    /// There are none.
+    None,
+    /// To this page, by no entry but perhaps this: host address, context, index.
+    One(u64, u8, u16),
+    /// There may be any.
+    Many,
+}
+
+/// log2 of the hashes of host pages.
+const WRITERS: u32 = 12;
+
+const fn writers_of(host: u64) -> usize {
+    (host >> 12) as usize & ((1 << WRITERS) - 1)
 }
 
 /// Two arrays walked in step lie at the same indexes if they are a multiple of the table's reach apart: without these,
@@ -156,6 +176,9 @@ impl Fills {
             self.victims[at] = Some(Victim { page, ctx: new.ctx, global: self.is_global[i][ctx], entry: old });
         }
         self.is_global[i][ctx] = new.global;
+        if new.entry.write == new.page && !self.writers.is_empty() {
+            self.note_writer(new.page.wrapping_add(new.entry.addend), new.ctx, i as u16);
+        }
         let (bit, list) = if new.global { (GLOBAL, &mut self.global) } else { (LOCAL, &mut self.local) };
         let seen = &mut self.listed[i][ctx];
         if *seen & bit == 0 {
@@ -217,6 +240,46 @@ impl Fills {
         t.0.iter_mut().for_each(|table| table[i] = empty(i));
     }
 
+    fn note_writer(&mut self, host: u64, ctx: u8, i: u16) {
+        let w = &mut self.writers[writers_of(host)];
+        let new = Writers::One(host, ctx, i);
+        *w = if *w == Writers::None || *w == new { new } else { Writers::Many };
+    }
+
+    /// Drops the write permission of all entries that map the host page at `host`: what pages of code need again and again.
+    pub fn revoke_writes(&mut self, t: &mut Tables, host: u64) {
+        match self.writers.get(writers_of(host)) {
+            Some(Writers::None) => self.forget_displaced(),
+            Some(Writers::One(h, ..)) if *h != host => self.forget_displaced(),
+            Some(&Writers::One(h, ctx, i)) => {
+                self.forget_displaced();
+                let e = &mut t.0[usize::from(ctx)][usize::from(i)];
+                if e.write.wrapping_add(e.addend) == h {
+                    e.write = empty_tag(usize::from(i));
+                }
+                self.writers[writers_of(host)] = Writers::None;
+            }
+            Some(Writers::Many) | None => {
+                self.revoke_host_page(t, host, false);
+                self.find_writers(t);
+            }
+        }
+    }
+
+    /// Notes anew who may write where.
+    fn find_writers(&mut self, t: &Tables) {
+        self.writers.clear();
+        self.writers.resize(1 << WRITERS, Writers::None);
+        let listed = (std::mem::take(&mut self.local), std::mem::take(&mut self.global));
+        for &(ctx, i) in listed.0.iter().chain(&listed.1) {
+            let e = t.0[usize::from(ctx)][usize::from(i)];
+            if e.write != empty_tag(usize::from(i)) {
+                self.note_writer(e.write.wrapping_add(e.addend), ctx, i);
+            }
+        }
+        (self.local, self.global) = listed;
+    }
+
     /// Drops the write (and, if `reads`, read) permission of all entries that map the host page at `host`.
     pub fn revoke_host_page(&mut self, t: &mut Tables, host: u64, reads: bool) {
         self.forget_displaced();
@@ -260,6 +323,34 @@ mod tests {
         assert!(!hits(&t, 0x7000 + (1 << 22), 1));
         f.flush_local(&mut t);
         assert!(!hits(&t, 0x7000, 1));
+    }
+
+    /// Random fills, flushes and revocations: as the search of the tables finds them.
+    #[test]
+    fn writes_are_revoked_wherever_they_are() {
+        let (mut t, mut f, mut x) = (tables(), Fills::default(), 1u64);
+        let mut random = |n: u64| {
+            x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (x >> 33) % n
+        };
+        for _ in 0..20_000 {
+            let (va, host, ctx) = (random(40) << 12 | random(2) << 25, random(30) << 12 | random(2) << 24, random(3) as usize);
+            match random(40) {
+                0 => f.flush_local(&mut t),
+                1 => f.flush_all(&mut t),
+                2 => f.flush_page(&mut t, va),
+                3..10 => {
+                    f.revoke_writes(&mut t, host);
+                    let writes = |e: &Entry, i: usize| e.write != empty_tag(i) && e.write.wrapping_add(e.addend) == host;
+                    assert!(!t.0.iter().any(|c| c.iter().enumerate().any(|(i, e)| writes(e, i))));
+                    assert!(f.victims.iter().all(Option::is_none));
+                }
+                n => {
+                    let serves = Serves { read: true, write: n % 2 == 0, exec: false, global: n % 3 == 0 };
+                    f.fill(&mut t, va, ctx, serves, host.wrapping_sub(va));
+                }
+            }
+        }
     }
 
     #[test]

@@ -116,7 +116,7 @@ impl<C: GuestCpu> VcpuBlock<C> {
     /// Write entries for a page go.
     fn revoke(&mut self, page: u64) {
         let host = (self.machine().ram().host_base() as u64).wrapping_add(page << 12);
-        self.fills.revoke_host_page(&mut self.eng.tlb, host, false);
+        self.fills.revoke_writes(&mut self.eng.tlb, host);
     }
 
     /// The same, and other vCPUs may rely on it.
