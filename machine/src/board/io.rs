@@ -114,7 +114,7 @@ impl CpuIo for BoardIo {
     }
 
     fn tsc(&self) -> u64 {
-        self.0.clock.now()
+        self.0.clock.tell()
     }
 
     fn time_is_counted(&self) -> bool {
