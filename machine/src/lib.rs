@@ -15,6 +15,7 @@ pub mod icount;
 pub mod loader;
 pub mod machine;
 pub mod monitor;
+pub mod net;
 pub mod options;
 pub mod qmp;
 pub mod run;

@@ -7,6 +7,7 @@ use crate::control::{Cause, Control, Notice, RunState};
 use crate::gdb::Host;
 use crate::gdb::memory::{read_phys, read_virt};
 use crate::monitor::{CpuInfo, MonitorTarget, Part};
+use crate::net::Nets;
 use crate::runner::Runner;
 use crate::say;
 use crate::state::{Migration, StateError, path_of};
@@ -27,6 +28,7 @@ use vm_core::{Events, GuestCpu, Va};
 pub struct Machine {
     pub board: Arc<Board>,
     pub drives: Arc<Drives>,
+    pub nets: Arc<Nets>,
     pub control: Control,
     pub chardevs: Vec<Arc<Chardev>>,
     pub frontend: Arc<X86>,
@@ -156,6 +158,23 @@ impl MonitorTarget for Machine {
 
     fn block(&self) -> Vec<Value> {
         self.drives.query()
+    }
+
+    fn info_network(&self) -> String {
+        let card = |(n, (netdev, mac)): (usize, (Option<String>, [u8; 6]))| {
+            let mac = mac.map(|b| format!("{b:02x}")).join(":");
+            let behind = netdev.and_then(|id| self.nets.describe(&id)).map_or_else(String::new, |d| format!(" \\ {d}\n"));
+            format!("virtio-net-pci.{n}: index=0,type=nic,model=virtio-net-pci,macaddr={mac}\n{behind}")
+        };
+        self.board.cards().into_iter().enumerate().map(card).collect()
+    }
+
+    fn info_usernet(&self) -> String {
+        self.nets.info_user()
+    }
+
+    fn hostfwd(&self, add: bool, args: &str) -> Result<(), String> {
+        if add { self.nets.add_forward(args) } else { self.nets.remove_forward(args) }
     }
 
     fn run_state(&self) -> RunState {

@@ -11,6 +11,7 @@ use crate::gdb;
 use crate::icount::{self, Pace};
 use crate::loader::{Images, LoadError};
 use crate::machine::Machine;
+use crate::net::{self, Nets};
 use crate::options::{Config, Incoming, LogConfig, RtcBase, RtcClock, TraceConfig};
 use crate::runner::{Policy, Runner};
 use crate::say;
@@ -42,6 +43,8 @@ pub enum RunError {
     Open(#[from] OpenError),
     #[error(transparent)]
     Drive(#[from] block::OpenError),
+    #[error(transparent)]
+    Net(#[from] net::NetError),
     #[error(transparent)]
     Board(#[from] BoardError),
     #[error(transparent)]
@@ -85,6 +88,7 @@ pub fn run(config: Config) -> Result<ExitCode, RunError> {
     let mut consoles = Consoles::open(&config, &events.waker(), move || quit.end(0, Some(Cause::HostQuit)))?;
     let a20 = control.clone();
     let drives = Arc::new(Drives::open(&config.drives, &control)?);
+    let nets = Arc::new(Nets::open(&config.netdevs, &config.dumps)?);
     let outside = Outside {
         clock,
         cpus: (0..).map(|n| topology.apic_id(n)).zip(signals.iter().cloned()).collect(),
@@ -93,6 +97,7 @@ pub fn run(config: Config) -> Result<ExitCode, RunError> {
         serials: consoles.serials(&config),
         devices: consoles.devices(&config),
         disks: config.drives.iter().filter_map(|d| Some((d.id.clone(), drives.disk(&d.id)?))).collect(),
+        nets: nets.backends(),
         unix_seconds,
     };
     let board = Arc::new(Board::new(config.machine, config.mem_bytes, outside)?);
@@ -108,6 +113,7 @@ pub fn run(config: Config) -> Result<ExitCode, RunError> {
         runner.cpus[0].pace = Some(Pace::new(&c, n, board.clock.clone(), signals[0].clone(), hash));
     }
     runner.drives = drives.clone();
+    runner.nets = nets.clone();
     start_from(&mut runner, &config)?;
     if let Some(t) = &config.trace {
         start_trace(&mut runner, t)?;
@@ -115,6 +121,7 @@ pub fn run(config: Config) -> Result<ExitCode, RunError> {
     let machine = Arc::new_cyclic(|this| Machine {
         board,
         drives,
+        nets,
         control: control.clone(),
         chardevs: consoles.all(),
         frontend,

@@ -7,6 +7,7 @@ use crate::boot;
 use crate::control::{Cause, Control, Notice, RunState};
 use crate::gdb::Action;
 use crate::loader::{Images, LoadError};
+use crate::net::Nets;
 use crate::run::RunError;
 use crate::say;
 use crate::vcpu_thread::{Cpu, Engine, NAP, Panicked, Threads};
@@ -39,6 +40,7 @@ pub struct Runner {
     /// A board to try saved states on.
     pub(crate) trial: Option<Board>,
     pub drives: Arc<Drives>,
+    pub nets: Arc<Nets>,
 }
 
 impl Runner {
@@ -52,7 +54,18 @@ impl Runner {
     ) -> Result<Self, LoadError> {
         let with_io = |(n, engine)| Cpu { engine, io: BoardIo(board.clone(), n), pace: None, held: false };
         let cpus = engines.into_iter().enumerate().map(with_io).collect();
-        let mut r = Self { cpus, board, images, control, policy, running: false, end: None, trial: None, drives: Arc::default() };
+        let mut r = Self {
+            cpus,
+            board,
+            images,
+            control,
+            policy,
+            running: false,
+            end: None,
+            trial: None,
+            drives: Arc::default(),
+            nets: Arc::default(),
+        };
         r.start_over()?;
         Ok(r)
     }
@@ -198,9 +211,11 @@ impl Runner {
         if run {
             self.control.forget_io_error();
             self.drives.resume();
+            self.nets.set_running(true);
             clock.start()
         } else {
             clock.stop();
+            self.nets.set_running(false);
             self.board.quiesce();
         }
         self.control.set_state(state);

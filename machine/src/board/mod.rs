@@ -26,6 +26,7 @@ use devices::display::vga::{self, Vga};
 use devices::fw::acpi;
 use devices::input::i8042::{self, I8042};
 use devices::irq::{ApicBus, IoApic, IoApicInputs, Lapic, LapicConfig, Pic, ioapic, pic};
+use devices::net::NetBackend;
 use devices::power::PowerSink;
 use devices::power::debug_exit::DebugExit;
 use devices::power::reset::Port92;
@@ -71,6 +72,8 @@ pub enum BoardError {
     SlotTaken(&'static str, u8, u8),
     #[error("there is no drive '{0}'")]
     NoDrive(String),
+    #[error("there is no netdev '{0}'")]
+    NoNetdev(String),
 }
 
 /// What the board is built from, beside the configuration: the ways out of it.
@@ -87,6 +90,8 @@ pub struct Outside {
     pub devices: Vec<(DeviceSpec, Option<Arc<dyn CharSink>>)>,
     /// Drives by id.
     pub disks: BTreeMap<String, Arc<dyn Disk>>,
+    /// Networks by id.
+    pub nets: BTreeMap<String, Arc<dyn NetBackend>>,
     /// What the real-time clock shows at guest time 0, in seconds since 1970.
     pub unix_seconds: i64,
 }
@@ -113,7 +118,9 @@ pub struct Board {
     /// Devices that were added to the board's own.
     extra: Vec<DeviceSpec>,
     disks: BTreeMap<String, Arc<dyn Disk>>,
+    nets: BTreeMap<String, Arc<dyn NetBackend>>,
     blks: Vec<pci::SharedBlk>,
+    cards: Vec<pci::SharedNet>,
 }
 
 /// Buses and list of devices while the board is built.
@@ -164,10 +171,10 @@ impl Board {
         let vga = config.vga.then(|| add_vga(&mut b, &out)).transpose()?;
         add_extra(&mut b, &out)?;
         let slots = pci::Slots { bus: pci_bus, wires: &wires, msi: bus, dma: Dma::new(ram.clone(), &map) };
-        let blks = pci::add_devices(&mut b, &out, &slots)?;
+        let (blks, cards) = pci::add_devices(&mut b, &out, &slots)?;
         let Builder { ports, mmio, devices } = b;
         let apic_ids = out.cpus.iter().map(|(id, _)| *id).collect();
-        let disks = out.disks;
+        let (disks, nets) = (out.disks, out.nets);
         let (clock, ports, extra) = (out.clock, ports.into_bus(), out.devices.into_iter().map(|(spec, _)| spec).collect());
         Ok(Self {
             ram,
@@ -187,7 +194,9 @@ impl Board {
             config,
             extra,
             disks,
+            nets,
             blks,
+            cards,
         })
     }
 
@@ -201,6 +210,17 @@ impl Board {
     pub fn quiesce(&self) {
         self.disks.values().for_each(|d| d.drain());
         self.blks.iter().for_each(|b| b.lock().service());
+        // Their threads have been told; whoever is at it still holds the lock.
+        self.cards.iter().for_each(|c| drop(c.lock()));
+    }
+
+    /// Name of the network and address of each card.
+    pub fn cards(&self) -> Vec<(Option<String>, [u8; 6])> {
+        let specs = self.extra.iter().filter_map(|d| match d {
+            DeviceSpec::VirtioNet { netdev, .. } => Some(netdev.clone()),
+            _ => None,
+        });
+        specs.zip(&self.cards).map(|(netdev, c)| (netdev, c.lock().model().mac())).collect()
     }
 
     /// What firmware would have done before it starts a kernel: the interrupt controllers are wired for the 8259s.
@@ -332,7 +352,7 @@ fn add_extra(b: &mut Builder, out: &Outside) -> Result<(), BoardError> {
                 b.ports(&Arc::new(Mutex::new(DebugCon::new(sink.clone()))), &[(*iobase, 1, 0)])?;
             }
             (DeviceSpec::IsaDebugcon { .. }, None) => {}
-            (DeviceSpec::VirtioBlk { .. } | DeviceSpec::VirtioRng { .. }, _) => {}
+            (DeviceSpec::VirtioBlk { .. } | DeviceSpec::VirtioRng { .. } | DeviceSpec::VirtioNet { .. }, _) => {}
         }
     }
     Ok(())

@@ -5,15 +5,18 @@ use super::wires::Wires;
 use super::{BoardError, Builder, ECAM_BUSES, Outside};
 use crate::options::{DeviceSpec, PciSlot};
 use devices::block::Disk;
+use devices::net::{Absent, NetBackend};
 use devices::pci::{Bridge, PciBus, PciEcam, PciPorts, PciWires};
 use devices::virtio::blk::MAX_QUEUES;
-use devices::virtio::{Blk, BlkConfig, PciOptions, Rng, VirtioPci};
+use devices::virtio::{Blk, BlkConfig, Net, NetConfig, PciOptions, Rng, VirtioPci};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use vm_core::{DeviceCell, Dma, MsiSink};
 
 /// A disk, which must stand still while the machine does.
 pub type SharedBlk = Arc<Mutex<VirtioPci<Blk>>>;
+/// A network card, which must stand still while the machine does.
+pub type SharedNet = Arc<Mutex<VirtioPci<Net>>>;
 
 pub fn add_bus(b: &mut Builder, out: &Outside) -> Result<Arc<PciBus>, BoardError> {
     let bus = PciBus::new();
@@ -56,9 +59,9 @@ fn virtio_options(slot: &PciSlot) -> PciOptions {
     PciOptions { legacy: slot.legacy, modern: slot.modern, vectors: slot.vectors }
 }
 
-/// Adds the PCI devices among `out.devices`; gives the disks.
-pub fn add_devices(b: &mut Builder, out: &Outside, slots: &Slots) -> Result<Vec<SharedBlk>, BoardError> {
-    let mut disks = Vec::new();
+/// Adds the PCI devices among `out.devices`; gives the disks and the network cards.
+pub fn add_devices(b: &mut Builder, out: &Outside, slots: &Slots) -> Result<(Vec<SharedBlk>, Vec<SharedNet>), BoardError> {
+    let (mut disks, mut nets) = (Vec::new(), Vec::new());
     for (spec, _) in &out.devices {
         match spec {
             DeviceSpec::VirtioBlk { drive, serial, queues, queue_size, slot } => {
@@ -77,10 +80,22 @@ pub fn add_devices(b: &mut Builder, out: &Outside, slots: &Slots) -> Result<Vec<
                 slots.bus.add(device, function, cell.clone());
                 b.devices.push(cell);
             }
+            DeviceSpec::VirtioNet { netdev, mac, rx_queue, tx_queue, slot } => {
+                let (device, function, wires) = slots.take("virtio-net-pci", slot)?;
+                let backend: Arc<dyn NetBackend> = match netdev {
+                    Some(id) => out.nets.get(id).cloned().ok_or_else(|| BoardError::NoNetdev(id.clone()))?,
+                    None => Arc::new(Absent { offloads: true }),
+                };
+                let config = NetConfig { mac: *mac, rx_queue: *rx_queue, tx_queue: *tx_queue };
+                let cell = VirtioPci::new_shared(Net::new(backend, config), wires, virtio_options(slot));
+                slots.bus.add(device, function, cell.clone());
+                b.devices.push(cell.clone());
+                nets.push(cell);
+            }
             DeviceSpec::IsaDebugExit { .. } | DeviceSpec::IsaDebugcon { .. } => {}
         }
     }
-    Ok(disks)
+    Ok((disks, nets))
 }
 
 /// Random bytes of the host's.

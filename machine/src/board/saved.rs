@@ -3,6 +3,7 @@
 use super::{Board, BoardError, Outside};
 use devices::block::{Absent, Disk};
 use devices::chr::{CharSink, NullSink};
+use devices::net::NetBackend;
 use devices::power::PowerSink;
 use std::sync::Arc;
 use vm_core::{Clock, LoadError, Section};
@@ -24,6 +25,10 @@ fn bad(name: &str, reason: &str) -> LoadError {
 fn pick<'a>(sections: &'a [Section], name: &str, nth: usize) -> Result<&'a Section, LoadError> {
     let found = sections.iter().filter(|s| s.name == name).nth(nth);
     found.ok_or_else(|| bad(name, "is not in the file: the machine was saved without this device"))
+}
+
+fn absent(offloads: bool) -> Arc<dyn NetBackend> {
+    Arc::new(devices::net::Absent { offloads })
 }
 
 impl Board {
@@ -56,6 +61,7 @@ impl Board {
             serials: std::array::from_fn(|i| self.uarts[i].as_ref().map(|_| sink())),
             devices: self.extra.iter().map(|d| (d.clone(), Some(sink()))).collect(),
             disks: self.disks.iter().map(|(id, d)| (id.clone(), Arc::new(Absent(d.geometry())) as Arc<dyn Disk>)).collect(),
+            nets: self.nets.iter().map(|(id, n)| (id.clone(), absent(n.offloads()))).collect(),
             unix_seconds: 0,
         };
         Board::around(self.ram.clone(), self.map.clone(), self.config, out)
@@ -116,6 +122,7 @@ pub mod tests {
             serials: [Some(Arc::new(NullSink)), None, Some(Arc::new(NullSink)), None],
             devices: [0xe9, 0x402].map(debugcon).to_vec(),
             disks: BTreeMap::new(),
+            nets: BTreeMap::new(),
             unix_seconds: 0,
         };
         Board::new(MachineConfig { kind: MachineKind::Pc, acpi: true, hpet, vga: true }, 2 << 20, out).unwrap()

@@ -32,6 +32,7 @@ fn outside(power: Arc<Asked>) -> Outside {
         serials: [Some(Arc::new(NullSink)), None, Some(Arc::new(NullSink)), None],
         devices: vec![(DeviceSpec::IsaDebugExit { iobase: 0x501, iosize: 2 }, None)],
         disks: BTreeMap::new(),
+        nets: Default::default(),
         unix_seconds: 0,
     }
 }

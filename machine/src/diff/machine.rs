@@ -83,6 +83,7 @@ impl Machine {
             serials,
             devices: config.devices.iter().map(|d| (d.clone(), Some(null.clone()))).collect(),
             disks: Default::default(),
+            nets: Default::default(),
             unix_seconds: rtc_base(&Config { icount: Some(*time), ..config.clone() })?,
         };
         let board = Arc::new(Board::new(config.machine, config.mem_bytes, outside)?);

@@ -28,6 +28,12 @@ static COMMANDS: &[Command] = &[
     }),
     command!("gva2gpa", "addr", "physical address of a virtual one", gva2gpa),
     command!("help" | "?", "[command]", "show the commands, or one", help),
+    command!("hostfwd_add", "[id] [tcp|udp]:[hostaddr]:hostport-[guestaddr]:guestport", "forward a port to the guest", |a, t| {
+        outcome(t.hostfwd(true, a))
+    }),
+    command!("hostfwd_remove", "[id] [tcp|udp]:[hostaddr]:hostport", "forward a port no more", |a, t| {
+        outcome(t.hostfwd(false, a))
+    }),
     command!("info", "[subcommand]", "show state of the machine", info),
     command!("loadvm", "file", "load a machine saved with savevm", |a, t| outcome(path(a).and_then(|p| t.load(p)))),
     command!("migrate", "[-d] uri", "save the machine to file:PATH and stop; -d: without waiting", migrate),
@@ -61,11 +67,13 @@ static INFOS: &[Command] = &[
     command!("migrate", "", "how the last migration went", |_, t| t.info_migrate()),
     command!("mtree", "", "what lies where in memory and ports", |_, t| t.info_board(Part::Memory)),
     command!("name", "", "name of the guest", |_, t| t.name().map_or_else(String::new, |n| n + "\n")),
+    command!("network", "", "network cards and what is behind them", |_, t| t.info_network()),
     command!("pic", "", "the 8259s and the I/O APIC", |_, t| t.info_board(Part::Interrupts)),
     command!("qtree", "", "the devices", |_, t| t.info_board(Part::Devices)),
     command!("registers", "[-a]", "CPU registers; -a: of all CPUs", registers),
     command!("status", "", "whether the machine runs", |_, t| format!("VM status: {}\n", t.run_state().text())),
     command!("tlb", "", "virtual to physical mappings", |_, t| t.info_tlb()),
+    command!("usernet", "", "connections and forwarded ports of user-mode networks", |_, t| t.info_usernet()),
     command!("uuid", "", "UUID of the guest", |_, _| "00000000-0000-0000-0000-000000000000\n".into()),
     command!("version", "", "version of this program", |_, _| format!("rhea {}\n", env!("CARGO_PKG_VERSION"))),
 ];

@@ -58,6 +58,18 @@ pub trait MonitorTarget: Send + Sync {
     fn block(&self) -> Vec<Value> {
         Vec::new()
     }
+    /// Network cards and what is behind them.
+    fn info_network(&self) -> String {
+        String::new()
+    }
+    /// Connections and forwarded ports of user-mode networks.
+    fn info_usernet(&self) -> String {
+        String::new()
+    }
+    /// Opens or closes a forwarded port, `[ID] FORWARD`.
+    fn hostfwd(&self, _add: bool, _args: &str) -> Result<(), String> {
+        Err("there is no user-mode network".into())
+    }
     /// Label, file name and whether it is open, of each back end, as `query-chardev` has them.
     fn chardevs(&self) -> Vec<Value>;
     fn run_state(&self) -> RunState;

@@ -4,6 +4,7 @@ use super::config::*;
 use super::drive;
 use super::error::{Hint, OptionError, Quoted};
 use super::icount;
+use super::net;
 use super::smp;
 use super::tree::{Group, Object, Tree, Value};
 use super::value;
@@ -40,6 +41,8 @@ pub fn build(tree: &Tree) -> Result<Config, OptionError> {
         chardevs: chardevs(tree)?,
         devices: devices(tree)?,
         drives: drive::build(tree)?,
+        netdevs: net::build(tree)?,
+        dumps: net::dumps(tree),
         rtc: rtc(tree)?,
         icount: icount::icount(tree)?,
         log: log(tree)?,
@@ -54,6 +57,7 @@ pub fn build(tree: &Tree) -> Result<Config, OptionError> {
     };
     drive::adopt(tree, &mut config.drives);
     drive::check(tree, &config)?;
+    net::check(tree, &config)?;
     check_kernel(&config)?;
     icount::check(&config)?;
     if config.loadvm.is_some() && config.incoming.is_some() {
@@ -210,10 +214,11 @@ fn backend(o: &Object) -> Result<CharBackend, OptionError> {
 fn devices(tree: &Tree) -> Result<Vec<DeviceSpec>, OptionError> {
     let mut list = Vec::new();
     for o in tree.all(Group::Device) {
-        list.extend(match drive::device(o)? {
-            None => device(o),
+        let made = match drive::device(o)? {
+            None => net::device(tree, o)?,
             some => some,
-        });
+        };
+        list.extend(made.or_else(|| device(o)));
     }
     Ok(list)
 }

@@ -1,6 +1,7 @@
 //! What the machine is built from: the option tree in plain types, everything checked.
 
 use arch_x86::Topology;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -31,6 +32,9 @@ pub struct Config {
     pub devices: Vec<DeviceSpec>,
     /// Images of disks, which devices name by id.
     pub drives: Vec<DriveConfig>,
+    /// Networks, which cards name by id.
+    pub netdevs: Vec<NetdevConfig>,
+    pub dumps: Vec<DumpConfig>,
     pub rtc: RtcConfig,
     /// Time follows the instructions executed.
     pub icount: Option<IcountConfig>,
@@ -198,6 +202,14 @@ pub enum DeviceSpec {
     VirtioRng {
         slot: PciSlot,
     },
+    /// Without a `netdev` there is no link.
+    VirtioNet {
+        netdev: Option<String>,
+        mac: [u8; 6],
+        rx_queue: u16,
+        tx_queue: u16,
+        slot: PciSlot,
+    },
 }
 
 /// Where a PCI device is, and how it shows itself.
@@ -211,6 +223,78 @@ pub struct PciSlot {
     pub modern: bool,
     /// MSI-X vectors; the device's own choice if `None`.
     pub vectors: Option<u16>,
+}
+
+/// A network of the host's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetdevConfig {
+    pub id: String,
+    pub kind: NetdevKind,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NetdevKind {
+    User(Box<UserNet>),
+}
+
+/// `-netdev user`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UserNet {
+    /// The guest's network; `host`, `dns` and `dhcp_start` lie in it.
+    pub net: Ipv4Addr,
+    /// Bits of its mask, 8..=29.
+    pub prefix: u8,
+    pub host: Ipv4Addr,
+    pub dns: Ipv4Addr,
+    pub dhcp_start: Ipv4Addr,
+    pub hostname: String,
+    pub domain: String,
+    /// The guest reaches nothing but what `guestfwd` names.
+    pub restrict: bool,
+    pub hostfwd: Vec<HostForward>,
+    pub guestfwd: Vec<GuestForward>,
+    pub resolv_conf: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    Tcp,
+    Udp,
+    Icmp,
+}
+
+/// A port of the host's that leads to the guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostForward {
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    pub host: SocketAddrV4,
+    /// Its address may be unspecified: the first that DHCP gives away.
+    pub guest: SocketAddrV4,
+}
+
+/// An address of the guest's network that leads to the host, by TCP.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestForward {
+    pub at: SocketAddrV4,
+    pub to: ForwardTarget,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ForwardTarget {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+    /// A shell's command line, anew for each connection.
+    Command(String),
+}
+
+/// `-object filter-dump`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DumpConfig {
+    pub netdev: String,
+    pub file: PathBuf,
+    /// Bytes of each frame.
+    pub most: usize,
 }
 
 /// A disk image and how it is used.

@@ -62,7 +62,8 @@ pub const FILE_NODE: &[PropSpec] = &[
     prop("cache.no-flush", Kind::Switch, "accepted; that of the format's node counts"),
 ];
 
-const PCI: [PropSpec; 6] = [
+/// What all PCI devices have.
+pub const PCI: [PropSpec; 6] = [
     prop("addr", Kind::Text, "PCI device[.function], in hexadecimal (next free)"),
     prop("bus", Kind::Word(&["pci.0", "pcie.0"]), "accepted"),
     prop("disable-legacy", Kind::Word(ON_OFF_AUTO), "no legacy registers (off)"),
@@ -245,7 +246,8 @@ fn file_node<'a>(tree: &'a Tree, o: &Object, node: &str) -> Result<&'a str, Opti
     })
 }
 
-fn slot(o: &Object) -> Result<PciSlot, OptionError> {
+/// Where a PCI device is, and how it shows itself.
+pub fn slot(o: &Object) -> Result<PciSlot, OptionError> {
     let bad =
         |text: &str| OptionError::BadValue(format!("{}: addr", o.origin), text.into(), "device (1 to 1e) and function".into());
     let parse = |text: &str| -> Option<(u8, u8)> {
@@ -320,7 +322,9 @@ pub fn check(tree: &Tree, c: &Config) -> Result<(), OptionError> {
         }
         used.push(id);
     }
-    let virtio = c.devices.iter().any(|d| matches!(d, DeviceSpec::VirtioBlk { .. } | DeviceSpec::VirtioRng { .. }));
+    let is_virtio =
+        |d: &DeviceSpec| matches!(d, DeviceSpec::VirtioBlk { .. } | DeviceSpec::VirtioRng { .. } | DeviceSpec::VirtioNet { .. });
+    let virtio = c.devices.iter().any(is_virtio);
     if c.icount.is_some() && (virtio || !c.drives.is_empty()) {
         let what = "-icount with disks or virtio devices";
         return Err(OptionError::NotBuilt(what.into(), "their requests do not end at exact instruction counts".into()));

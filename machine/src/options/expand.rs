@@ -3,6 +3,7 @@
 use super::chardev;
 use super::drive;
 use super::error::{Hint, OptionError, Quoted};
+use super::net;
 use super::schema;
 use super::tree::{Group, KeyVal, Object, Tree, Value, keyvals, split_commas, take};
 
@@ -44,13 +45,13 @@ pub fn expand(tree: &mut Tree, name: &'static str, value: &str) -> Result<(), Op
         "vga" if value == "none" => machine_switch(tree, "vga", &origin),
         "vga" if value == "std" => Ok(()),
         "vga" => Err(OptionError::NotBuilt(format!("{origin} {}", Quoted::from(value)), "'std' and 'none' are there".into())),
-        "nic" | "net" => {
-            if value == "none" {
-                Ok(())
-            } else {
-                absent(&origin, value)
-            }
+        "netdev" => net::netdev(tree, value, &origin),
+        "nic" => net::nic(tree, value, &origin),
+        "net" if value == "none" => net::nic(tree, value, &origin),
+        "net" => {
+            Err(OptionError::NotBuilt(format!("{origin} {}", Quoted::from(value)), "use -nic, or -netdev and -device".into()))
         }
+        "object" => net::object(tree, value, &origin),
         "parallel" => {
             if matches!(value, "none" | "null") {
                 Ok(())
@@ -87,7 +88,7 @@ fn object(tree: &mut Tree, group: Group, driver: &str, kvs: Vec<KeyVal>, origin:
     Ok(())
 }
 
-fn process(tree: &mut Tree, kvs: Vec<KeyVal>, origin: &str) -> Result<(), OptionError> {
+pub fn process(tree: &mut Tree, kvs: Vec<KeyVal>, origin: &str) -> Result<(), OptionError> {
     single(tree, Group::Process, "process", kvs, origin)
 }
 

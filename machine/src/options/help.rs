@@ -39,6 +39,9 @@ pub fn for_value(option: &str, value: &str) -> Option<String> {
         "device" => Group::Device,
         "drive" if value == "help" => return properties(Group::Drive, "drive"),
         "blockdev" => Group::Drive,
+        "netdev" => Group::Netdev,
+        "nic" if value == "help" => Group::Netdev,
+        "object" => Group::Object,
         "m" => Group::Memory,
         "smp" => Group::Smp,
         "boot" => Group::Boot,
@@ -47,7 +50,7 @@ pub fn for_value(option: &str, value: &str) -> Option<String> {
         "trace" => Group::Trace,
         "d" => return value.split(',').any(asks).then(log_items),
         "vga" => return asks(value).then(|| "std\nnone\n".into()),
-        "display" | "nic" | "net" | "parallel" => return asks(value).then(|| "none\n".into()),
+        "display" | "net" | "parallel" => return asks(value).then(|| "none\n".into()),
         _ => return None,
     };
     let prefixed = first.split_once('=').map_or(first, |(_, v)| v);

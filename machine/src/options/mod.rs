@@ -10,6 +10,7 @@ pub mod error;
 mod expand;
 mod help;
 mod icount;
+mod net;
 mod schema;
 mod smp;
 mod table;
@@ -20,6 +21,7 @@ mod value;
 
 pub use config::*;
 pub use error::OptionError;
+pub use net::{host_end, host_forward};
 
 use clap::parser::ValueSource;
 
@@ -50,6 +52,7 @@ pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Request, OptionEr
         expand::expand(&mut tree, name, &value)?;
     }
     chardev::defaults(&mut tree)?;
+    net::defaults(&mut tree)?;
     let mut config = Box::new(build::build(&tree)?);
     if !first_run {
         return Ok(Request::Run(config));

@@ -2,6 +2,7 @@
 
 use super::drive;
 use super::error::{Hint, OptionError};
+use super::net;
 use super::tree::Group;
 use arch_x86::{features, models};
 
@@ -239,6 +240,13 @@ pub const DRIVERS: &[DriverSpec] = &[
     driver_spec(Group::Drive, "file", "node of -blockdev: a file that others read", drive::FILE_NODE),
     driver_spec(Group::Device, "virtio-blk-pci", "disk", drive::VIRTIO_BLK),
     driver_spec(Group::Device, "virtio-rng-pci", "random numbers", drive::VIRTIO_RNG),
+    driver_spec(Group::Device, "virtio-net-pci", "network card", net::VIRTIO_NET),
+    driver_spec(Group::Netdev, "user", "a network in this process, by the host's sockets", net::USER),
+    absent(Group::Netdev, "tap", "", "only 'user' is there"),
+    absent(Group::Netdev, "socket", "", "only 'user' is there"),
+    absent(Group::Netdev, "dgram", "", "only 'user' is there"),
+    absent(Group::Netdev, "stream", "", "only 'user' is there"),
+    driver_spec(Group::Object, "filter-dump", "a capture of all frames of a network", net::DUMP),
     driver_spec(
         Group::Rtc,
         "rtc",
@@ -293,6 +301,7 @@ pub const DRIVERS: &[DriverSpec] = &[
             prop("shutdown", Kind::Switch, ""),
             prop("paused", Kind::Switch, ""),
             prop("defaults", Kind::Switch, ""),
+            prop("network", Kind::Switch, ""),
             prop("graphic", Kind::Switch, ""),
             prop("display", Kind::Word(&["none"]), ""),
             prop("snapshot", Kind::Switch, ""),

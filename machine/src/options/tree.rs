@@ -20,6 +20,8 @@ pub enum Group {
     Gdb,
     Device,
     Drive,
+    Netdev,
+    Object,
     Rtc,
     Icount,
     Log,

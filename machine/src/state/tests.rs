@@ -48,6 +48,7 @@ fn make(c: &Config, kernel: &Path) -> Runner {
         serials: [Some(Arc::new(NullSink)), None, None, None],
         devices: vec![],
         disks: Default::default(),
+        nets: Default::default(),
         unix_seconds: 0,
     };
     let board = Arc::new(Board::new(c.machine, c.mem_bytes, out).unwrap());

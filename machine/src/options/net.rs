@@ -1,0 +1,307 @@
+//! Network: `-netdev`, `-nic`, `-net none`, the network card, captures, and what there is when nothing is said.
+
+use super::config::{
+    Config, DeviceSpec, DumpConfig, ForwardTarget, GuestForward, HostForward, NetdevConfig, NetdevKind, Protocol, UserNet,
+};
+use super::drive;
+use super::error::{Hint, OptionError, Quoted};
+use super::schema::{Kind, PropSpec, need, prop};
+use super::tree::{Group, KeyVal, Object, Tree, keyvals, take};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+
+const MODEL: &str = "virtio-net-pci";
+/// Properties that may be given more than once.
+const LISTS: [&str; 2] = ["hostfwd", "guestfwd"];
+
+pub const USER: &[PropSpec] = &[
+    prop("net", Kind::Text, "the guest's network, ADDR[/BITS] or ADDR/MASK (10.0.2.0/24)"),
+    prop("host", Kind::Text, "the host as the guest sees it, which is the host's loopback (10.0.2.2)"),
+    prop("dns", Kind::Text, "the name server as the guest sees it (10.0.2.3)"),
+    prop("dhcpstart", Kind::Text, "first address that DHCP gives away (10.0.2.15)"),
+    prop("hostname", Kind::Text, "name that DHCP gives to the guest"),
+    prop("domainname", Kind::Text, "domain that DHCP tells"),
+    prop("restrict", Kind::Switch, "the guest reaches nothing but what guestfwd names (off)"),
+    prop("hostfwd", Kind::Text, "[tcp|udp]:[HOSTADDR]:HOSTPORT-[GUESTADDR]:GUESTPORT, any number of times"),
+    prop("guestfwd", Kind::Text, "[tcp]:ADDR:PORT-tcp:HOST:PORT, …-unix:PATH, …-cmd:COMMAND, any number of times"),
+    prop("resolv-conf", Kind::Text, "where the host's name server is named (/etc/resolv.conf)"),
+    prop("ipv4", Kind::Word(&["on", "yes", "y"]), "accepted"),
+    prop("ipv6", Kind::Word(&["off", "no", "n"]), "accepted"),
+];
+
+pub const VIRTIO_NET: &[PropSpec] = &[
+    drive::PCI[0],
+    drive::PCI[1],
+    drive::PCI[2],
+    drive::PCI[3],
+    drive::PCI[4],
+    drive::PCI[5],
+    prop("netdev", Kind::Text, "id of a -netdev (none: no link)"),
+    prop("mac", Kind::Text, "hardware address (52:54:00:12:34:56 and those that follow)"),
+    prop("rx_queue_size", Kind::Positive(1024), "buffers for frames that come, a power of two (256)"),
+    prop("tx_queue_size", Kind::Positive(1024), "frames under way, a power of two (256)"),
+    prop("bootindex", Kind::Number(i32::MAX as u64), "accepted"),
+];
+
+pub const DUMP: &[PropSpec] = &[
+    need("netdev", Kind::Text, "whose frames"),
+    need("file", Kind::Text, "capture, in libpcap's format"),
+    prop("maxlen", Kind::Positive(1 << 20), "bytes of each frame (65536)"),
+];
+
+/// Joins what may be given more than once.
+fn join_lists(kvs: Vec<KeyVal>) -> Vec<KeyVal> {
+    let mut out: Vec<KeyVal> = Vec::new();
+    for kv in kvs {
+        match (out.iter_mut().find(|o| LISTS.contains(&&*o.key) && o.key == kv.key), &kv.value) {
+            (Some(KeyVal { value: Some(all), .. }), Some(v)) => {
+                all.push('\n');
+                all.push_str(v);
+            }
+            _ => out.push(kv),
+        }
+    }
+    out
+}
+
+/// `-netdev KIND,id=ID,…`.
+pub fn netdev(tree: &mut Tree, value: &str, origin: &str) -> Result<(), OptionError> {
+    let mut kvs = join_lists(keyvals(value, Some("type")));
+    let kind = take(&mut kvs, "type").ok_or(OptionError::MissingProperty(origin.into(), "type"))?;
+    let o = Object::new(Group::Netdev, &kind, kvs, &format!("{origin} {kind}"))?;
+    if o.id.is_none() {
+        return Err(OptionError::MissingProperty(o.origin, "id"));
+    }
+    tree.push(o);
+    Ok(())
+}
+
+/// `-nic KIND[,model=M][,mac=A],…`: a back end and its card.
+pub fn nic(tree: &mut Tree, value: &str, origin: &str) -> Result<(), OptionError> {
+    if value == "none" {
+        return super::expand::process(tree, vec![KeyVal::new("network", "off")], origin);
+    }
+    let mut kvs = join_lists(keyvals(value, Some("type")));
+    let kind = take(&mut kvs, "type").ok_or(OptionError::MissingProperty(origin.into(), "type"))?;
+    if let Some(model) = take(&mut kvs, "model").filter(|m| !matches!(m.as_str(), MODEL | "virtio" | "virtio-net")) {
+        let what = format!("{origin} model={}", Quoted::from(&*model));
+        return Err(OptionError::NotBuilt(what, format!("'{MODEL}' is there")));
+    }
+    let mut device: Vec<KeyVal> = Vec::new();
+    for key in ["mac", "addr"] {
+        device.extend(take(&mut kvs, key).map(|v| KeyVal::new(key, &v)));
+    }
+    let mut o = Object::new(Group::Netdev, &kind, kvs, &format!("{origin} {kind}"))?;
+    let n = tree.all(Group::Netdev).count();
+    let id = o.id.get_or_insert_with(|| format!("nic{n}")).clone();
+    tree.push(o);
+    device.push(KeyVal::new("netdev", &id));
+    tree.push(Object::new(Group::Device, MODEL, device, origin)?);
+    Ok(())
+}
+
+/// `-object TYPE,id=ID,…`.
+pub fn object(tree: &mut Tree, value: &str, origin: &str) -> Result<(), OptionError> {
+    let mut kvs = keyvals(value, Some("qom-type"));
+    let kind = take(&mut kvs, "qom-type").ok_or(OptionError::MissingProperty(origin.into(), "qom-type"))?;
+    tree.push(Object::new(Group::Object, &kind, kvs, &format!("{origin} {kind}"))?);
+    Ok(())
+}
+
+/// A card with a user-mode network where nothing was said of networks, as in QEMU.
+pub fn defaults(tree: &mut Tree) -> Result<(), OptionError> {
+    let process = tree.one(Group::Process);
+    let off = |name| process.and_then(|p| p.switch(name)) == Some(false);
+    let said = tree.all(Group::Netdev).next().is_some() || tree.all(Group::Device).any(|o| o.driver == MODEL);
+    if off("network") || off("defaults") || said || tree.one(Group::Icount).is_some() {
+        return Ok(());
+    }
+    nic(tree, "user,id=net0", "-nic")
+}
+
+fn bad(o: &Object, name: &str, value: &str, why: &str) -> OptionError {
+    OptionError::BadValue(format!("{}: {name}", o.origin), value.into(), why.into())
+}
+
+/// All back ends.
+pub fn build(tree: &Tree) -> Result<Vec<NetdevConfig>, OptionError> {
+    let mut list: Vec<NetdevConfig> = Vec::new();
+    for o in tree.all(Group::Netdev) {
+        let id = o.id.clone().unwrap_or_default();
+        if list.iter().any(|n| n.id == id) {
+            return Err(bad(o, "id", &id, "another network has this id"));
+        }
+        list.push(NetdevConfig { id, kind: NetdevKind::User(Box::new(user(o)?)) });
+    }
+    Ok(list)
+}
+
+fn address(o: &Object, name: &str) -> Result<Option<Ipv4Addr>, OptionError> {
+    o.text(name).map(|t| t.parse().map_err(|_| bad(o, name, t, "not an IPv4 address"))).transpose()
+}
+
+/// `ADDR`, `ADDR/BITS` or `ADDR/MASK`.
+fn network(text: &str) -> Option<(Ipv4Addr, u8)> {
+    let (ip, mask) = text.split_once('/').unwrap_or((text, "24"));
+    let bits = match mask.parse::<u8>() {
+        Ok(bits) => bits,
+        Err(_) => {
+            let mask = u32::from(mask.parse::<Ipv4Addr>().ok()?);
+            (mask.leading_ones() + mask.trailing_zeros() == 32).then_some(mask.leading_ones() as u8)?
+        }
+    };
+    Some((ip.parse().ok()?, bits)).filter(|_| (8..=29).contains(&bits))
+}
+
+fn user(o: &Object) -> Result<UserNet, OptionError> {
+    let text = o.text("net").unwrap_or("10.0.2.0/24");
+    let (net, prefix) = network(text).ok_or_else(|| bad(o, "net", text, "not a network of 8 to 29 bits"))?;
+    let base = u32::from(net) & (u32::MAX << (32 - prefix));
+    let size = 1u32 << (32 - prefix);
+    let nth = |n: u32| Ipv4Addr::from(base | n.min(size - 2));
+    let host = address(o, "host")?.unwrap_or(nth(2));
+    let dns = address(o, "dns")?.unwrap_or(nth(3));
+    let dhcp_start = address(o, "dhcpstart")?.unwrap_or(if size > 16 { nth(15) } else { nth(4) });
+    let word = |name| o.text(name).unwrap_or_default().to_owned();
+    let mut u = UserNet {
+        net: Ipv4Addr::from(base),
+        prefix,
+        host,
+        dns,
+        dhcp_start,
+        hostname: word("hostname"),
+        domain: word("domainname"),
+        restrict: o.switch("restrict") == Some(true),
+        hostfwd: Vec::new(),
+        guestfwd: Vec::new(),
+        resolv_conf: o.text("resolv-conf").unwrap_or("/etc/resolv.conf").into(),
+    };
+    for (name, ip) in [("host", host), ("dns", dns), ("dhcpstart", dhcp_start)] {
+        if !u.contains(ip) {
+            return Err(bad(o, name, &ip.to_string(), "not an address of the guest's network"));
+        }
+    }
+    if host == dns || host == dhcp_start || dns == dhcp_start {
+        return Err(OptionError::Conflict(format!("{}: host, dns and dhcpstart must differ", o.origin)));
+    }
+    for (name, text) in LISTS.iter().flat_map(|n| o.text(n).into_iter().flat_map(str::lines).map(move |l| (*n, l))) {
+        match name {
+            "hostfwd" => u.hostfwd.push(host_forward(text).map_err(|why| bad(o, name, text, &why))?),
+            _ => {
+                let g = guest_forward(text).map_err(|why| bad(o, name, text, &why))?;
+                if !u.contains(*g.at.ip()) || *g.at.ip() == host || u.guestfwd.iter().any(|x| x.at == g.at) {
+                    return Err(bad(o, name, text, "not a free address of the guest's network"));
+                }
+                u.guestfwd.push(g);
+            }
+        }
+    }
+    Ok(u)
+}
+
+fn port(text: &str) -> Result<u16, String> {
+    text.parse().ok().filter(|p| *p > 0).ok_or_else(|| format!("'{text}' is no port"))
+}
+
+fn ip(text: &str) -> Result<Ipv4Addr, String> {
+    if text.is_empty() { Ok(Ipv4Addr::UNSPECIFIED) } else { text.parse().map_err(|_| format!("'{text}' is no IPv4 address")) }
+}
+
+/// Protocol and address of the host's, as `hostfwd_remove` has them: `[tcp|udp]:[ADDR]:PORT`.
+pub fn host_end(text: &str) -> Result<(Protocol, SocketAddrV4), String> {
+    let mut parts = text.split(':');
+    let (Some(protocol), Some(addr), Some(at), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+        return Err("not [tcp|udp]:[HOSTADDR]:HOSTPORT".into());
+    };
+    let protocol = match protocol {
+        "" | "tcp" => Protocol::Tcp,
+        "udp" => Protocol::Udp,
+        p => return Err(format!("'{p}' is neither 'tcp' nor 'udp'")),
+    };
+    Ok((protocol, SocketAddrV4::new(ip(addr)?, port(at)?)))
+}
+
+/// `[tcp|udp]:[HOSTADDR]:HOSTPORT-[GUESTADDR]:GUESTPORT`.
+pub fn host_forward(text: &str) -> Result<HostForward, String> {
+    const FORM: &str = "not [tcp|udp]:[HOSTADDR]:HOSTPORT-[GUESTADDR]:GUESTPORT";
+    let (from, to) = text.split_once('-').ok_or(FORM)?;
+    let (protocol, host) = host_end(from).map_err(|why| if why.starts_with("not") { FORM.to_owned() } else { why })?;
+    let (addr, at) = to.split_once(':').ok_or(FORM)?;
+    Ok(HostForward { protocol, host, guest: SocketAddrV4::new(ip(addr)?, port(at)?) })
+}
+
+fn guest_forward(text: &str) -> Result<GuestForward, String> {
+    const FORM: &str = "not [tcp]:ADDR:PORT-tcp:HOST:PORT, -unix:PATH or -cmd:COMMAND";
+    let (at, to) = text.split_once('-').ok_or(FORM)?;
+    let (Protocol::Tcp, at) = host_end(at).map_err(|_| FORM)? else { return Err("only 'tcp' can be forwarded".into()) };
+    let to = match to.split_once(':').ok_or(FORM)? {
+        ("tcp", at) => {
+            let at = at.strip_prefix("localhost:").map_or_else(|| at.to_owned(), |port| format!("127.0.0.1:{port}"));
+            ForwardTarget::Tcp(at.parse::<SocketAddr>().map_err(|_| format!("'{at}' is no ADDRESS:PORT"))?)
+        }
+        ("unix", path) if !path.is_empty() => ForwardTarget::Unix(path.into()),
+        ("cmd", line) if !line.is_empty() => ForwardTarget::Command(line.into()),
+        _ => return Err(FORM.into()),
+    };
+    Ok(GuestForward { at, to })
+}
+
+fn mac(text: &str) -> Option<[u8; 6]> {
+    let mut bytes = [0; 6];
+    let mut parts = text.split([':', '-']);
+    for b in &mut bytes {
+        *b = u8::from_str_radix(parts.next().filter(|p| (1..=2).contains(&p.len()))?, 16).ok()?;
+    }
+    (parts.next().is_none() && bytes[0] & 1 == 0).then_some(bytes)
+}
+
+/// A network card, or `None` if it is something else.
+pub fn device(tree: &Tree, o: &Object) -> Result<Option<DeviceSpec>, OptionError> {
+    if o.driver != MODEL {
+        return Ok(None);
+    }
+    let queue = |name| match o.number(name).unwrap_or(256) as u16 {
+        n if n.is_power_of_two() && n >= 64 => Ok(n),
+        n => Err(bad(o, name, &n.to_string(), "a power of two from 64 to 1024")),
+    };
+    let n = tree.all(Group::Device).filter(|x| x.driver == MODEL).position(|x| std::ptr::eq(x, o)).unwrap_or(0);
+    let address = match o.text("mac") {
+        Some(t) => mac(t).ok_or_else(|| bad(o, "mac", t, "not a unicast address like 52:54:00:12:34:56"))?,
+        None => [0x52, 0x54, 0, 0x12, 0x34, 0x56u8.wrapping_add(n as u8)],
+    };
+    Ok(Some(DeviceSpec::VirtioNet {
+        netdev: o.text("netdev").filter(|n| !n.is_empty()).map(Into::into),
+        mac: address,
+        rx_queue: queue("rx_queue_size")?,
+        tx_queue: queue("tx_queue_size")?,
+        slot: drive::slot(o)?,
+    }))
+}
+
+/// Captures.
+pub fn dumps(tree: &Tree) -> Vec<DumpConfig> {
+    let one = |o: &Object| DumpConfig {
+        netdev: o.text("netdev").unwrap_or_default().into(),
+        file: o.text("file").unwrap_or_default().into(),
+        most: o.number("maxlen").unwrap_or(65536) as usize,
+    };
+    tree.all(Group::Object).filter(|o| o.driver == "filter-dump").map(one).collect()
+}
+
+/// Every network that something names exists, and has one card.
+pub fn check(tree: &Tree, c: &Config) -> Result<(), OptionError> {
+    let mut used: Vec<&str> = Vec::new();
+    for o in tree.objects.iter().filter(|o| o.group == Group::Object || o.driver == MODEL) {
+        let Some(id) = o.text("netdev").filter(|n| !n.is_empty()) else { continue };
+        if !c.netdevs.iter().any(|n| n.id == id) {
+            let hint = Hint::for_word(id, c.netdevs.iter().map(|n| n.id.as_str()));
+            return Err(OptionError::UnknownValue(format!("{}: netdev", o.origin), id.into(), hint));
+        }
+        if o.driver == MODEL && used.contains(&id) {
+            return Err(OptionError::Conflict(format!("{}: netdev {} has another card", o.origin, Quoted::from(id))));
+        }
+        if o.driver == MODEL {
+            used.push(id);
+        }
+    }
+    Ok(())
+}
