@@ -17,7 +17,10 @@ const MODULES: [&str; 7] = [
     "drivers/char/hw_random/virtio-rng",
 ];
 
-/// A kernel and an initial RAM disk with a shell, `/disk/load` (which loads the modules) and more files.
+/// Those for virtio-net, which are loaded by themselves.
+const NET_MODULES: [&str; 3] = ["net/core/failover", "drivers/net/net_failover", "drivers/net/virtio_net"];
+
+/// A kernel and an initial RAM disk with a shell, `/disk/load` and `/disk/load-net` (which load modules) and more files.
 pub struct Linux {
     pub kernel: String,
     pub initrd: String,
@@ -29,17 +32,20 @@ impl Linux {
         let root = kernel_package()?;
         let kernel = first(&root.join("boot"), "vmlinuz-")?;
         let modules = first(&root.join("lib/modules"), "").or_else(|| first(&root.join("usr/lib/modules"), ""))?;
-        let mut load = String::from("mkdir -p /tmp\n");
         let mut list = Vec::new();
-        for m in MODULES {
-            let path = modules.join("kernel").join(format!("{m}.ko"));
-            if let Ok(data) = std::fs::read(&path) {
-                let short = m.rsplit('/').next().unwrap_or(m);
-                load += &format!("insmod /disk/{short}.ko\n");
-                list.push((format!("disk/{short}.ko"), data));
+        let mut script = |start: &str, wanted: &[&str]| {
+            let mut load = String::from(start);
+            for m in wanted {
+                if let Ok(data) = std::fs::read(modules.join("kernel").join(format!("{m}.ko"))) {
+                    let short = m.rsplit('/').next().unwrap_or(m);
+                    load += &format!("insmod /disk/{short}.ko\n");
+                    list.push((format!("disk/{short}.ko"), data));
+                }
             }
-        }
-        list.push(("disk/load".into(), load.into_bytes()));
+            load.into_bytes()
+        };
+        let (load, load_net) = (script("mkdir -p /tmp\n", &MODULES), script("", &NET_MODULES));
+        list.extend([("disk/load".to_owned(), load), ("disk/load-net".to_owned(), load_net)]);
         list.extend(files.iter().map(|(name, text)| (format!("disk/{name}"), text.as_bytes().to_vec())));
         let mut all = std::fs::read(base).ok()?;
         // Archives may follow each other (Documentation/driver-api/early-userspace/buffer-format.rst).

@@ -1,7 +1,9 @@
 //! Networks of the host's: each behind one card, with a thread of its own.
 
 mod dump;
+mod link;
 mod port;
+mod tap;
 pub mod user;
 
 pub use port::Port;
@@ -10,6 +12,7 @@ use crate::options::{DumpConfig, HostForward, NetdevConfig, NetdevKind, Protocol
 use crate::say;
 use devices::net::NetBackend;
 use dump::Dump;
+use link::Link;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddrV4;
@@ -39,6 +42,7 @@ fn name(p: Protocol) -> &'static str {
 /// What is behind a card.
 enum Kind {
     User(User),
+    Link(Link),
 }
 
 struct Net {
@@ -55,7 +59,8 @@ impl Nets {
         let mut nets = BTreeMap::new();
         for c in list {
             let host = |e| NetError::Host(c.id.clone(), e);
-            let port = Arc::new(Port::new(true).map_err(host)?);
+            let offloads = matches!(c.kind, NetdevKind::User(_));
+            let port = Arc::new(Port::new(offloads).map_err(host)?);
             for d in dumps.iter().filter(|d| d.netdev == c.id) {
                 port.add_dump(Dump::create(&d.file, d.most).map_err(|e| NetError::Dump(d.file.clone(), e))?);
             }
@@ -64,6 +69,7 @@ impl Nets {
                     Some(f) => NetError::Forward { id: c.id.clone(), forward: Box::new(f), source: e },
                     None => host(e),
                 })?),
+                NetdevKind::Link(l) => Kind::Link(Link::start(&c.id, l, port.clone()).map_err(host)?),
             };
             nets.insert(c.id.clone(), Net { port, kind });
         }
@@ -83,9 +89,10 @@ impl Nets {
     /// Text of `info usernet`.
     pub fn info_user(&self) -> String {
         let one = |(id, n): (&String, &Net)| match &n.kind {
-            Kind::User(u) => format!("{id}:\n{}", u.info()),
+            Kind::User(u) => Some(format!("{id}:\n{}", u.info())),
+            Kind::Link(_) => None,
         };
-        self.0.iter().map(one).collect()
+        self.0.iter().filter_map(one).collect()
     }
 
     /// Text of `info network`, less the cards.
@@ -93,13 +100,15 @@ impl Nets {
         let n = self.0.get(id)?;
         Some(match &n.kind {
             Kind::User(u) => format!("{id}: index=0,type=user,{}", u.describe()),
+            Kind::Link(l) => format!("{id}: index=0,{}", l.what),
         })
     }
 
     /// The user-mode network that a monitor's command is about, and the rest of its arguments.
     fn user<'a>(&self, args: &'a str) -> Result<(&User, &'a str), String> {
-        let mut users = self.0.iter().map(|(id, n)| match &n.kind {
-            Kind::User(u) => (id, u),
+        let mut users = self.0.iter().filter_map(|(id, n)| match &n.kind {
+            Kind::User(u) => Some((id, u)),
+            Kind::Link(_) => None,
         });
         match args.split_once(char::is_whitespace) {
             Some((id, rest)) => {

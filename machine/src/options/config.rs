@@ -235,6 +235,23 @@ pub struct NetdevConfig {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NetdevKind {
     User(Box<UserNet>),
+    Link(LinkConfig),
+}
+
+/// Frames as they are, to somewhere else.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LinkConfig {
+    /// Waits for a peer.
+    Listen(SocketAddress),
+    Connect(SocketAddress),
+    Datagrams {
+        local: SocketAddress,
+        remote: SocketAddress,
+    },
+    /// A device of the host's; any if the name is empty.
+    Tap {
+        name: String,
+    },
 }
 
 /// `-netdev user`.

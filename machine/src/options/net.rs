@@ -1,7 +1,8 @@
 //! Network: `-netdev`, `-nic`, `-net none`, the network card, captures, and what there is when nothing is said.
 
 use super::config::{
-    Config, DeviceSpec, DumpConfig, ForwardTarget, GuestForward, HostForward, NetdevConfig, NetdevKind, Protocol, UserNet,
+    Config, DeviceSpec, DumpConfig, ForwardTarget, GuestForward, HostForward, LinkConfig, NetdevConfig, NetdevKind, Protocol,
+    SocketAddress, UserNet,
 };
 use super::drive;
 use super::error::{Hint, OptionError, Quoted};
@@ -26,6 +27,42 @@ pub const USER: &[PropSpec] = &[
     prop("resolv-conf", Kind::Text, "where the host's name server is named (/etc/resolv.conf)"),
     prop("ipv4", Kind::Word(&["on", "yes", "y"]), "accepted"),
     prop("ipv6", Kind::Word(&["off", "no", "n"]), "accepted"),
+];
+
+pub const TAP: &[PropSpec] = &[
+    prop("ifname", Kind::Text, "its name (the host chooses)"),
+    prop("script", Kind::Word(&["no", ""]), "accepted"),
+    prop("downscript", Kind::Word(&["no", ""]), "accepted"),
+    prop("vhost", Kind::Word(&["off"]), "accepted"),
+    prop("vnet_hdr", Kind::Word(&["off"]), "accepted"),
+];
+
+pub const SOCKET: &[PropSpec] = &[
+    prop("listen", Kind::Text, "[HOST]:PORT to wait at for a peer"),
+    prop("connect", Kind::Text, "HOST:PORT of a peer that waits"),
+    prop("udp", Kind::Text, "HOST:PORT to send to"),
+    prop("localaddr", Kind::Text, "HOST:PORT to receive at, with udp"),
+];
+
+const KIND: Kind = Kind::Word(&["inet", "unix"]);
+
+pub const STREAM: &[PropSpec] = &[
+    prop("server", Kind::Switch, "wait for a peer (off)"),
+    need("addr.type", KIND, ""),
+    prop("addr.host", Kind::Text, ""),
+    prop("addr.port", Kind::Text, ""),
+    prop("addr.path", Kind::Text, ""),
+];
+
+pub const DGRAM: &[PropSpec] = &[
+    need("local.type", KIND, ""),
+    prop("local.host", Kind::Text, ""),
+    prop("local.port", Kind::Text, ""),
+    prop("local.path", Kind::Text, ""),
+    need("remote.type", KIND, ""),
+    prop("remote.host", Kind::Text, ""),
+    prop("remote.port", Kind::Text, ""),
+    prop("remote.path", Kind::Text, ""),
 ];
 
 pub const VIRTIO_NET: &[PropSpec] = &[
@@ -130,9 +167,49 @@ pub fn build(tree: &Tree) -> Result<Vec<NetdevConfig>, OptionError> {
         if list.iter().any(|n| n.id == id) {
             return Err(bad(o, "id", &id, "another network has this id"));
         }
-        list.push(NetdevConfig { id, kind: NetdevKind::User(Box::new(user(o)?)) });
+        let kind = match o.driver {
+            "user" => NetdevKind::User(Box::new(user(o)?)),
+            _ => NetdevKind::Link(link(o)?),
+        };
+        list.push(NetdevConfig { id, kind });
     }
     Ok(list)
+}
+
+/// `HOST:PORT`.
+fn host_port(o: &Object, name: &str) -> Result<Option<SocketAddress>, OptionError> {
+    let Some(text) = o.text(name) else { return Ok(None) };
+    let wrong = || bad(o, name, text, "not HOST:PORT");
+    let (host, at) = text.rsplit_once(':').ok_or_else(wrong)?;
+    let at = port(at).map_err(|_| wrong())?;
+    Ok(Some(SocketAddress::Tcp { host: host.into(), port: at }))
+}
+
+/// The address of `prefix.type`, `prefix.host` and so on.
+fn socket_address(o: &Object, prefix: &str) -> Result<SocketAddress, OptionError> {
+    let part = |name: &str| o.text(&format!("{prefix}.{name}")).filter(|t| !t.is_empty());
+    let missing = |what| OptionError::Conflict(format!("{}: {prefix}: {what} is missing", o.origin));
+    if part("type") == Some("unix") {
+        return part("path").map(|p| SocketAddress::Unix(p.into())).ok_or_else(|| missing("path"));
+    }
+    let at = part("port").ok_or_else(|| missing("port"))?;
+    let at = port(at).map_err(|why| bad(o, prefix, at, &why))?;
+    Ok(SocketAddress::Tcp { host: part("host").unwrap_or_default().into(), port: at })
+}
+
+fn link(o: &Object) -> Result<LinkConfig, OptionError> {
+    match o.driver {
+        "tap" => Ok(LinkConfig::Tap { name: o.text("ifname").unwrap_or_default().into() }),
+        "stream" if o.switch("server") == Some(true) => Ok(LinkConfig::Listen(socket_address(o, "addr")?)),
+        "stream" => Ok(LinkConfig::Connect(socket_address(o, "addr")?)),
+        "dgram" => Ok(LinkConfig::Datagrams { local: socket_address(o, "local")?, remote: socket_address(o, "remote")? }),
+        _ => match (host_port(o, "listen")?, host_port(o, "connect")?, host_port(o, "udp")?, host_port(o, "localaddr")?) {
+            (Some(a), None, None, None) => Ok(LinkConfig::Listen(a)),
+            (None, Some(a), None, None) => Ok(LinkConfig::Connect(a)),
+            (None, None, Some(remote), Some(local)) => Ok(LinkConfig::Datagrams { local, remote }),
+            _ => Err(OptionError::Conflict(format!("{}: one of listen, connect, or udp with localaddr", o.origin))),
+        },
+    }
 }
 
 fn address(o: &Object, name: &str) -> Result<Option<Ipv4Addr>, OptionError> {

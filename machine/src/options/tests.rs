@@ -154,9 +154,11 @@ fn serial_and_monitor_back_ends() {
 #[test]
 fn short_forms_expand_into_the_long_ones() {
     let long = config("-nodefaults -chardev stdio,id=serial0,mux=on -device isa-serial,chardev=serial0 -mon serial0");
-    let short = config("-serial mon:stdio");
+    let short = config("-serial mon:stdio -nic none");
     assert_eq!(long, short);
-    let c = config("-chardev null,id=n -debugcon chardev:n -device isa-debug-exit -device isa-debug-exit,iobase=0xf4,iosize=4");
+    let c = config(
+        "-net none -chardev null,id=n -debugcon chardev:n -device isa-debug-exit -device isa-debug-exit,iobase=0xf4,iosize=4",
+    );
     let exit = |iobase, iosize| DeviceSpec::IsaDebugExit { iobase, iosize };
     let con = DeviceSpec::IsaDebugcon { iobase: 0xe9, readback: 0xe9, chardev: "n".into() };
     assert_eq!(c.devices, [con, exit(0x501, 2), exit(0xf4, 4)]);
@@ -359,7 +361,7 @@ fn counted_time() {
 #[test]
 fn drives_by_their_short_and_long_forms() {
     let c = config(
-        "-drive file=a.img,format=raw,if=virtio -drive file=b,if=none,id=b,cache=none,werror=stop,discard=unmap,readonly=on",
+        "-nic none -drive file=a.img,format=raw,if=virtio -drive file=b,if=none,id=b,cache=none,werror=stop,discard=unmap,readonly=on",
     );
     let [a, b] = &c.drives[..] else { panic!("{:?}", c.drives) };
     assert_eq!((a.id.as_str(), a.format, a.read_only, a.werror), ("virtio0", Some(ImageFormat::Raw), false, OnError::Enospc));
@@ -368,7 +370,8 @@ fn drives_by_their_short_and_long_forms() {
     assert!(matches!(&c.devices[..], [DeviceSpec::VirtioBlk { drive, .. }] if drive == "virtio0"));
     let two = "-blockdev driver=file,node-name=f,filename=x.qcow2 -blockdev driver=qcow2,node-name=n,file=f";
     let one = "-blockdev {\"driver\":\"qcow2\",\"node-name\":\"n\",\"file\":{\"driver\":\"file\",\"filename\":\"x.qcow2\"}}";
-    let device = " -device virtio-blk-pci,drive=n,addr=1e.0,num-queues=2,queue-size=64,disable-legacy=on,serial=s,rerror=stop";
+    let device =
+        " -nic none -device virtio-blk-pci,drive=n,addr=1e.0,num-queues=2,queue-size=64,disable-legacy=on,serial=s,rerror=stop";
     let c = config(&format!("{two}{device}"));
     assert_eq!(c.drives, config(&format!("{one}{device}")).drives);
     assert_eq!((c.drives[0].file.to_str(), c.drives[0].rerror), (Some("x.qcow2"), OnError::Stop));

@@ -12,8 +12,8 @@ use devices::net::{Frame, Mac};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{
-    ArpOperation, ArpPacket, ArpRepr, EthernetFrame, EthernetProtocol, IpAddress, IpProtocol, Ipv4Packet, Ipv4Repr, TcpControl,
-    TcpPacket, TcpRepr, UdpPacket,
+    ArpOperation, ArpPacket, ArpRepr, EthernetFrame, EthernetProtocol, IpAddress, IpProtocol, Ipv4Packet, TcpControl, TcpPacket,
+    TcpRepr, UdpPacket,
 };
 use std::collections::{BTreeSet, HashMap};
 use std::io;
@@ -208,8 +208,7 @@ impl Stack {
     fn ipv4(&mut self, bytes: &[u8], mac: Mac, checked: bool, now: Instant) {
         let Ok(packet) = Ipv4Packet::new_checked(bytes) else { return };
         let fragment = packet.more_frags() || packet.frag_offset() > 0;
-        let header = if fragment { unchecked() } else { ChecksumCapabilities::default() };
-        if !fragment && Ipv4Repr::parse(&packet, &header).is_err() || packet.version() != 4 || packet.header_len() < 20 {
+        if packet.version() != 4 || packet.header_len() < 20 || !packet.verify_checksum() {
             return;
         }
         let (src, dst, protocol) = (packet.src_addr(), packet.dst_addr(), packet.next_header());
