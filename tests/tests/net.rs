@@ -229,10 +229,14 @@ fn a_machine_is_saved_with_connections_open() {
     let mut c = Client::new(&socket);
     g.type_line("sh /disk/up; nc -ll -p 7000 -e cat &");
     g.wait_for("lease 10.0.2.15", LIMIT);
-    g.type_line(&format!("sleep 1000 | nc 10.0.2.2 {port}; echo \"it ended\""));
+    g.type_line(&format!("nc 10.0.2.2 {port}; echo \"it ended\""));
     let (open, _) = l.accept().unwrap();
-    let shown = c.human("info usernet");
-    assert!(shown.contains("TCP[ESTABLISHED]") && shown.contains("TCP[HOST_FORWARD]"), "{shown}");
+    let mut shown = (0..200).map(|_| {
+        std::thread::sleep(Duration::from_millis(50));
+        c.human("info usernet")
+    });
+    let shown = shown.find(|s| s.contains("TCP[ESTABLISHED]")).expect("the connection is shown");
+    assert!(shown.contains("TCP[HOST_FORWARD]"), "{shown}");
     assert!(c.human("info network").contains("macaddr=52:54:00:12:34:56"));
     assert_eq!(c.migrate(&state)["status"], "completed");
     c.run("quit");
@@ -243,7 +247,7 @@ fn a_machine_is_saved_with_connections_open() {
     let append = ["-append", "console=ttyS0 quiet no_timer_check", "-loadvm", state.to_str().unwrap()];
     let mut g = Guest::start("net-saved", &[&base[..], &append, &args].concat());
     let mut c = Client::new(&socket);
-    g.type_line("");
+    g.wait_for("it ended\r\n", LIMIT);
     there_and_back(forwarded, 1);
     // Forwards come and go.
     let another = free();
@@ -253,7 +257,6 @@ fn a_machine_is_saved_with_connections_open() {
     assert!(said.starts_with(&format!("Error: TCP port {another} on 127.0.0.1: Address already in use")), "{said}");
     assert_eq!(c.human(&format!("hostfwd_remove tcp:127.0.0.1:{another}")), "");
     assert!(TcpStream::connect(("127.0.0.1", another)).is_err());
-    g.send("\x03");
     c.run("quit");
     g.expect_exit(0, LIMIT);
     std::fs::remove_file(state).unwrap();

@@ -9,6 +9,8 @@ pub const SERVER_PORT: u16 = 67;
 pub const CLIENT_PORT: u16 = 68;
 /// Addresses that are given away.
 const LEASES: usize = 16;
+/// What BOOTP clients expect at least (RFC 1542 §2.1).
+const SHORTEST: usize = 300;
 const LEASE_SECONDS: u32 = 86400;
 const HOST_NAME: u8 = 12;
 const DOMAIN_NAME: u8 = 15;
@@ -87,7 +89,7 @@ impl Leases {
             rebind_duration: None,
             additional_options: &more,
         };
-        let mut out = vec![0; reply.buffer_len()];
+        let mut out = vec![0; reply.buffer_len().max(SHORTEST)];
         reply.emit(&mut DhcpPacket::new_unchecked(&mut out[..])).ok()?;
         // A client that has its address may be answered there; the others hear everything.
         let to = if ask.client_ip.is_unspecified() || !good { Ipv4Addr::BROADCAST } else { ask.client_ip };

@@ -6,7 +6,7 @@ use super::forward::{Forward, Source};
 use super::fragments::Fragments;
 use super::resolver::Resolver;
 use super::tcp::{After, Tcp};
-use super::wire::{MAC, Wire, unchecked};
+use super::wire::{HELD, MAC, Wire, unchecked};
 use super::{GuestForward, Protocol, Settings};
 use devices::net::{Frame, Mac};
 use rustix::event::epoll::{self, EventData, EventFlags};
@@ -26,8 +26,6 @@ use vm_core::dlog;
 pub const TCP_FLOWS: usize = 2048;
 const UDP_FLOWS: usize = 512;
 const PINGS: usize = 64;
-/// Bytes that all connections together may hold before they take no more.
-const HELD: usize = 256 << 20;
 /// Token of the waker; flows come after it.
 pub const WAKER: u64 = 0;
 
@@ -350,6 +348,7 @@ impl Stack {
 
     /// Lets connections go on that have waited for room or for others, and acknowledges what came in.
     pub fn turn(&mut self, now: Instant) {
+        self.wire.connections = self.count(Protocol::Tcp);
         for token in std::mem::take(&mut self.again) {
             if let Some(Flow::Tcp(t)) = self.flows.get_mut(&token) {
                 let after = t.work(&mut self.wire, now);

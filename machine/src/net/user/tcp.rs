@@ -16,8 +16,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// What the guest may send ahead of the host's reader, and what is read ahead of the guest's acknowledgements.
-const UP: u32 = 1 << 20;
-const DOWN: u32 = 1 << 20;
+/// With many connections it is less: `Wire::share`.
+pub const SHARE: u32 = 1 << 20;
 /// Window scale that we ask for.
 const SCALE: u8 = 7;
 /// Small pieces are put together up to this.
@@ -178,9 +178,9 @@ impl Tcp {
         }
     }
 
-    fn field(&mut self) -> u16 {
+    fn field(&mut self, share: u32) -> u16 {
         let scaled = self.scale.is_some();
-        let free = (UP - self.up_bytes.min(UP)).min(if scaled { UP } else { 0xffff });
+        let free = share.saturating_sub(self.up_bytes).min(if scaled { SHARE } else { 0xffff });
         let end = self.rcv_nxt.wrapping_add(free);
         if before(self.edge, end) {
             self.edge = end;
@@ -189,7 +189,7 @@ impl Tcp {
     }
 
     fn emit(&mut self, wire: &mut Wire, control: TcpControl, seq: u32, body: Option<Body>) -> bool {
-        let s = Segment::new(control, seq, Some(self.rcv_nxt), self.field());
+        let s = Segment::new(control, seq, Some(self.rcv_nxt), self.field(wire.share()));
         self.ack_due = false;
         wire.tcp(self.remote, self.guest, &s, body, self.mss)
     }
@@ -258,7 +258,7 @@ impl Tcp {
             (Phase::Connecting, _) => return After::Wait,
             (Phase::Calling, control) => return self.called_back(wire, s, control, ack, now),
             (_, TcpControl::Rst) => {
-                if ahead(self.rcv_nxt.wrapping_sub(1), seq) <= UP + 1 && !before(seq, self.rcv_nxt) {
+                if ahead(self.rcv_nxt.wrapping_sub(1), seq) <= SHARE + 1 && !before(seq, self.rcv_nxt) {
                     self.reset_host();
                     return After::Gone;
                 }
@@ -395,7 +395,7 @@ impl Tcp {
     }
 
     /// Sends to the host what has waited; then the guest's end.
-    fn flush(&mut self) -> Result<(), ()> {
+    fn flush(&mut self, share: u32) -> Result<(), ()> {
         while self.writable
             && let Some((data, at)) = self.up.front_mut()
         {
@@ -416,8 +416,8 @@ impl Tcp {
             let _ = rustix::net::shutdown(&self.fd, Shutdown::Write);
         }
         // A window that was nearly shut has opened.
-        let (told, free) = (ahead(self.rcv_nxt, self.edge), UP - self.up_bytes.min(UP));
-        let wide = if self.scale.is_some() { UP } else { 0xffff };
+        let (told, free) = (ahead(self.rcv_nxt, self.edge), share.saturating_sub(self.up_bytes));
+        let wide = if self.scale.is_some() { share } else { 0xffff };
         self.ack_due |= !self.guest_fin && told < wide / 2 && free.min(wide) >= told + wide / 4;
         Ok(())
     }
@@ -426,7 +426,11 @@ impl Tcp {
     fn pull(&mut self, wire: &Wire) -> Result<After, ()> {
         for _ in 0..READS {
             let (all, unsent) = (ahead(self.una, self.end), ahead(self.nxt, self.end));
-            if !self.readable || self.host_eof || all >= DOWN.min(self.window.max(MSS.into()) * 2) || unsent >= SUPER as u32 {
+            if !self.readable
+                || self.host_eof
+                || all >= wire.share().min(self.window.max(MSS.into()) * 2)
+                || unsent >= SUPER as u32
+            {
                 return Ok(After::Wait);
             }
             if wire.crowded() {
@@ -494,7 +498,7 @@ impl Tcp {
         }
         let mut after = After::Wait;
         for _ in 0..READS {
-            let pulled = self.flush().and_then(|()| self.pull(wire));
+            let pulled = self.flush(wire.share()).and_then(|()| self.pull(wire));
             let Ok(pulled) = pulled else {
                 self.abort(wire);
                 return After::Gone;

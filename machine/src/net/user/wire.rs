@@ -1,5 +1,6 @@
 //! Packets of the user-mode network: what the guest's are taken apart into, and what ours are put together from.
 
+use super::tcp::SHARE;
 use devices::net::{Body, ETH_HEADER, Family, Frame, Mac, Offload, Takes, checksum};
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{
@@ -17,6 +18,8 @@ pub const MTU: usize = 1500;
 pub const MSS: u16 = 1460;
 /// Payload of one frame of several segments, a multiple of `MSS`.
 pub const SUPER: usize = 44 * MSS as usize;
+/// Bytes that all connections together may hold each way, before they take no more.
+pub const HELD: usize = 256 << 20;
 const IP_HEADER: usize = 20;
 const UDP_HEADER: usize = 8;
 /// Hardware addresses that are remembered.
@@ -50,11 +53,18 @@ pub struct Wire {
     pub takes: Takes,
     /// Frames that `out` may have before connections hold theirs back.
     pub room: usize,
+    /// Connections that there are.
+    pub connections: usize,
     neighbours: VecDeque<(Ipv4Addr, Mac)>,
     ident: u16,
 }
 
 impl Wire {
+    /// Bytes that a connection may hold each way.
+    pub fn share(&self) -> u32 {
+        ((HELD / self.connections.max(1)) as u32).min(SHARE)
+    }
+
     /// Connections are to wait.
     pub fn crowded(&self) -> bool {
         self.out.len() >= self.room
