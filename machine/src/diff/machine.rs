@@ -4,7 +4,7 @@ use crate::board::{Board, Outside};
 use crate::control::{Control, RunState};
 use crate::icount;
 use crate::loader::Images;
-use crate::options::{Config, IcountConfig};
+use crate::options::{Config, DeviceSpec, IcountConfig};
 use crate::run::{RunError, rtc_base};
 use crate::runner::{Policy, Runner};
 use crate::state::hash::{Hashes, RamHash, hashes};
@@ -81,7 +81,13 @@ impl Machine {
             power: Arc::new(control.clone()),
             a20: Arc::new(move |on| a20.set_a20(on)),
             serials,
-            devices: config.devices.iter().map(|d| (d.clone(), Some(null.clone()))).collect(),
+            // What comes from a network comes at any time: machines that are compared have none.
+            devices: config
+                .devices
+                .iter()
+                .filter(|d| !matches!(d, DeviceSpec::VirtioNet { .. }))
+                .map(|d| (d.clone(), Some(null.clone())))
+                .collect(),
             disks: Default::default(),
             nets: Default::default(),
             unix_seconds: rtc_base(&Config { icount: Some(*time), ..config.clone() })?,
