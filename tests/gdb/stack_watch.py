@@ -9,10 +9,11 @@ import resource
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 
 BEGIN, END, COMMAND = sys.argv[1], sys.argv[2], sys.argv[3:]
-PATH = "/tmp/rhea-stack-watch-%d" % os.getpid()
+PATH = os.path.join(tempfile.mkdtemp(), "socket")
 TICK = os.sysconf("SC_CLK_TCK")
 
 
