@@ -2,8 +2,8 @@
 //! holds only while the target's page is mapped as it was: as long as the source runs at the same address and nothing
 //! has changed in the address space. Both are one word, the link's key, which generated code compares.
 //!
-//! An address space has a number in the upper 16 bits of `Engine::spaces`, which canonical addresses do not need. It changes
-//! whenever mappings may have; pages that are global keep theirs when the guest goes to another address space.
+//! An address space has a number, in bits that such addresses of pages do not need, so that no two pairs make the same key. It
+//! changes whenever mappings may have; pages that are global keep theirs when the guest goes to another address space.
 //!
 //! A block that straddles two pages has such a key for itself.
 //!
@@ -12,6 +12,7 @@
 
 use crate::cache::Record;
 use crate::vblock::VcpuBlock;
+use std::mem::offset_of;
 use vm_core::Va;
 use vm_core::guest::GuestCpu;
 
@@ -34,11 +35,13 @@ pub struct Far {
     pub delta: i32,
     /// The key is of the space of global pages.
     pub global: bool,
+    /// The key is of 64-bit code.
+    pub wide: bool,
 }
 
 impl Far {
-    pub fn new(record: *mut Record, edge: u32, delta: i32, global: bool) -> Box<Self> {
-        Box::new(Self { key: NEVER, code: 0, record, edge, delta, global })
+    pub fn new(record: *mut Record, edge: u32, delta: i32, global: bool, wide: bool) -> Box<Self> {
+        Box::new(Self { key: NEVER, code: 0, record, edge, delta, global, wide })
     }
 
     pub fn hold(&mut self, key: u64, code: u64) {
@@ -54,18 +57,52 @@ impl Far {
     }
 }
 
-/// Numbers of the address space: what links depend on, and what those between global pages do.
+/// The number of an address space as keys hold it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// For 64-bit code, whose pages have addresses of 57 bits at most, with zeros in bits 11:0: in bits 63:57 and 11:0.
+    pub wide: u64,
+    /// For other code, whose addresses have 32 bits, extended by their sign where a segment begins within a page: in bits 63:40.
+    pub narrow: u64,
+}
+
+impl Space {
+    pub const FIRST: Space = Space::numbered(1);
+    /// The numbers after it could make a key of `NEVER`.
+    const LAST: u64 = 0xffe << 7;
+
+    const fn numbered(n: u64) -> Self {
+        Self { wide: (n & 0x7f) << 57 | n >> 7, narrow: n << 40 }
+    }
+
+    fn next(self) -> Option<Self> {
+        let n = self.narrow >> 40;
+        (n < Self::LAST).then_some(Self::numbered(n + 1))
+    }
+
+    /// The key of a link from a page.
+    fn key(self, far: &Far, page: u64) -> u64 {
+        page ^ if far.wide { self.wide } else { self.narrow }
+    }
+}
+
+/// The address space: what links depend on, and what those between global pages do.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Spaces {
-    pub local: u64,
-    pub global: u64,
+    pub local: Space,
+    pub global: Space,
 }
 
-const STEP: u64 = 1 << 48;
-
 impl Spaces {
-    pub const FIRST: Spaces = Spaces { local: STEP, global: STEP };
+    pub const FIRST: Spaces = Spaces { local: Space::FIRST, global: Space::FIRST };
+
+    /// Offset of the number that the key of a link is of.
+    pub fn offset_for(far: &Far) -> usize {
+        let space = if far.global { offset_of!(Spaces, global) } else { offset_of!(Spaces, local) };
+        space + if far.wide { offset_of!(Space, wide) } else { offset_of!(Space, narrow) }
+    }
 }
 
 /// Pages that the jump cache or links know code of: others may change their mapping without harm.
@@ -136,15 +173,12 @@ impl<C: GuestCpu> VcpuBlock<C> {
         }
     }
 
-    /// Numbers come back after 65,534 changes, links must not.
-    fn next_space(&mut self, old: u64) -> u64 {
-        let new = old.wrapping_add(STEP);
-        // Upper bits of canonical addresses would cancel out with these; none has them otherwise.
-        if new == NEVER << 48 {
+    /// Numbers come back, links must not.
+    fn next_space(&mut self, old: Space) -> Space {
+        old.next().unwrap_or_else(|| {
             self.cache.let_all_links_go();
-            return STEP;
-        }
-        new
+            Space::FIRST
+        })
     }
 
     /// The block at the program counter, which straddles, was found right: lets its code run where both pages are as they are.
@@ -153,11 +187,11 @@ impl<C: GuestCpu> VcpuBlock<C> {
         self.known_pages.local.add(next);
         // Addresses may have 32 bits only.
         self.known_pages.local.add(next & 0xffff_ffff);
-        let key = self.page_pc() ^ self.eng.spaces.local;
+        let page = self.page_pc();
         // SAFETY: just found, so it is live.
         let code = unsafe { (*rec).tier1.as_deref_mut() };
         if let Some(guard) = code.and_then(|c| c.guard.as_mut()) {
-            guard.hold(key, 0);
+            guard.hold(self.eng.spaces.local.key(guard, page), 0);
         }
     }
 
@@ -175,7 +209,7 @@ impl<C: GuestCpu> VcpuBlock<C> {
         let may_renew = !far.global;
         self.known_pages.add(va, far.global);
         if fits && (global || !far.global) && !self.is_cut(mode, to_block.start) {
-            self.cache.link_far(from, edge, to, page ^ space, may_renew);
+            self.cache.link_far(from, edge, to, space.key(far, page), may_renew);
         } else {
             self.cache.refuse_far(from, edge);
         }
@@ -185,6 +219,39 @@ impl<C: GuestCpu> VcpuBlock<C> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Pairs of an address and a number that differ make different keys, for addresses of each width.
+    #[test]
+    fn keys_are_of_one_page_in_one_space() {
+        let far = |wide| Far::new(std::ptr::null_mut(), 0, 0, false, wide);
+        let numbers: Vec<u64> = (0..19).map(|b| 1 << b).chain([1, 2, 3, 0xfff, 0x1fff, Space::LAST]).collect();
+        let widths = |top: u32, low: u32| {
+            let one = move |b: u32| ((1u64 << b) as i64) << (63 - top) >> (63 - top);
+            (low..=top).map(move |b| one(b) as u64).chain([0, u64::MAX << low])
+        };
+        let wide: Vec<u64> = widths(56, 12).collect();
+        let narrow: Vec<u64> = widths(32, 0).collect();
+        for (pages, far) in [(wide, far(true)), (narrow, far(false))] {
+            let mut seen = std::collections::HashMap::new();
+            for page in &pages {
+                for n in &numbers {
+                    let key = Space::numbered(*n).key(&far, *page);
+                    let first = seen.insert(key, (*page, *n));
+                    assert!(key != NEVER && first.is_none_or(|f| f == (*page, *n)), "{page:#x} {n}: {first:x?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_of_spaces_end() {
+        let mut s = Space::FIRST;
+        let mut n = 1;
+        while let Some(next) = s.next() {
+            (s, n) = (next, n + 1);
+        }
+        assert_eq!(n, Space::LAST);
+    }
 
     #[test]
     fn known_pages_are_never_missed() {

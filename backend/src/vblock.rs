@@ -232,7 +232,7 @@ unsafe impl<C: GuestCpu> Send for VcpuBlock<C> {}
 
 impl<C: GuestCpu> VcpuBlock<C> {
     /// What is used most lies where `BASE` reaches it.
-    const ENDS_AT_SEAM: () = assert!(Self::eng_offset(offset_of!(Engine, spaces)) == -16);
+    const ENDS_AT_SEAM: () = assert!(Self::eng_offset(offset_of!(Engine, spaces)) == -32);
 
     pub fn new(cpu: C, helpers: Arc<[Helper<C>]>) -> Box<Self> {
         const { Self::ENDS_AT_SEAM };

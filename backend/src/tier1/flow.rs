@@ -62,7 +62,7 @@ impl Emit<'_> {
         if !self.env.guarded {
             return;
         }
-        let guard = Far::new(self.env.record, 0, 0, false);
+        let guard = Far::new(self.env.record, 0, 0, false, self.env.pc_mask == u64::MAX);
         let (page, start) = (self.page_off(), self.block.start as i32);
         st!(self, page; [mov rdi,] []);
         self.compare_key(&guard);
@@ -73,8 +73,7 @@ impl Emit<'_> {
     /// Compares the key of a link with what it would be here and now: rax, with the page's program counter in rdi. Its `Far` is
     /// then in rcx.
     fn compare_key(&mut self, far: &Far) {
-        let word = if far.global { offset_of!(Spaces, global) } else { offset_of!(Spaces, local) };
-        let space = self.eng(offset_of!(Engine, spaces) + word);
+        let space = self.eng(offset_of!(Engine, spaces) + Spaces::offset_for(far));
         const { assert!(offset_of!(Far, key) == 0) };
         asm!(self; mov rcx, QWORD &raw const *far as i64);
         st!(self, space; [mov rax,] []);
@@ -197,7 +196,7 @@ impl Emit<'_> {
     /// To the target if the edge is linked to it where this runs: see `far`.
     fn far_way(&mut self, offset: i32, edge: u32) {
         let delta = offset & !0xfff;
-        let far = Far::new(self.env.record, edge, delta, self.env.global);
+        let far = Far::new(self.env.record, edge, delta, self.env.global, self.env.pc_mask == u64::MAX);
         let page = self.page_off();
         st!(self, page; [mov rdi,] []);
         self.compare_key(&far);
