@@ -48,6 +48,13 @@ impl Far {
         (self.key, self.code) = (key, code);
     }
 
+    /// The target's code is elsewhere now; the link leads there.
+    pub fn follow(&mut self, code: u64) {
+        if self.code > REFUSED {
+            self.code = code;
+        }
+    }
+
     pub fn let_go(&mut self) {
         self.hold(NEVER, 0);
     }

@@ -122,8 +122,8 @@ impl Cache {
             if let (Some(code), Some(arena)) = (code, &mut self.arena) {
                 let Some((jump, _)) = code.edges[usize::from(edge)] else { continue };
                 arena.point(code.range, jump as usize, linked);
-                if let Some(far) = code.far[usize::from(edge)].as_mut().filter(|f| f.code != 0) {
-                    far.code = full;
+                if let Some(far) = &mut code.far[usize::from(edge)] {
+                    far.follow(full);
                 }
             }
         }

@@ -1,7 +1,8 @@
 //! Unit tests of the translation cache.
 
 use super::*;
-use crate::jit::arena::HostCode;
+use crate::far::Far;
+use crate::jit::arena::{HostCode, Range};
 
 unsafe extern "C" fn alive(_: *mut u8, _: *mut COp) -> *mut COp {
     ptr::null_mut()
@@ -215,6 +216,53 @@ fn edges_of_tier_1_lead_to_live_code_or_to_their_stub() {
     assert_eq!(c.arena_used(), 0);
 }
 
+/// A region of the block at 1100h alone.
+fn one_block(mode: u64, code: Range, thunks: u64) -> Region {
+    Region {
+        mode,
+        entries: Vec::new(),
+        ranges: vec![(0x1100, 0x1104)],
+        members: vec![0x100],
+        thunks,
+        code,
+        compiled_start: dead,
+        start: alive,
+        threshold: 5,
+    }
+}
+
+/// Code that has a place in the arena tells links across pages of it, but for those that must not renew themselves.
+#[test]
+fn links_across_pages_follow_their_target_unless_they_are_refused() {
+    for (renews, refused) in [(true, false), (false, false), (true, true)] {
+        let (mut c, ram) = setup();
+        c.arena = Some(Arena::new().unwrap());
+        let (a, b) = (block(&mut c, &ram, 0x2000, 4), block(&mut c, &ram, 0x1100, 4));
+        emitted(&mut c, a);
+        let to = emitted(&mut c, b);
+        // SAFETY: records stay allocated until `bury`.
+        unsafe { (*a).tier1.as_mut().unwrap().far[0] = Some(Far::new(a, 0, 0x1000, !renews, true)) };
+        // SAFETY: as above.
+        let link = || unsafe { (*a).tier1.as_ref().unwrap().far[0].as_ref().map(|f| (f.key, f.code)).unwrap() };
+        let fresh = link();
+        c.link_far(a, 0, b, 5, renews);
+        assert_eq!(link(), (5, if renews { to } else { 0 }));
+        if refused {
+            c.refuse_far(a, 0);
+        }
+        let before = link();
+        let (code, at) = c.place_code(HostCode { hot: &[0x90; THUNK], cold: &[] }).unwrap();
+        // SAFETY: as above.
+        let mode = unsafe { (*b).key.mode };
+        c.add_region(one_block(mode, code, at));
+        // SAFETY: as above.
+        let full = unsafe { (*b).code };
+        assert_eq!(link(), if renews && !refused { (5, full) } else { before });
+        c.invalidate(&ram, 0x1100, 1);
+        assert_eq!(link(), fresh);
+    }
+}
+
 #[test]
 fn a_region_takes_over_what_led_to_its_blocks() {
     let (mut c, ram) = setup();
@@ -226,17 +274,7 @@ fn a_region_takes_over_what_led_to_its_blocks() {
     let (code, at) = c.place_code(HostCode { hot: &[0x90; THUNK], cold: &[] }).unwrap();
     // SAFETY: records stay allocated until `bury`.
     let mode = unsafe { (*b).key.mode };
-    c.add_region(Region {
-        mode,
-        entries: Vec::new(),
-        ranges: vec![(0x1100, 0x1104)],
-        members: vec![0x100],
-        thunks: at,
-        code,
-        compiled_start: dead,
-        start: alive,
-        threshold: 5,
-    });
+    c.add_region(one_block(mode, code, at));
     // SAFETY: as above.
     unsafe { assert!((*b).in_region() && !(*a).in_region() && (*b).callers.len() == 1) };
     assert_eq!((target(from), c.freed.len()), (at, 1));

@@ -202,7 +202,12 @@ impl Emit<'_> {
         self.compare_key(&far);
         let jump = self.jcc(cc::NE);
         self.cold.push(Cold::Far { jump, offset });
-        asm!(self; lea rdi, [rdi + delta]);
+        // Narrow addresses wrap: else going round again and again would bring them into the key's other bits.
+        if far.wide {
+            asm!(self; lea rdi, [rdi + delta]);
+        } else {
+            asm!(self; lea edi, [rdi + delta]);
+        }
         st!(self, page; [mov] [, rdi]);
         let link = self.jmp();
         self.edges[edge as usize] = Some((self.offset(link) as u32, 0));
