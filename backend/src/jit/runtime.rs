@@ -314,33 +314,44 @@ const fn from_base(in_engine: usize) -> i32 {
     in_engine as i32 - size_of::<Engine>() as i32 - BASE
 }
 
+/// Code that looks the program counter in rdi up in the jump cache: in rax the code that it has for it in this mode, where
+/// `hit` goes on, or `miss`. Uses rdx.
+#[cfg(target_arch = "x86_64")]
+macro_rules! through_jump_cache {
+    (before: [$($before:literal),*], hit: [$($hit:literal),*], miss: [$($miss:literal),*], $($operands:tt)*) => {
+        naked_asm!(
+            $($before,)*
+            "mov rax, rdi",
+            "shr rax, 12",
+            "xor eax, edi",
+            "and eax, {mask}",
+            "shl eax, 5",
+            "mov rdx, [r15 + {mode}]",
+            "cmp rdi, [r15 + rax + {jc_pc}]",
+            "jne 2f",
+            "cmp rdx, [r15 + rax + {jc_mode}]",
+            "jne 2f",
+            "mov rax, [r15 + rax + {jc_code}]",
+            $($hit,)*
+            "2:",
+            $($miss,)*
+            "ret",
+            mask = const JC_ENTRIES - 1,
+            mode = const from_base(offset_of!(Engine, mode)),
+            jc_pc = const from_base(offset_of!(Engine, jc)) + offset_of!(JcEntry, pc) as i32,
+            jc_mode = const from_base(offset_of!(Engine, jc)) + offset_of!(JcEntry, mode) as i32,
+            jc_code = const from_base(offset_of!(Engine, jc)) + offset_of!(JcEntry, code) as i32,
+            $($operands)*
+        )
+    };
+}
+
 /// Jumped to by regions with the program counter, which is also in the state, in the first argument register: enters the
 /// compiled code that the jump cache has for it in this mode, or returns to the dispatcher (`Why::Miss`).
 #[cfg(target_arch = "x86_64")]
 #[unsafe(naked)]
 unsafe extern "C" fn chain() {
-    naked_asm!(
-        "mov rax, rdi",
-        "shr rax, 12",
-        "xor eax, edi",
-        "and eax, {mask}",
-        "shl eax, 5",
-        "mov rcx, [r15 + {mode}]",
-        "cmp rdi, [r15 + rax + {jc_pc}]",
-        "jne 2f",
-        "cmp rcx, [r15 + rax + {jc_mode}]",
-        "jne 2f",
-        "jmp [r15 + rax + {jc_code}]",
-        "2:",
-        "mov eax, {miss}",
-        "ret",
-        miss = const Why::Miss as u32,
-        mask = const JC_ENTRIES - 1,
-        mode = const from_base(offset_of!(Engine, mode)),
-        jc_pc = const from_base(offset_of!(Engine, jc)) + offset_of!(JcEntry, pc) as i32,
-        jc_mode = const from_base(offset_of!(Engine, jc)) + offset_of!(JcEntry, mode) as i32,
-        jc_code = const from_base(offset_of!(Engine, jc)) + offset_of!(JcEntry, code) as i32,
-    )
+    through_jump_cache!(before: [], hit: ["jmp rax"], miss: ["mov eax, {why}"], why = const Why::Miss as u32)
 }
 
 /// Jumped to by an edge out of the page that is not linked here and now: the program counter, which is also in the state, in
@@ -349,41 +360,19 @@ unsafe extern "C" fn chain() {
 #[cfg(target_arch = "x86_64")]
 #[unsafe(naked)]
 unsafe extern "C" fn far() {
-    naked_asm!(
-        "mov rsi, rax",
-        "cmp qword ptr [rcx + {code}], 0",
-        "je 2f",
-        "mov rax, rdi",
-        "shr rax, 12",
-        "xor eax, edi",
-        "and eax, {mask}",
-        "shl eax, 5",
-        "mov rdx, [r15 + {mode}]",
-        "cmp rdi, [r15 + rax + {jc_pc}]",
-        "jne 2f",
-        "cmp rdx, [r15 + rax + {jc_mode}]",
-        "jne 2f",
-        "mov rax, [r15 + rax + {jc_code}]",
-        "cmp rax, [rcx + {code}]",
-        "jne 3f",
-        "mov [rcx + {key}], rsi",
-        "3:",
-        "jmp rax",
-        "2:",
-        "mov rax, [rcx + {record}]",
-        "mov [r15 + {cur}], rax",
-        "mov eax, [rcx + {edge}]",
-        "mov [r15 + {edge_number}], eax",
-        "mov eax, {why}",
-        "ret",
+    through_jump_cache!(
+        before: ["mov rsi, rax", "cmp qword ptr [rcx + {code}], 0", "je 2f"],
+        hit: ["cmp rax, [rcx + {code}]", "jne 3f", "mov [rcx + {key}], rsi", "3:", "jmp rax"],
+        miss: [
+            "mov rax, [rcx + {record}]",
+            "mov [r15 + {cur}], rax",
+            "mov eax, [rcx + {edge}]",
+            "mov [r15 + {edge_number}], eax",
+            "mov eax, {why}"
+        ],
         why = const Why::Edge as u32,
-        mask = const JC_ENTRIES - 1,
-        mode = const from_base(offset_of!(Engine, mode)),
         cur = const from_base(offset_of!(Engine, cur)),
         edge_number = const from_base(offset_of!(Engine, edge_number)),
-        jc_pc = const from_base(offset_of!(Engine, jc)) + offset_of!(JcEntry, pc) as i32,
-        jc_mode = const from_base(offset_of!(Engine, jc)) + offset_of!(JcEntry, mode) as i32,
-        jc_code = const from_base(offset_of!(Engine, jc)) + offset_of!(JcEntry, code) as i32,
         key = const offset_of!(Far, key),
         code = const offset_of!(Far, code),
         record = const offset_of!(Far, record),
