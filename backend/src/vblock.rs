@@ -18,7 +18,7 @@ use std::mem::offset_of;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
-use vm_core::guest::GuestCpu;
+use vm_core::guest::{GuestCpu, X87_IMAGE};
 use vm_core::{CpuIo, Fault};
 
 /// Slots for values of tier 0 that live in no state slot.
@@ -133,6 +133,8 @@ pub struct Engine {
     /// Operands and result of vector ops that have no short form.
     pub vec_a: u128,
     pub vec_b: u128,
+    /// The x87 state on its way to the host's FPU or back.
+    pub x87: [u8; X87_IMAGE],
     /// Control word for floating point, without exception flags.
     pub fp_control: u32,
     /// With `Why::Edge`: 0 the taken edge, 1 the other.
@@ -176,12 +178,16 @@ pub struct Engine {
     pub slow_addr: u64,
     /// What the access is, once it has missed: `jit::runtime::AccessInfo`.
     pub slow_info: u32,
-    /// Generated code that computes with floating point has put the host's control word to `fp_control` and gathers the
-    /// guest's exception flags there: see `VcpuBlock::collect_fp`.
+    /// What generated code has in the host's registers: `LIVE_SSE`, `LIVE_X87`. See `VcpuBlock::collect_fp`.
     pub fp_live: u32,
     /// The space of links; must come last (checked in `VcpuBlock`).
     pub spaces: Spaces,
 }
+
+/// The host's control word is `Engine::fp_control`, and the guest's exception flags gather there.
+pub const LIVE_SSE: u32 = 1;
+/// The guest's x87 state but for the pointers, all exceptions masked, is in the host's FPU.
+pub const LIVE_X87: u32 = 2;
 
 /// Of how many visits of tier 0 one is timed.
 pub const SAMPLE: u64 = 64;

@@ -1,7 +1,7 @@
 //! Where the guest state lies: the slots of `CpuState` that generated code touches.
 
 use arch_x86::{CpuState, DescTable, F80, Mode, SegReg, Segment};
-use ir::{SlotDesc, SlotId, StateLayout};
+use ir::{SlotDesc, SlotId, StateLayout, X87Layout};
 use std::mem::{offset_of, size_of};
 
 macro_rules! slots {
@@ -106,6 +106,24 @@ pub const RSI: SlotId = gpr(6);
 pub const RDI: SlotId = gpr(7);
 pub const R11: SlotId = gpr(11);
 
+fn x87() -> X87Layout {
+    let selectors = offset_of!(CpuState, seg) + offset_of!(Segment, selector);
+    X87Layout {
+        helper: crate::helpers::x87::X87,
+        start: offset_of!(CpuState, fpr) as u32,
+        end: (offset_of!(CpuState, fds) + size_of::<u16>()) as u32,
+        fcw: offset_of!(CpuState, fcw) as u32,
+        fsw: offset_of!(CpuState, fsw) as u32,
+        fip: offset_of!(CpuState, fip) as u32,
+        fdp: offset_of!(CpuState, fdp) as u32,
+        fcs: offset_of!(CpuState, fcs) as u32,
+        fds: offset_of!(CpuState, fds) as u32,
+        selectors: selectors as u32,
+        selector_step: size_of::<Segment>() as u32,
+        cs: SegReg::Cs as u32,
+    }
+}
+
 /// The slots of `CpuState`.
 pub fn layout() -> StateLayout {
     let mut slots = Vec::with_capacity(usize::from(NAMED) + Named::COUNT as usize);
@@ -127,6 +145,7 @@ pub fn layout() -> StateLayout {
         pc_page: PC_PAGE,
         fp_flags: MXCSR,
         run_fp: crate::fp::run,
+        x87: Some(x87()),
         pc_mask: |mode| Mode(mode).pc_mask(),
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::fp::RunFp;
 use crate::ops::Effects;
+use crate::x87::X87Layout;
 
 /// Index into `StateLayout::slots`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -34,6 +35,8 @@ pub struct StateLayout {
     /// Slot (4 bytes) that exception flags of floating-point ops go to, and what runs these.
     pub fp_flags: SlotId,
     pub run_fp: RunFp,
+    /// Where the guest has its x87, if it has one.
+    pub x87: Option<X87Layout>,
     /// Mask of program counters in `mode`; engines apply it when they write `pc`.
     pub pc_mask: fn(mode: u64) -> u64,
 }

@@ -15,6 +15,7 @@ pub mod testing;
 pub mod types;
 pub mod vec;
 pub mod verify;
+pub mod x87;
 
 pub use block::{Block, Inst, Val};
 pub use fp::FpOp;
@@ -27,3 +28,4 @@ pub use pass::{Passes, optimize};
 pub use types::{Cond, Rmw, Ty};
 pub use vec::{VecOp, VecShift};
 pub use verify::{VerifyError, verify};
+pub use x87::{X87Insn, X87Kind, X87Layout};

@@ -6,7 +6,7 @@
 
 use crate::atomic::AtomicArgs;
 use crate::far::Far;
-use crate::vblock::{BASE, Engine, JC_ENTRIES, JcEntry, LEAVE, VcpuBlock, Why};
+use crate::vblock::{BASE, Engine, JC_ENTRIES, JcEntry, LEAVE, LIVE_SSE, LIVE_X87, VcpuBlock, Why};
 use ir::{FpOp, Rmw, Ty, VecOp};
 use std::arch::naked_asm;
 use std::mem::offset_of;
@@ -15,21 +15,24 @@ use vm_core::{Access, Fault, GuestEnv, Va};
 
 /// Indexes into `Engine::fns`; what is called most comes last (`vblock::BASE`).
 pub mod func {
-    /// `access`, called by the stub.
-    pub const ACCESS: usize = 0;
-    pub const ATOMIC: usize = 1;
-    pub const PROBE: usize = 2;
-    pub const VEC: usize = 3;
+    /// `x87_live` and `x87_home`, and `access`, called by their stubs, which preserve every register.
+    pub const X87_LIVE: usize = 0;
+    pub const X87_HOME: usize = 1;
+    pub const X87_LIVE_STUB: usize = 2;
+    pub const X87_HOME_STUB: usize = 3;
+    pub const ACCESS: usize = 4;
+    pub const ATOMIC: usize = 5;
+    pub const PROBE: usize = 6;
+    pub const VEC: usize = 7;
     /// Goes on at a program counter through the jump cache.
-    pub const CHAIN: usize = 4;
+    pub const CHAIN: usize = 8;
     /// The same along an edge that may be linked: `crate::far`.
-    pub const FAR: usize = 5;
-    /// What pads call: preserves every register.
-    pub const ACCESS_STUB: usize = 6;
-    pub const HELPER: usize = 7;
+    pub const FAR: usize = 9;
+    pub const ACCESS_STUB: usize = 10;
+    pub const HELPER: usize = 11;
     /// Returns `Why::Miss`.
-    pub const MISS: usize = 8;
-    pub const COUNT: usize = 9;
+    pub const MISS: usize = 12;
+    pub const COUNT: usize = 13;
 }
 
 /// A memory access as its pad describes it in `Engine::slow_info`.
@@ -61,6 +64,10 @@ impl AccessInfo {
 /// Fills the table of functions.
 pub fn install<C: GuestCpu>(b: &mut VcpuBlock<C>) {
     b.eng.fns[func::ACCESS_STUB] = access_stub as *const () as usize;
+    b.eng.fns[func::X87_LIVE_STUB] = x87_live_stub as *const () as usize;
+    b.eng.fns[func::X87_HOME_STUB] = x87_home_stub as *const () as usize;
+    b.eng.fns[func::X87_LIVE] = x87_live::<C> as *const () as usize;
+    b.eng.fns[func::X87_HOME] = x87_home::<C> as *const () as usize;
     b.eng.fns[func::ACCESS] = access::<C> as *const () as usize;
     let counted = b.count.is_some();
     b.eng.fns[func::HELPER] = if counted { counted_helper::<C> as *const () as usize } else { helper::<C> as *const () as usize };
@@ -98,9 +105,9 @@ impl<C: GuestCpu> VcpuBlock<C> {
         unsafe { &mut *self.seam().add(at).cast::<u32>() }
     }
 
-    /// Generated code leaves the exception flags of floating point in the host's control word, which costs nothing: adds them
-    /// to the guest's. To be called when generated code has returned, and before Rust that may look at the guest's or does
-    /// floating point itself.
+    /// Generated code leaves the exception flags of floating point in the host's control word, which costs nothing, and x87
+    /// state in the host's FPU: takes them to the guest's state. To be called when generated code has returned, and before Rust
+    /// that may look at the guest's or does floating point itself.
     #[inline(always)]
     pub fn collect_fp(&mut self) {
         if self.eng.fp_live != 0 {
@@ -110,14 +117,32 @@ impl<C: GuestCpu> VcpuBlock<C> {
 
     #[cold]
     fn collect_live_fp(&mut self) {
-        self.eng.fp_live = 0;
+        self.collect_x87();
+        let live = std::mem::take(&mut self.eng.fp_live);
         #[cfg(target_arch = "x86_64")]
-        {
+        if live & LIVE_SSE != 0 {
             let mut csr = 0u32;
             // SAFETY: writes the variable.
             unsafe { std::arch::asm!("stmxcsr [{}]", in(reg) &raw mut csr, options(nostack)) };
             *self.fp_flags() |= csr & FP_FLAGS;
         }
+    }
+
+    fn collect_x87(&mut self) {
+        if self.eng.fp_live & LIVE_X87 == 0 {
+            return;
+        }
+        self.eng.fp_live &= !LIVE_X87;
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: writes the image. The FPU, which generated code has filled, is as functions expect it afterwards: empty, with
+        // the default control word.
+        unsafe {
+            std::arch::asm!(
+                "fnsave [{}]", in(reg) &raw mut self.eng.x87, out("st(0)") _, out("st(1)") _, out("st(2)") _, out("st(3)") _,
+                out("st(4)") _, out("st(5)") _, out("st(6)") _, out("st(7)") _, options(nostack),
+            );
+        }
+        self.cpu.set_x87_image(&self.eng.x87);
     }
 
     /// Runs a floating-point op.
@@ -162,6 +187,30 @@ extern "C" fn access<C: GuestCpu>(seam: *mut u8) {
         Ok(_) if b.quick(va.0, size, access, info.ctx).is_some() => {}
         Ok(_) => b.give_up(LEAVE, info.insn, info.rest),
     }
+}
+
+/// The x87 state is about to be loaded into the host's FPU: makes the image. Where the guest's exceptions are not all masked the
+/// instruction in `slow_info` must run alone.
+extern "C" fn x87_live<C: GuestCpu>(seam: *mut u8) {
+    // SAFETY: module note.
+    let b = unsafe { VcpuBlock::<C>::from_seam(seam) };
+    b.eng.status = 0;
+    match b.cpu.x87_image() {
+        Some(image) => {
+            b.eng.x87 = image;
+            b.eng.fp_live |= LIVE_X87;
+        }
+        None => {
+            let info = AccessInfo::unpack(b.eng.slow_info);
+            b.give_up(LEAVE, info.insn, info.rest);
+        }
+    }
+}
+
+/// Takes it back.
+extern "C" fn x87_home<C: GuestCpu>(seam: *mut u8) {
+    // SAFETY: module note.
+    unsafe { VcpuBlock::<C>::from_seam(seam) }.collect_x87();
 }
 
 /// In `helper`'s `info`: it neither looks at the state nor does floating point, nor does it fail.
@@ -240,73 +289,95 @@ extern "C" fn vec<C: GuestCpu>(seam: *mut u8, op: u64) {
     }
 }
 
-/// Calls `access` with every register preserved: pads call it, of which the compiler knows nothing.
+/// Calls function `$index` of `Engine::fns` with every register preserved: the compiler knows nothing of who calls.
+#[cfg(target_arch = "x86_64")]
+macro_rules! preserving {
+    ($index:expr) => {
+        naked_asm!(
+            "push rbp",
+            "mov rbp, rsp",
+            "push rax",
+            "push rcx",
+            "push rdx",
+            "push rsi",
+            "push rdi",
+            "push r8",
+            "push r9",
+            "push r10",
+            "push r11",
+            "and rsp, -16",
+            "sub rsp, 256",
+            "movaps [rsp], xmm0",
+            "movaps [rsp + 16], xmm1",
+            "movaps [rsp + 32], xmm2",
+            "movaps [rsp + 48], xmm3",
+            "movaps [rsp + 64], xmm4",
+            "movaps [rsp + 80], xmm5",
+            "movaps [rsp + 96], xmm6",
+            "movaps [rsp + 112], xmm7",
+            "movaps [rsp + 128], xmm8",
+            "movaps [rsp + 144], xmm9",
+            "movaps [rsp + 160], xmm10",
+            "movaps [rsp + 176], xmm11",
+            "movaps [rsp + 192], xmm12",
+            "movaps [rsp + 208], xmm13",
+            "movaps [rsp + 224], xmm14",
+            "movaps [rsp + 240], xmm15",
+            "lea rdi, [r15 - {base}]",
+            "call [r15 + {function}]",
+            "movaps xmm0, [rsp]",
+            "movaps xmm1, [rsp + 16]",
+            "movaps xmm2, [rsp + 32]",
+            "movaps xmm3, [rsp + 48]",
+            "movaps xmm4, [rsp + 64]",
+            "movaps xmm5, [rsp + 80]",
+            "movaps xmm6, [rsp + 96]",
+            "movaps xmm7, [rsp + 112]",
+            "movaps xmm8, [rsp + 128]",
+            "movaps xmm9, [rsp + 144]",
+            "movaps xmm10, [rsp + 160]",
+            "movaps xmm11, [rsp + 176]",
+            "movaps xmm12, [rsp + 192]",
+            "movaps xmm13, [rsp + 208]",
+            "movaps xmm14, [rsp + 224]",
+            "movaps xmm15, [rsp + 240]",
+            "lea rsp, [rbp - 72]",
+            "pop r11",
+            "pop r10",
+            "pop r9",
+            "pop r8",
+            "pop rdi",
+            "pop rsi",
+            "pop rdx",
+            "pop rcx",
+            "pop rax",
+            "pop rbp",
+            "ret",
+            base = const BASE,
+            function = const from_base(offset_of!(Engine, fns) + 8 * $index),
+        )
+    };
+}
+
+/// Calls `access`.
 #[cfg(target_arch = "x86_64")]
 #[unsafe(naked)]
 unsafe extern "C" fn access_stub() {
-    naked_asm!(
-        "push rbp",
-        "mov rbp, rsp",
-        "push rax",
-        "push rcx",
-        "push rdx",
-        "push rsi",
-        "push rdi",
-        "push r8",
-        "push r9",
-        "push r10",
-        "push r11",
-        "and rsp, -16",
-        "sub rsp, 256",
-        "movaps [rsp], xmm0",
-        "movaps [rsp + 16], xmm1",
-        "movaps [rsp + 32], xmm2",
-        "movaps [rsp + 48], xmm3",
-        "movaps [rsp + 64], xmm4",
-        "movaps [rsp + 80], xmm5",
-        "movaps [rsp + 96], xmm6",
-        "movaps [rsp + 112], xmm7",
-        "movaps [rsp + 128], xmm8",
-        "movaps [rsp + 144], xmm9",
-        "movaps [rsp + 160], xmm10",
-        "movaps [rsp + 176], xmm11",
-        "movaps [rsp + 192], xmm12",
-        "movaps [rsp + 208], xmm13",
-        "movaps [rsp + 224], xmm14",
-        "movaps [rsp + 240], xmm15",
-        "lea rdi, [r15 - {base}]",
-        "call [r15 + {access}]",
-        "movaps xmm0, [rsp]",
-        "movaps xmm1, [rsp + 16]",
-        "movaps xmm2, [rsp + 32]",
-        "movaps xmm3, [rsp + 48]",
-        "movaps xmm4, [rsp + 64]",
-        "movaps xmm5, [rsp + 80]",
-        "movaps xmm6, [rsp + 96]",
-        "movaps xmm7, [rsp + 112]",
-        "movaps xmm8, [rsp + 128]",
-        "movaps xmm9, [rsp + 144]",
-        "movaps xmm10, [rsp + 160]",
-        "movaps xmm11, [rsp + 176]",
-        "movaps xmm12, [rsp + 192]",
-        "movaps xmm13, [rsp + 208]",
-        "movaps xmm14, [rsp + 224]",
-        "movaps xmm15, [rsp + 240]",
-        "lea rsp, [rbp - 72]",
-        "pop r11",
-        "pop r10",
-        "pop r9",
-        "pop r8",
-        "pop rdi",
-        "pop rsi",
-        "pop rdx",
-        "pop rcx",
-        "pop rax",
-        "pop rbp",
-        "ret",
-        base = const BASE,
-        access = const from_base(offset_of!(Engine, fns) + 8 * func::ACCESS),
-    )
+    preserving!(func::ACCESS)
+}
+
+/// Calls `x87_live`.
+#[cfg(target_arch = "x86_64")]
+#[unsafe(naked)]
+unsafe extern "C" fn x87_live_stub() {
+    preserving!(func::X87_LIVE)
+}
+
+/// Calls `x87_home`.
+#[cfg(target_arch = "x86_64")]
+#[unsafe(naked)]
+unsafe extern "C" fn x87_home_stub() {
+    preserving!(func::X87_HOME)
 }
 
 /// Offset from r15 of a byte of `Engine`, which ends at the seam.

@@ -55,6 +55,10 @@ pub(super) enum Cold {
     Far { jump: usize, offset: i32 },
     /// Makes floating point ready and goes back.
     Fp { jump: usize, back: usize },
+    /// Takes the x87 state to the host's FPU; `AccessInfo`.
+    X87 { jump: usize, back: usize, info: u32 },
+    /// Takes it back.
+    X87Home { jump: usize, back: usize },
 }
 
 /// Reused from block to block.
@@ -100,6 +104,9 @@ pub(super) struct Emit<'a> {
     pub guard: Option<Box<Far>>,
     /// Floating point has been made ready: see `fp`.
     pub fp_ready: bool,
+    /// The x87 state is known to be in the host's FPU, or in the guest's state: see `x87`.
+    pub x87_ready: bool,
+    pub x87_home: bool,
     pub region: Option<Inside>,
 }
 
@@ -134,6 +141,8 @@ impl Tier1 {
             far: [None, None],
             guard: None,
             fp_ready: false,
+            x87_ready: false,
+            x87_home: false,
             region: None,
         };
         e.prepare();
@@ -155,8 +164,13 @@ impl Emit<'_> {
             for v in inst.operands() {
                 self.r.last[v.index()] = i as u32;
             }
-            let calls = matches!(inst.op, Op::Call | Op::AtomicRmw | Op::AtomicCas | Op::Vec) || super::memory::calls(inst);
-            if calls && (inst.op != Op::Vec || super::vector::opcode(inst.vec_op()).is_none()) {
+            let calls = match inst.op {
+                Op::Call => self.as_x87(inst).is_none(),
+                Op::Vec => super::vector::opcode(inst.vec_op()).is_none(),
+                Op::AtomicRmw | Op::AtomicCas => true,
+                _ => super::memory::calls(inst),
+            };
+            if calls {
                 self.r.calls.push(i as u32);
             }
         }
@@ -201,6 +215,7 @@ impl Emit<'_> {
             Op::Const => self.r.loc[v.index()] = Loc::Const(i.imm as u64 & i.ty.mask()),
             Op::Get => {
                 let off = self.slot_off(i);
+                self.x87_to_state(off);
                 self.r.alias(v, off, i.ty);
             }
             Op::Set => self.set(i),
@@ -246,6 +261,7 @@ impl Emit<'_> {
         if self.loc(i.a) == Loc::State(off) {
             return;
         }
+        self.x87_to_state(off);
         if let Some((pin, 0)) = self.r.pins.find(off).filter(|(p, _)| !p.is_vector()) {
             self.save_aliased(Some((off, size)));
             return self.store_pin(i.ty, pin, i.a);

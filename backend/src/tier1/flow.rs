@@ -21,7 +21,7 @@ impl Emit<'_> {
         self.env.layout.slot(self.env.layout.pc).offset as i32
     }
 
-    fn mask_pc(&mut self, r: u8) {
+    pub fn mask_pc(&mut self, r: u8) {
         match self.env.pc_mask {
             u64::MAX => {}
             0xffff_ffff => asm!(self; mov Rd(r), Rd(r)),
@@ -98,7 +98,7 @@ impl Emit<'_> {
         }
     }
 
-    fn leave_if(&mut self, c: u8, offset: i32, why: Why) {
+    pub fn leave_if(&mut self, c: u8, offset: i32, why: Why) {
         let jump = self.jcc(c);
         let rest = if self.env.counted && why == Why::Leave { self.rest } else { 0 };
         self.cold.push(Cold::Leave { jump, offset, why: why as u32, edge: 0, rest });
@@ -236,6 +236,8 @@ impl Emit<'_> {
                 Cold::Failed { jump } => failed.push(jump),
                 Cold::Far { jump, offset } => self.far_miss(jump, offset),
                 Cold::Fp { jump, back } => self.make_fp_ready(jump, back),
+                Cold::X87 { jump, back, info } => failed.push(self.make_x87_live(jump, back, info)),
+                Cold::X87Home { jump, back } => self.take_x87_home(jump, back),
                 Cold::Miss { jump, back, va, info } => {
                     self.point(jump, here);
                     failed.push(self.miss(back, va, info));

@@ -4,7 +4,7 @@
 use super::emit::{Cold, Emit, cc};
 use super::regs::RAX;
 use super::{asm, st};
-use crate::vblock::Engine;
+use crate::vblock::{Engine, LIVE_SSE};
 use ir::{FpOp, Inst, Op};
 use std::mem::offset_of;
 
@@ -108,7 +108,7 @@ impl Emit<'_> {
             return;
         }
         let live = self.eng(offset_of!(Engine, fp_live));
-        self.cmp_state(false, live, 0);
+        st!(self, live; [test BYTE] [, BYTE LIVE_SSE as i8]);
         let jump = self.jcc(cc::E);
         let back = self.here();
         self.cold.push(Cold::Fp { jump, back });
@@ -119,7 +119,7 @@ impl Emit<'_> {
         self.point(jump, here);
         let (live, control) = (self.eng(offset_of!(Engine, fp_live)), self.eng(offset_of!(Engine, fp_control)));
         st!(self, control; [ldmxcsr] []);
-        st!(self, live; [mov DWORD] [, DWORD 1]);
+        st!(self, live; [or DWORD] [, DWORD LIVE_SSE as i32]);
         let again = self.jmp();
         self.point(again, back);
     }

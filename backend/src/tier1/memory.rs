@@ -42,7 +42,7 @@ impl Emit<'_> {
     }
 
     /// Checks an access against the TLB; gives the register of its linear address, to which rcx is then the addend.
-    fn check(&mut self, i: &Inst, write: bool) -> u8 {
+    pub fn check(&mut self, i: &Inst, write: bool) -> u8 {
         let va = self.address(i);
         let ctx = usize::from(i.aux & 3).min(2);
         let table = offset_of!(Engine, tlb) + ctx * tlb::ENTRIES * size_of::<tlb::Entry>();
@@ -182,7 +182,7 @@ impl Emit<'_> {
         self.result_of_call();
     }
 
-    fn result_of_call(&mut self) {
+    pub fn result_of_call(&mut self) {
         if self.r.last[self.at as usize] > self.at {
             let d = self.dest();
             asm!(self; mov Rq(d), rax);
@@ -190,6 +190,9 @@ impl Emit<'_> {
     }
 
     pub fn call(&mut self, i: &Inst) {
+        if let Some((x, layout)) = self.as_x87(i) {
+            return self.x87(i, x, &layout);
+        }
         let effects = self.env.helpers[usize::from(i.aux)].effects;
         let leaves = effects.has(Effects::MAY_LEAVE);
         if effects.has(Effects::WRITES_STATE) {
@@ -202,6 +205,9 @@ impl Emit<'_> {
         }
         let pure = effects == Effects::NONE;
         self.fp_ready &= pure;
+        if !pure {
+            self.x87_collected();
+        }
         let flag = if pure { PURE } else { 0 };
         self.mov_imm(RSI, u64::from(i.aux) | u64::from(self.rest) << 16 | u64::from(self.insn) << 32 | flag);
         for (r, v) in [(RDX, i.a), (RCX, i.b), (R8, i.c)] {

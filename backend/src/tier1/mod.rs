@@ -17,6 +17,7 @@ mod pins;
 mod region;
 mod regs;
 mod vector;
+mod x87;
 
 pub use emit::{Env, Tier1};
 pub use region::RegionCode;

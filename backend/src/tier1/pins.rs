@@ -71,6 +71,10 @@ impl Pins {
         for s in [layout.pc, layout.pc_page, layout.fp_flags] {
             uses[usize::from(s.0)].odd = true;
         }
+        let x87 = layout.x87.map_or(0..0, |x| x.start..x.end);
+        for (u, slot) in uses.iter_mut().zip(&layout.slots) {
+            u.odd |= x87.contains(&slot.offset);
+        }
         let mut pins = Pins::default();
         for (size, registers) in [(8, &GPRS[..]), (16, &XMMS[..])] {
             let of_size = |n: &usize| layout.slots[*n].size == size && !uses[*n].odd && uses[*n].gets > 0;

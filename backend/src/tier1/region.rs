@@ -89,6 +89,8 @@ impl Tier1 {
             far: [None, None],
             guard: None,
             fp_ready: false,
+            x87_ready: false,
+            x87_home: false,
             region,
         };
         let labels: Vec<usize> = (0..blocks.len()).map(|k| e.member(k, blocks[k], &loops)).collect();
@@ -118,7 +120,8 @@ impl<'a> Emit<'a> {
     }
 
     fn start_block(&mut self, k: usize, block: &'a Block) {
-        (self.block, self.at, self.insn, self.fp_ready) = (block, 0, block.start, false);
+        (self.block, self.at, self.insn) = (block, 0, block.start);
+        (self.fp_ready, self.x87_ready, self.x87_home) = (false, false, false);
         if let Some(r) = &mut self.region {
             r.at = k;
         }

@@ -7,8 +7,8 @@ use crate::flags::bit;
 use crate::mode::Mode;
 use crate::smm;
 use crate::state::{CpuState, PendingEvent, SegReg, shadow};
-use crate::{dump, paging, refine};
-use vm_core::guest::{GuestCpu, GuestEnv, Mapping, PhysMem, Shutdown};
+use crate::{dump, paging, refine, x87_image};
+use vm_core::guest::{GuestCpu, GuestEnv, Mapping, PhysMem, Shutdown, X87_IMAGE};
 use vm_core::{Access, Events, Fault, Pa, Va};
 
 impl GuestCpu for CpuState {
@@ -133,6 +133,14 @@ impl GuestCpu for CpuState {
 
     fn after_insn<E: GuestEnv<Cpu = Self>>(env: &mut E) -> Result<(), Shutdown> {
         debug::after_insn(env)
+    }
+
+    fn x87_image(&self) -> Option<[u8; X87_IMAGE]> {
+        x87_image::image(self)
+    }
+
+    fn set_x87_image(&mut self, image: &[u8; X87_IMAGE]) {
+        x87_image::set_image(self, image);
     }
 
     fn dump(&self) -> String {

@@ -31,6 +31,7 @@ mod tests;
 pub mod topology;
 pub mod tss;
 mod vme;
+mod x87_image;
 
 pub use mode::{CodeSize, Mode};
 pub use state::{CpuState, DescTable, F80, SegReg, Segment};

@@ -14,16 +14,15 @@ use arch_x86::fault;
 use arch_x86::state::cr0;
 #[cfg(test)]
 pub(crate) use fxsave::{restore, save};
+use ir::{X87Insn, X87Kind};
 use stack::{Fpu, sw};
 use vm_core::{Fault, Va, dlog, guest::Access};
 
 rows! {
     topic x87;
-    /// (`Code`, linear address of the memory operand or FCMOV's condition, its offset in the segment): one instruction.
-    /// FCOMI gives ZF PF CF.
+    /// (`Code`; linear address of the memory operand, FCMOV's condition or FLDCW's control word; offset of the memory operand in
+    /// its segment): one instruction. FCOMI gives ZF PF CF, FNSTSW the status word.
     X87 = x87(3) ANY;
-    /// (control word)
-    FLDCW = fldcw(1) STATE;
     /// FNCLEX, FNINIT.
     FNCLEX = fnclex(0) STATE;
     FNINIT = fninit(0) STATE;
@@ -85,12 +84,19 @@ pub enum Form {
     IncTop,
     DecTop,
     Nop,
+    /// WAIT.
+    Wait,
+    /// FNSTSW.
+    Status,
+    /// FLDCW.
+    Control,
 }
 
-const FORMS: [Form; 24] = [
+const FORMS: [Form; 27] = [
     Form::ArithSt0, Form::ArithSti, Form::ArithMem, Form::Compare, Form::CompareMem, Form::CompareFlags, Form::Unary, Form::Binary,
     Form::Examine, Form::BinaryPop, Form::UnaryPush, Form::Constant, Form::Load, Form::LoadF80, Form::LoadReg, Form::Store,
     Form::StoreF80, Form::StoreReg, Form::Exchange, Form::Move, Form::Free, Form::IncTop, Form::DecTop, Form::Nop,
+    Form::Wait, Form::Status, Form::Control,
 ];
 
 /// First operand of `X87`.
@@ -102,25 +108,35 @@ pub struct Code {
     pub i: u8,
     /// Registers popped afterwards, 0..=2.
     pub pops: u8,
-    /// Bytes of the memory operand, 0 if there is none.
-    pub bytes: u8,
-    /// Segment of the memory operand (`SegReg` order).
-    pub seg: u8,
+    /// The memory operand, and what engines may make of the instruction.
+    pub host: X87Insn,
 }
 
 impl Code {
     pub fn new(form: Form, op: X87Op) -> Code {
-        Code { form, op, i: 0, pops: 0, bytes: 0, seg: 0 }
+        let host = X87Insn { kind: X87Kind::Call, bytes: 0, seg: 0, ctx: 0, opcode: 0, modrm: 0 };
+        Code { form, op, i: 0, pops: 0, host }
     }
 
     pub fn pack(self) -> u64 {
-        u64::from_le_bytes([self.form as u8, self.op as u8, self.i, self.pops, self.bytes, self.seg, 0, 0])
+        self.host.pack() | u64::from_le_bytes([self.form as u8, self.op as u8, self.i | self.pops << 4, 0, 0, 0, 0, 0])
     }
 
     fn unpack(c: u64) -> Option<Code> {
-        let [form, op, i, pops, bytes, seg, ..] = c.to_le_bytes();
+        let [form, op, i, ..] = c.to_le_bytes();
         let form = *FORMS.get(usize::from(form))?;
-        Some(Code { form, op: X87Op::from_index(op.into())?, i: i & 7, pops: pops.min(2), bytes: bytes.min(16), seg })
+        let mut host = X87Insn::unpack(c);
+        host.bytes = host.bytes.min(16);
+        Some(Code { form, op: X87Op::from_index(op.into())?, i: i & 7, pops: (i >> 4).min(2), host })
+    }
+
+    fn bytes(self) -> u8 {
+        self.host.bytes
+    }
+
+    /// Control instructions leave the pointers of the last instruction alone.
+    fn is_control(self) -> bool {
+        matches!(self.form, Form::Wait | Form::Status | Form::Control)
     }
 }
 
@@ -139,8 +155,17 @@ fn check_pending<E: Env>(env: &E) -> Result<(), Fault> {
 }
 
 fn x87<E: Env>(env: &mut E, code: u64, addr: u64, ptr: u64) -> Res {
-    check_pending(env)?;
     let Some(code) = Code::unpack(code) else { return Ok(0) };
+    if code.form == Form::Status {
+        return Ok(env.cpu_ref().fsw.into());
+    }
+    check_pending(env)?;
+    if code.is_control() {
+        if code.form == Form::Control {
+            Fpu(env.cpu()).set_control(addr as u16);
+        }
+        return Ok(0);
+    }
     #[cfg(target_arch = "x86_64")]
     if fast::run(env, code, addr)? {
         pointers(env, code, ptr);
@@ -148,18 +173,18 @@ fn x87<E: Env>(env: &mut E, code: u64, addr: u64, ptr: u64) -> Res {
     }
     let stores = matches!(code.form, Form::Store | Form::StoreF80);
     let mut mem = [0u8; 16];
-    if code.bytes != 0 && !stores {
-        load(env, addr, &mut mem[..usize::from(code.bytes)])?;
+    if code.bytes() != 0 && !stores {
+        load(env, addr, &mut mem[..usize::from(code.bytes())])?;
     }
     if stores {
         let cpu = env.cpu();
         let before = (cpu.fsw, cpu.ftw);
         let stored = match exec::store(&mut Fpu(cpu), code) {
-            Some(bytes) => store(env, addr, &bytes[..usize::from(code.bytes)]),
+            Some(bytes) => store(env, addr, &bytes[..usize::from(code.bytes())]),
             // Nothing is stored, but it must be possible.
             None => {
                 let ctx = env.cpu_ref().mode().ctx();
-                env.probe(Va(addr), code.bytes.into(), Access::Write, ctx)
+                env.probe(Va(addr), code.bytes().into(), Access::Write, ctx)
             }
         };
         if let Err(fault) = stored {
@@ -181,9 +206,9 @@ fn pointers<E: Env>(env: &mut E, code: Code, ptr: u64) {
     let cpu = env.cpu();
     cpu.fip = cpu.rip;
     cpu.fcs = cpu.seg[1].selector;
-    if code.bytes != 0 {
+    if code.bytes() != 0 {
         cpu.fdp = ptr;
-        cpu.fds = cpu.seg.get(usize::from(code.seg)).map_or(0, |s| s.selector);
+        cpu.fds = cpu.seg.get(usize::from(code.host.seg)).map_or(0, |s| s.selector);
     }
 }
 
@@ -222,11 +247,6 @@ fn store<E: Env>(env: &mut E, addr: u64, buf: &[u8]) -> Result<(), Fault> {
 /// Largest access of at most `left` bytes.
 fn chunk(left: usize) -> usize {
     1 << left.ilog2().min(3)
-}
-
-fn fldcw<E: Env>(env: &mut E, v: u64, _: u64, _: u64) -> Res {
-    Fpu(env.cpu()).set_control(v as u16);
-    Ok(0)
 }
 
 fn fnclex<E: Env>(env: &mut E, _: u64, _: u64, _: u64) -> Res {

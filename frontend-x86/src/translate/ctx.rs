@@ -26,6 +26,8 @@ pub struct Tr<'a> {
     pub peers: bool,
     /// The current instruction; its `ip` is a page offset.
     pub insn: Instruction,
+    /// Its bytes, and what follows them.
+    pub bytes: [u8; 16],
     /// Page offsets of the current instruction and the next.
     pub off: i64,
     pub next: i64,

@@ -148,6 +148,7 @@ impl Frontend for X86 {
             features: &self.features,
             peers: self.peers,
             insn: Instruction::default(),
+            bytes: [0; 16],
             off: first as i64,
             next: first as i64,
             flow: Flow::Next,
@@ -201,7 +202,10 @@ fn block(tr: &mut Tr<'_>, bytes: &[u8], limit: u32) -> bool {
         tr.off = tr.next;
         tr.next += len as i64;
         tr.b.insn(tr.off as u32, len as u32);
-        instruction(tr, len, &bytes[at..]);
+        let here = &bytes[at..];
+        let n = here.len().min(tr.bytes.len());
+        tr.bytes[..n].copy_from_slice(&here[..n]);
+        instruction(tr, len);
         if let Some(again) = tr.retry.take()
             && tr.flow == Flow::Next
         {
@@ -221,7 +225,7 @@ fn block(tr: &mut Tr<'_>, bytes: &[u8], limit: u32) -> bool {
     true
 }
 
-fn instruction(tr: &mut Tr<'_>, len: usize, bytes: &[u8]) {
+fn instruction(tr: &mut Tr<'_>, len: usize) {
     // All of the instruction must lie in the code segment.
     if tr.code_limited() {
         let last = tr.b.pcrel(tr.next - 1);
@@ -238,8 +242,8 @@ fn instruction(tr: &mut Tr<'_>, len: usize, bytes: &[u8]) {
         return;
     }
     let mut first = [0u8; 8];
-    let n = len.min(8).min(bytes.len());
-    first[..n].copy_from_slice(&bytes[..n]);
+    let n = len.min(8);
+    first[..n].copy_from_slice(&tr.bytes[..n]);
     tr.call_imm(helpers::system::UNIMP, &[tr.insn.mnemonic() as u64, u64::from_le_bytes(first)]);
     tr.exit_next();
 }

@@ -1,13 +1,13 @@
 //! x87 (SDM 1 chapter 8), FXSAVE and FXRSTOR: every instruction is a call of one helper with a description of it.
 
 use super::Tr;
-use crate::helpers::x87::{Code, FLDCW, FLDENV, FNCLEX, FNINIT, FNSAVE, FNSTENV, FRSTOR, FXRSTOR, FXSAVE, Form, X87};
+use crate::helpers::x87::{Code, FLDENV, FNCLEX, FNINIT, FNSAVE, FNSTENV, FRSTOR, FXRSTOR, FXSAVE, Form, X87};
 use crate::hostfp::x87::X87Op as O;
 use crate::layout::{FCW, FSW};
 use arch_x86::fault::vector;
 use arch_x86::{Mode, SegReg};
 use iced_x86::{CpuidFeature, MemorySize, Mnemonic as M, Register};
-use ir::{HelperId, Op, Ty, Val};
+use ir::{HelperId, Op, Ty, Val, X87Insn, X87Kind};
 
 /// FSW.ES: an unmasked exception is pending.
 const ES: u64 = 1 << 7;
@@ -43,7 +43,21 @@ impl Tr<'_> {
         false
     }
 
+    /// One without memory operand.
+    fn x87_simple(&mut self, form: Form, kind: X87Kind, opcode: [u8; 2], args: &[Val]) -> Val {
+        let [opcode, modrm] = opcode;
+        let host = X87Insn { kind, bytes: 0, seg: 0, ctx: 0, opcode, modrm };
+        let code = self.i64(Code { host, ..Code::new(form, O::Chs) }.pack());
+        let (first, second) = (args.first().copied(), self.i64(0));
+        self.call(X87, &[code, first.unwrap_or(second), second])
+    }
+
     /// #MF if an unmasked x87 exception is pending.
+    fn x87_wait(&mut self) {
+        self.x87_simple(Form::Wait, X87Kind::Wait, [0; 2], &[]);
+    }
+
+    /// The same before the state itself is looked at.
     pub(super) fn x87_pending(&mut self) {
         let sw = self.b.get(Ty::I16, FSW, 0);
         let es = self.b.bin_imm(Op::And, sw, ES);
@@ -59,23 +73,24 @@ fn control(tr: &mut Tr<'_>) -> bool {
         if tr.mode.has(Mode::TS) && tr.mode.has(Mode::MP) {
             tr.raise(vector::NM, None);
         } else {
-            tr.x87_pending();
+            tr.x87_wait();
         }
         return true;
     }
     let run: fn(&mut Tr<'_>) = match m {
         M::Fldcw => |tr| {
-            tr.x87_pending();
+            tr.x87_wait();
             let v = tr.src(0, Ty::I16);
             let v = tr.b.zext(Ty::I64, v);
-            tr.call(FLDCW, &[v]);
+            tr.x87_simple(Form::Control, X87Kind::Control, [0xd9, 0x28], &[v]);
         },
         M::Fnstcw | M::Fstcw => |tr| {
             let v = tr.b.get(Ty::I16, FCW, 0);
             tr.dst(0, v);
         },
         M::Fnstsw | M::Fstsw => |tr| {
-            let v = tr.b.get(Ty::I16, FSW, 0);
+            let v = tr.x87_simple(Form::Status, X87Kind::Status, [0xdf, 0xe0], &[]);
+            let v = tr.b.zext(Ty::I16, v);
             tr.dst(0, v);
         },
         M::Fnclex | M::Fclex => |tr| {
@@ -134,17 +149,18 @@ fn compute(tr: &mut Tr<'_>) -> bool {
     if !tr.fpu_enabled() {
         return true;
     }
+    code.host = on_host(tr, code.form);
     let (mut addr, mut ptr) = (tr.i64(0), tr.i64(0));
     if tr.insn.op_count() > 0 && tr.is_mem(0) {
-        code.bytes = tr.insn.memory_size().size() as u8;
-        code.seg = Tr::seg_of(tr.insn.memory_segment()).unwrap_or(SegReg::Ds) as u8;
+        code.host.bytes = tr.insn.memory_size().size() as u8;
+        code.host.seg = Tr::seg_of(tr.insn.memory_segment()).unwrap_or(SegReg::Ds) as u8;
         let write = matches!(code.form, Form::Store | Form::StoreF80);
         // A pending exception counts before faults of the operand.
         if !tr.mode.has(Mode::FLAT) || tr.mode.has(Mode::ALIGN) || !tr.is_64() && tr.insn.has_segment_prefix() {
-            tr.x87_pending();
+            tr.x87_wait();
         }
-        addr = tr.mem_addr(code.bytes.into(), write);
-        if code.bytes == 10 {
+        addr = tr.mem_addr(code.host.bytes.into(), write);
+        if code.host.bytes == 10 {
             tr.alignment(addr, 0, 8, 8);
         }
         let (off, disp) = tr.offset();
@@ -158,6 +174,22 @@ fn compute(tr: &mut Tr<'_>) -> bool {
         tr.flags_bits(r);
     }
     true
+}
+
+/// The instruction as one of the host's.
+fn on_host(tr: &Tr<'_>, form: Form) -> X87Insn {
+    // Nothing but prefixes comes before it.
+    let opcode = tr.bytes.iter().position(|b| (0xd8..=0xdf).contains(b));
+    let kind = match form {
+        _ if opcode.is_none() => X87Kind::Call,
+        Form::ArithMem | Form::CompareMem | Form::Load | Form::LoadF80 => X87Kind::Load,
+        Form::Store | Form::StoreF80 => X87Kind::Store,
+        Form::CompareFlags => X87Kind::Flags,
+        Form::Move => X87Kind::Move,
+        _ => X87Kind::Plain,
+    };
+    let at = |i: usize| tr.bytes.get(opcode.unwrap_or(0) + i).copied().unwrap_or(0);
+    X87Insn { kind, bytes: 0, seg: 0, ctx: tr.ctx() as u8, opcode: at(0), modrm: at(1) }
 }
 
 fn move_condition(tr: &mut Tr<'_>) -> Val {

@@ -58,6 +58,9 @@ pub enum Flush {
 /// Access contexts: each has a TLB of its own. Number = index.
 pub const CTX_COUNT: usize = 3;
 
+/// Bytes of FNSAVE's and FRSTOR's operand.
+pub const X87_IMAGE: usize = 108;
+
 /// Guest CPU state, as engines see it.
 pub trait GuestCpu: Send + 'static {
     /// Every bit of state that translation may read; part of the block key.
@@ -108,6 +111,13 @@ pub trait GuestCpu: Send + 'static {
     fn after_insn<E: GuestEnv<Cpu = Self>>(env: &mut E) -> Result<(), Shutdown>
     where
         Self: Sized;
+    /// The x87 state as FRSTOR's operand in 32-bit protected mode (SDM 1 "Protected Mode x87 FPU State Image"), without
+    /// pointers; `None` if an exception is unmasked or there is no x87.
+    fn x87_image(&self) -> Option<[u8; X87_IMAGE]> {
+        None
+    }
+    /// Takes over what FNSAVE stored.
+    fn set_x87_image(&mut self, _image: &[u8; X87_IMAGE]) {}
     /// Text of `-d cpu` and `info registers`.
     fn dump(&self) -> String;
     /// Text of `info tlb`: the mappings of the current page tables, bounded in length.

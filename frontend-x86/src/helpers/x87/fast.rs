@@ -11,7 +11,7 @@ use vm_core::{Fault, Va};
 /// Executes the instruction if it is one of these; `false`: it is not, and nothing has changed.
 pub fn run<E: Env>(env: &mut E, c: Code, addr: u64) -> Result<bool, Fault> {
     let cpu = env.cpu_ref();
-    if !host::serves(cpu.fcw) || c.bytes > 8 {
+    if !host::serves(cpu.fcw) || c.bytes() > 8 {
         return Ok(false);
     }
     match c.form {
@@ -37,7 +37,7 @@ pub fn run<E: Env>(env: &mut E, c: Code, addr: u64) -> Result<bool, Fault> {
         Form::Store if valid(cpu, 0) => {
             let Some((v, status)) = host::store(c.op, &cpu.fpr[physical(cpu, 0)], cpu.fsw) else { return Ok(false) };
             let ctx = cpu.mode().ctx();
-            env.store(Va(addr), c.bytes, v, ctx)?;
+            env.store(Va(addr), c.bytes(), v, ctx)?;
             finish(env.cpu(), status, c.pops);
             Ok(true)
         }
@@ -51,7 +51,7 @@ fn valid(cpu: &CpuState, i: u8) -> bool {
 
 fn operand<E: Env>(env: &mut E, c: Code, addr: u64) -> Result<u64, Fault> {
     let ctx = env.cpu_ref().mode().ctx();
-    if c.bytes == 0 { Ok(0) } else { env.load(Va(addr), c.bytes, ctx) }
+    if c.bytes() == 0 { Ok(0) } else { env.load(Va(addr), c.bytes(), ctx) }
 }
 
 /// ST(dst) = ST(dst) op ST(src).
