@@ -110,6 +110,8 @@ fn x87() -> X87Layout {
     let selectors = offset_of!(CpuState, seg) + offset_of!(Segment, selector);
     X87Layout {
         helper: crate::helpers::x87::X87,
+        wait: crate::helpers::x87::X87_WAIT,
+        status: crate::helpers::x87::FNSTSW,
         start: offset_of!(CpuState, fpr) as u32,
         end: (offset_of!(CpuState, fds) + size_of::<u16>()) as u32,
         fcw: offset_of!(CpuState, fcw) as u32,

@@ -19,18 +19,12 @@ pub enum X87Kind {
     Flags,
     /// FCMOV; the helper's second operand is its condition, not 0 if it holds.
     Move,
-    /// The status word is the result.
-    Status,
-    /// Does nothing but raise a pending exception.
-    Wait,
     /// The helper's second operand becomes the control word.
     Control,
 }
 
-const KINDS: [X87Kind; 9] = [
-    X87Kind::Call, X87Kind::Plain, X87Kind::Load, X87Kind::Store, X87Kind::Flags, X87Kind::Move, X87Kind::Status, X87Kind::Wait,
-    X87Kind::Control,
-];
+const KINDS: [X87Kind; 7] =
+    [X87Kind::Call, X87Kind::Plain, X87Kind::Load, X87Kind::Store, X87Kind::Flags, X87Kind::Move, X87Kind::Control];
 
 /// What engines read in the helper's first operand, a constant; its low three bytes are the front end's own. The third
 /// operand is the offset of the memory operand in its segment.
@@ -66,6 +60,9 @@ impl X87Insn {
 #[derive(Clone, Copy, Debug)]
 pub struct X87Layout {
     pub helper: HelperId,
+    /// Helpers that raise a pending exception and do nothing else, and whose result is the status word.
+    pub wait: HelperId,
+    pub status: HelperId,
     /// All of it, the pointers of the last instruction included.
     pub start: u32,
     pub end: u32,

@@ -59,6 +59,20 @@ const LOOPS: &[(&str, Body)] = &[
         a.inc(rsi)?;
         a.dec(rcx)
     }),
+    ("x87 sum of products", |a| {
+        a.fld(qword_ptr(rsi))?;
+        a.fmul(qword_ptr(rdi))?;
+        a.faddp(st1, st0)?;
+        a.add(rsi, 8)?;
+        a.add(rdi, 8)?;
+        a.dec(rcx)
+    }),
+    ("x87 comparison", |a| {
+        a.fld(tword_ptr(rsi))?;
+        a.fxch(st0, st1)?;
+        a.fcomip(st0, st1)?;
+        a.dec(rcx)
+    }),
     ("xorshift", |a| {
         a.mov(rdx, rax)?;
         a.shl(rdx, 13)?;

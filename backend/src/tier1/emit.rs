@@ -165,7 +165,7 @@ impl Emit<'_> {
                 self.r.last[v.index()] = i as u32;
             }
             let calls = match inst.op {
-                Op::Call => self.as_x87(inst).is_none(),
+                Op::Call => !self.is_x87(inst),
                 Op::Vec => super::vector::opcode(inst.vec_op()).is_none(),
                 Op::AtomicRmw | Op::AtomicCas => true,
                 _ => super::memory::calls(inst),

@@ -190,8 +190,8 @@ impl Emit<'_> {
     }
 
     pub fn call(&mut self, i: &Inst) {
-        if let Some((x, layout)) = self.as_x87(i) {
-            return self.x87(i, x, &layout);
+        if self.x87(i) {
+            return;
         }
         let effects = self.env.helpers[usize::from(i.aux)].effects;
         let leaves = effects.has(Effects::MAY_LEAVE);

@@ -6,7 +6,7 @@ use super::regs::{RAX, RCX};
 use super::{asm, st};
 use crate::jit::runtime::{AccessInfo, func};
 use crate::vblock::{Engine, LIVE_X87, Why};
-use ir::{Inst, Ty, X87Insn, X87Kind, X87Layout};
+use ir::{HelperId, Inst, Ty, X87Insn, X87Kind, X87Layout};
 use std::mem::offset_of;
 
 /// Exceptions' masks in the control word; the bits that it has, and the one that is always set (SDM 1 "x87 FPU Control Word").
@@ -19,23 +19,39 @@ const ES: i8 = -128;
 const FCMOVNE: [u8; 2] = [0xdb, 0xc8];
 
 impl Emit<'_> {
-    /// The call as an instruction of the host, if it can be one.
-    pub fn as_x87(&self, i: &Inst) -> Option<(X87Insn, X87Layout)> {
-        let l = self.env.layout.x87.filter(|l| i.aux == l.helper.0)?;
-        let x = X87Insn::unpack(self.block.as_const(i.a)?);
-        (x.kind != X87Kind::Call).then_some((x, l))
+    /// Whether the call can be instructions of the host.
+    pub fn is_x87(&self, i: &Inst) -> bool {
+        self.env.layout.x87.is_some_and(|l| match HelperId(i.aux) {
+            h if h == l.helper => self.x87_insn(i).is_some(),
+            h => h == l.wait || h == l.status,
+        })
     }
 
-    pub fn x87(&mut self, i: &Inst, x: X87Insn, l: &X87Layout) {
-        if x.kind == X87Kind::Wait {
-            return self.x87_wait(l);
+    fn x87_insn(&self, i: &Inst) -> Option<X87Insn> {
+        self.block.as_const(i.a).map(X87Insn::unpack).filter(|x| x.kind != X87Kind::Call)
+    }
+
+    /// The call as that. `false`: it cannot be.
+    pub fn x87(&mut self, i: &Inst) -> bool {
+        let Some(l) = self.env.layout.x87 else { return false };
+        match HelperId(i.aux) {
+            h if h == l.wait => self.x87_wait(&l),
+            h if h == l.status => self.x87_status(&l),
+            h if h == l.helper => {
+                let Some(x) = self.x87_insn(i) else { return false };
+                self.save_aliased(Some((l.start as i32, (l.end - l.start) as i32)));
+                self.x87_operation(i, x, &l);
+            }
+            _ => return false,
         }
-        self.save_aliased(Some((l.start as i32, (l.end - l.start) as i32)));
-        match x.kind {
-            X87Kind::Status => return self.x87_status(l),
-            X87Kind::Control => return self.x87_control(i, l),
-            _ => self.x87_live(),
+        true
+    }
+
+    fn x87_operation(&mut self, i: &Inst, x: X87Insn, l: &X87Layout) {
+        if x.kind == X87Kind::Control {
+            return self.x87_control(i, l);
         }
+        self.x87_live();
         match x.kind {
             X87Kind::Load | X87Kind::Store => self.x87_memory(i, x),
             X87Kind::Move => {

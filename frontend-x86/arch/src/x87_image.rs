@@ -50,8 +50,12 @@ pub fn set_image(cpu: &mut CpuState, image: &[u8; X87_IMAGE]) {
 mod tests {
     use super::*;
 
+    fn fresh() -> CpuState {
+        CpuState::new(&crate::models::configure("qemu64", &[]).unwrap(), 0)
+    }
+
     fn state() -> CpuState {
-        let mut cpu = CpuState { fcw: 0x27f, fsw: 5 << 11 | 0x4121, ftw: 0b1010_0110, fip: 7, ..CpuState::default() };
+        let mut cpu = CpuState { fcw: 0x27f, fsw: 5 << 11 | 0x4121, ftw: 0b1010_0110, fip: 7, ..fresh() };
         for (i, r) in cpu.fpr.iter_mut().enumerate() {
             *r = F80 { mant: 0x8000_0000_0000_0000 | i as u64, sexp: 0x3fff + i as u16 };
         }
@@ -63,7 +67,7 @@ mod tests {
         let cpu = state();
         let image = image(&cpu).expect("all exceptions are masked");
         assert_eq!(&image[28..36], &cpu.fpr[5].mant.to_le_bytes(), "ST(0) first");
-        let mut other = CpuState { fip: 7, ..CpuState::default() };
+        let mut other = CpuState { fip: 7, ..fresh() };
         set_image(&mut other, &image);
         assert_eq!((other.fcw, other.fsw, other.ftw, other.fip, other.fpr), (cpu.fcw, cpu.fsw, cpu.ftw, 7, cpu.fpr));
     }

@@ -8,7 +8,7 @@ mod fxsave;
 mod stack;
 pub mod xsave;
 
-use super::{ANY, Env, Res, STATE};
+use super::{ANY, CHECKS, Env, READS, Res, STATE};
 use crate::hostfp::x87::X87Op;
 use arch_x86::fault;
 use arch_x86::state::cr0;
@@ -21,8 +21,12 @@ use vm_core::{Fault, Va, dlog, guest::Access};
 rows! {
     topic x87;
     /// (`Code`; linear address of the memory operand, FCMOV's condition or FLDCW's control word; offset of the memory operand in
-    /// its segment): one instruction. FCOMI gives ZF PF CF, FNSTSW the status word.
+    /// its segment): one instruction. FCOMI gives ZF PF CF.
     X87 = x87(3) ANY;
+    /// #MF if an exception is pending.
+    X87_WAIT = wait(0) CHECKS;
+    /// The status word.
+    FNSTSW = fnstsw(0) READS;
     /// FNCLEX, FNINIT.
     FNCLEX = fnclex(0) STATE;
     FNINIT = fninit(0) STATE;
@@ -84,19 +88,15 @@ pub enum Form {
     IncTop,
     DecTop,
     Nop,
-    /// WAIT.
-    Wait,
-    /// FNSTSW.
-    Status,
     /// FLDCW.
     Control,
 }
 
-const FORMS: [Form; 27] = [
+const FORMS: [Form; 25] = [
     Form::ArithSt0, Form::ArithSti, Form::ArithMem, Form::Compare, Form::CompareMem, Form::CompareFlags, Form::Unary, Form::Binary,
     Form::Examine, Form::BinaryPop, Form::UnaryPush, Form::Constant, Form::Load, Form::LoadF80, Form::LoadReg, Form::Store,
     Form::StoreF80, Form::StoreReg, Form::Exchange, Form::Move, Form::Free, Form::IncTop, Form::DecTop, Form::Nop,
-    Form::Wait, Form::Status, Form::Control,
+    Form::Control,
 ];
 
 /// First operand of `X87`.
@@ -133,11 +133,6 @@ impl Code {
     fn bytes(self) -> u8 {
         self.host.bytes
     }
-
-    /// Control instructions leave the pointers of the last instruction alone.
-    fn is_control(self) -> bool {
-        matches!(self.form, Form::Wait | Form::Status | Form::Control)
-    }
 }
 
 const _: () = assert!(X87Op::ALL.len() < 256);
@@ -156,14 +151,10 @@ fn check_pending<E: Env>(env: &E) -> Result<(), Fault> {
 
 fn x87<E: Env>(env: &mut E, code: u64, addr: u64, ptr: u64) -> Res {
     let Some(code) = Code::unpack(code) else { return Ok(0) };
-    if code.form == Form::Status {
-        return Ok(env.cpu_ref().fsw.into());
-    }
     check_pending(env)?;
-    if code.is_control() {
-        if code.form == Form::Control {
-            Fpu(env.cpu()).set_control(addr as u16);
-        }
+    if code.form == Form::Control {
+        // The pointers of the last instruction stay.
+        Fpu(env.cpu()).set_control(addr as u16);
         return Ok(0);
     }
     #[cfg(target_arch = "x86_64")]
@@ -198,6 +189,14 @@ fn x87<E: Env>(env: &mut E, code: u64, addr: u64, ptr: u64) -> Res {
     let r = exec::run(&mut Fpu(env.cpu()), code, mem, addr);
     pointers(env, code, ptr);
     Ok(r)
+}
+
+fn wait<E: Env>(env: &mut E, _: u64, _: u64, _: u64) -> Res {
+    check_pending(env).map(|()| 0)
+}
+
+fn fnstsw<E: Env>(env: &mut E, _: u64, _: u64, _: u64) -> Res {
+    Ok(env.cpu_ref().fsw.into())
 }
 
 /// Last instruction and operand (SDM 1 "x87 FPU Instruction and Data (Operand) Pointers"). FOP stays 0, as on CPUs that

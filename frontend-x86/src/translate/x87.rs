@@ -1,7 +1,7 @@
 //! x87 (SDM 1 chapter 8), FXSAVE and FXRSTOR: every instruction is a call of one helper with a description of it.
 
 use super::Tr;
-use crate::helpers::x87::{Code, FLDENV, FNCLEX, FNINIT, FNSAVE, FNSTENV, FRSTOR, FXRSTOR, FXSAVE, Form, X87};
+use crate::helpers::x87::{Code, FLDENV, FNCLEX, FNINIT, FNSAVE, FNSTENV, FNSTSW, FRSTOR, FXRSTOR, FXSAVE, Form, X87, X87_WAIT};
 use crate::hostfp::x87::X87Op as O;
 use crate::layout::{FCW, FSW};
 use arch_x86::fault::vector;
@@ -43,18 +43,9 @@ impl Tr<'_> {
         false
     }
 
-    /// One without memory operand.
-    fn x87_simple(&mut self, form: Form, kind: X87Kind, opcode: [u8; 2], args: &[Val]) -> Val {
-        let [opcode, modrm] = opcode;
-        let host = X87Insn { kind, bytes: 0, seg: 0, ctx: 0, opcode, modrm };
-        let code = self.i64(Code { host, ..Code::new(form, O::Chs) }.pack());
-        let (first, second) = (args.first().copied(), self.i64(0));
-        self.call(X87, &[code, first.unwrap_or(second), second])
-    }
-
     /// #MF if an unmasked x87 exception is pending.
     fn x87_wait(&mut self) {
-        self.x87_simple(Form::Wait, X87Kind::Wait, [0; 2], &[]);
+        self.call(X87_WAIT, &[]);
     }
 
     /// The same before the state itself is looked at.
@@ -82,14 +73,17 @@ fn control(tr: &mut Tr<'_>) -> bool {
             tr.x87_wait();
             let v = tr.src(0, Ty::I16);
             let v = tr.b.zext(Ty::I64, v);
-            tr.x87_simple(Form::Control, X87Kind::Control, [0xd9, 0x28], &[v]);
+            let mut code = Code::new(Form::Control, O::Chs);
+            code.host.kind = X87Kind::Control;
+            let (code, zero) = (tr.i64(code.pack()), tr.i64(0));
+            tr.call(X87, &[code, v, zero]);
         },
         M::Fnstcw | M::Fstcw => |tr| {
             let v = tr.b.get(Ty::I16, FCW, 0);
             tr.dst(0, v);
         },
         M::Fnstsw | M::Fstsw => |tr| {
-            let v = tr.x87_simple(Form::Status, X87Kind::Status, [0xdf, 0xe0], &[]);
+            let v = tr.call(FNSTSW, &[]);
             let v = tr.b.zext(Ty::I16, v);
             tr.dst(0, v);
         },

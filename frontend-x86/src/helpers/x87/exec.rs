@@ -36,7 +36,7 @@ pub fn run(f: &mut Fpu<'_>, c: Code, mem: [u8; 16], cond: u64) -> u64 {
         }
         Form::IncTop => rotate(f, 1),
         Form::DecTop => rotate(f, 7),
-        Form::Nop | Form::Store | Form::StoreF80 | Form::Wait | Form::Status | Form::Control => {}
+        Form::Nop | Form::Store | Form::StoreF80 | Form::Control => {}
     }
     0
 }
