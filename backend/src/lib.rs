@@ -19,7 +19,7 @@ mod tier1;
 mod tlb;
 mod vblock;
 
-pub use exec::{Engine, MAX_INSNS, Settings};
+pub use exec::{AT_ONCE, Engine, MAX_INSNS, Settings};
 pub use peers::{MAX_CPUS, Member, Peers};
 pub use vblock::{Helper, VcpuBlock};
 

@@ -5,6 +5,7 @@ use arch_x86::flags::bit;
 use arch_x86::state::{cr0, cr4};
 use arch_x86::{CpuState, SegReg, Segment};
 use backend::Settings;
+use std::fmt;
 use std::sync::Arc;
 use vm_core::testing::Rng;
 use vm_core::{InsnCounter, StopReason, Vcpu};
@@ -22,10 +23,13 @@ pub enum Mode {
 
 pub const MODES: [Mode; 6] = [Mode::Real, Mode::V86, Mode::Protected16, Mode::Protected32, Mode::Long, Mode::LongUser];
 
-/// Instructions that a string of bytes may run for.
-const INSTRUCTIONS: u64 = 24;
-/// Bytes of code.
-const BYTES: usize = 48;
+/// Instructions that a string of bytes may run for: most of them, and one of sixteen.
+const INSTRUCTIONS: [u64; 2] = [2, 12];
+/// Strings begin this far apart. What one of them leads to beyond is the next.
+const STRING: usize = 32;
+/// Strings of a batch: those of a page of random bytes.
+pub const BATCH: u64 = PAGE / STRING as u64;
+const PAGE: u64 = 4096;
 /// Where code of 16 bits lies.
 const LOW: u64 = 0x5000;
 
@@ -33,18 +37,50 @@ const LOW: u64 = 0x5000;
 pub struct AnyBytes {
     machine: Machine,
     counter: Arc<InsnCounter>,
-    images: Vec<Image>,
-    /// Runs since memory was last brought back whole.
-    runs: u64,
+    starts: Vec<Start>,
+    /// The mode whose memory the machine has.
+    loaded: Option<usize>,
+}
+
+struct Start {
+    image: Image,
+    /// Where in the image pages of RAM are, by page number.
+    index: Vec<Option<usize>>,
+    /// The page of the strings.
+    page: u64,
 }
 
 /// What runs ended in.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Ends {
-    pub runs: u64,
+    /// By mode, in the order of `MODES`.
+    pub runs: [u64; MODES.len()],
     pub limit: u64,
     pub halted: u64,
     pub triple: u64,
+}
+
+impl Ends {
+    pub fn all(&self) -> u64 {
+        self.runs.iter().sum()
+    }
+
+    pub fn add(&mut self, other: &Ends) {
+        self.runs.iter_mut().zip(other.runs).for_each(|(a, b)| *a += b);
+        self.limit += other.limit;
+        self.halted += other.halted;
+        self.triple += other.triple;
+    }
+}
+
+impl fmt::Display for Ends {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} strings (", self.all())?;
+        for (i, (mode, runs)) in MODES.iter().zip(self.runs).enumerate() {
+            write!(f, "{}{mode:?} {runs}", if i == 0 { "" } else { ", " })?;
+        }
+        write!(f, "): {} halted, {} shut down, {} went on", self.halted, self.triple, self.limit)
+    }
 }
 
 impl AnyBytes {
@@ -59,108 +95,140 @@ impl AnyBytes {
             single_block_regions: false,
             bisect: None,
             background: false,
-            // Strings are short; what lies behind them is not to be translated at length.
-            max_insns: if jit { backend::MAX_INSNS } else { 12 },
+            // Few strings run for more than that; the rest would be translated for nothing.
+            max_insns: if jit { 8 } else { 2 },
             counter: Some(counter.clone()),
         };
-        let images = MODES.iter().map(|m| image(*m)).collect();
-        Ok(AnyBytes { machine: Machine::new(settings)?, counter, images, runs: 0 })
+        let machine = Machine::new(settings)?;
+        machine.ram().log_writes();
+        Ok(AnyBytes { machine, counter, starts: MODES.iter().map(|m| Start::new(*m)).collect(), loaded: None })
     }
 
-    /// Runs `count` strings of random bytes in each mode in turn.
-    pub fn run(&mut self, r: &mut Rng, count: u64, ends: &mut Ends) {
-        for n in 0..count {
-            let mode = (n % MODES.len() as u64) as usize;
-            // Most runs leave memory as it was; what they leave is random memory for the next.
-            if self.runs.is_multiple_of(64 * MODES.len() as u64) || mode == 0 && self.runs.is_multiple_of(6 * 16) {
-                self.machine.load(&self.images[mode]);
+    /// Runs the strings of one page of random bytes in a mode: the same for the same seed.
+    pub fn batch(&mut self, mode: Mode, seed: u64, ends: &mut Ends) {
+        let n = mode as usize;
+        let r = &mut Rng(seed ^ (n as u64) << 56);
+        self.starts[n].draw(r);
+        if self.loaded.replace(n) == Some(n) {
+            self.restore(n);
+            let page = self.starts[n].page;
+            [page, page + 1].iter().for_each(|p| self.restore_page(n, *p));
+        } else {
+            self.machine.load(&self.starts[n].image);
+        }
+        self.machine.ram().take_written();
+        for k in 0..BATCH {
+            self.once(r, n, k * STRING as u64);
+            ends.runs[n] += 1;
+            match self.machine.run() {
+                StopReason::Halted => ends.halted += 1,
+                StopReason::TripleFault => ends.triple += 1,
+                _ => ends.limit += 1,
             }
-            self.runs += 1;
-            self.once(r, mode, ends);
+            self.restore(n);
         }
     }
 
-    fn once(&mut self, r: &mut Rng, mode: usize, ends: &mut Ends) {
-        let image = &self.images[mode];
-        let base = image.cpu.rip + image.cpu.seg(SegReg::Cs).base;
-        let mut code = [0u8; BYTES];
-        code.chunks_mut(8).for_each(|c| c.copy_from_slice(&r.next_u64().to_le_bytes()));
-        shape(r, &mut code);
-        // Tables and page tables, which the code may have changed.
-        for (page, bytes) in &image.pages {
-            let system = *page < 5 || (0x100..0x110).contains(page);
-            let mut now = [0; 4096];
-            if system {
-                self.machine.ram().read(page * 4096, &mut now);
-                if now != **bytes {
-                    self.machine.ram().write(page * 4096, &bytes[..]);
-                }
-            }
-        }
-        self.machine.ram().write(base, &code);
-        self.machine.ram().write(base + BYTES as u64, &[0xf4; 16]);
-        let mut cpu = image.cpu.clone();
-        registers(r, &mut cpu);
-        *self.machine.engine.cpu() = cpu;
+    /// Makes the CPU ready for the string at an offset in its page.
+    fn once(&mut self, r: &mut Rng, mode: usize, offset: u64) {
+        let cpu = self.machine.engine.cpu();
+        cpu.clone_from(&self.starts[mode].image.cpu);
+        cpu.rip += offset;
+        registers(r, cpu);
         self.machine.engine.cpu_changed();
-        self.counter.set_limit(self.counter.executed() + INSTRUCTIONS);
-        ends.runs += 1;
-        match self.machine.run() {
-            StopReason::Halted => ends.halted += 1,
-            StopReason::TripleFault => ends.triple += 1,
-            _ => ends.limit += 1,
+        self.counter.set_limit(self.counter.executed() + INSTRUCTIONS[usize::from(r.next_u64() >> 60 == 0)]);
+    }
+
+    /// Brings pages back that have been written.
+    fn restore(&mut self, mode: usize) {
+        let written = self.machine.ram().take_written();
+        if !written.is_empty() {
+            written.iter().for_each(|page| self.restore_page(mode, *page));
+            // Those were writes as well.
+            self.machine.ram().take_written();
+        }
+    }
+
+    fn restore_page(&self, mode: usize, page: u64) {
+        let start = &self.starts[mode];
+        if let Some(Some(i)) = start.index.get(page as usize) {
+            self.machine.ram().write(page * PAGE, &start.image.pages[*i].1[..]);
+        }
+    }
+}
+
+impl Start {
+    fn new(mode: Mode) -> Start {
+        let image = image(mode);
+        let last = image.pages.iter().map(|p| p.0).max().unwrap_or(0);
+        let index = (0..=last).map(|n| image.pages.iter().position(|p| p.0 == n)).collect();
+        Start { page: image.cpu.rip / PAGE, image, index }
+    }
+
+    /// New strings; what lies behind their page is random as well where that is code.
+    fn draw(&mut self, r: &mut Rng) {
+        let behind = usize::from(self.page * PAGE == at::CODE);
+        for p in self.page..=self.page + behind as u64 {
+            let Some(bytes) = self.index[p as usize].map(|i| &mut self.image.pages[i].1) else { continue };
+            bytes.chunks_mut(8).for_each(|c| c.copy_from_slice(&r.next_u64().to_le_bytes()));
+            bytes.chunks_mut(STRING).for_each(|c| shape(r, c));
         }
     }
 }
 
 /// Half of the strings begin with something that random bytes seldom begin with.
-fn shape(r: &mut Rng, code: &mut [u8; BYTES]) {
-    let x = r.next_u64();
-    let head: &[u8] = match x % 12 {
-        0 => &[0x0f],
-        1 => &[0x66, 0x0f],
-        2 => &[0xf3, 0x0f],
-        3 => &[0xf2, 0x0f],
-        4 => &[0xc5],
-        5 => &[0xc4, 0xe2],
-        6 => &[0x0f, 0x01],
-        7 => &[0x0f, 0xae],
-        8 => &[0x0f, 0x00],
-        9 => &[0xf0],
-        10 => &[0x0f, 0xc7],
-        _ => &[0x0f, 0x38],
+fn shape(r: &mut Rng, code: &mut [u8]) {
+    let head: &[u8] = match r.next_u64() >> 8 & 31 {
+        0 => &[0x66, 0x0f],
+        1 => &[0xf3, 0x0f],
+        2 => &[0xf2, 0x0f],
+        3 => &[0xc5],
+        4 => &[0xc4, 0xe2],
+        5 => &[0x0f, 0x01],
+        6 => &[0x0f, 0xae],
+        7 => &[0x0f, 0x00],
+        8 => &[0xf0],
+        9 => &[0x0f, 0xc7],
+        10 => &[0x0f, 0x38],
+        11 => &[0x0f, 0x3a],
+        12 => &[0x48],
+        13..16 => &[0x0f],
+        _ => &[],
     };
-    for at in [0, 16, 32] {
-        if r.one_in(2) {
-            code[at..at + head.len()].copy_from_slice(head);
-        }
-    }
+    code[..head.len()].copy_from_slice(head);
 }
 
 fn registers(r: &mut Rng, c: &mut CpuState) {
+    const TABLES: [u64; 8] =
+        [at::GDT, at::IDT, at::TSS, at::TABLES, at::CODE, at::TABLES + 0x3000, at::FAULT_STACK - 0x80, at::STACK];
     for g in &mut c.gpr {
-        *g = match r.below(6) {
-            0 => r.next_u64(),
-            1 => r.next_u64() as i8 as u64,
-            2 => 1 << r.below(64),
-            3 => at::DATA + r.below(0x4000),
-            4 => r.pick(&[at::GDT, at::IDT, at::TSS, at::TABLES, at::CODE]) + r.below(0x100),
-            _ => r.below(0x200),
+        let x = r.next_u64();
+        *g = match x & 7 {
+            0 | 1 => r.next_u64(),
+            2 => (x >> 8) as i8 as u64,
+            3 => 1 << (x >> 58),
+            4 => at::DATA + (x >> 20 & 0x3fff),
+            5 => TABLES[(x >> 8 & 7) as usize] + (x >> 20 & 0xff),
+            _ => x >> 20 & 0x1ff,
         };
     }
-    if !r.one_in(4) {
-        c.gpr[4] = if c.rip < 0x1_0000 { 0x6f00 } else { at::STACK_TOP } - 8 * r.below(8);
+    let x = r.next_u64();
+    if x & 3 != 0 {
+        c.gpr[4] = if c.rip < 0x1_0000 { 0x6f00 } else { at::STACK_TOP } - (x >> 8 & 0x38);
     }
-    c.xmm.iter_mut().for_each(|x| *x = u128::from(r.next_u64()) << 64 | u128::from(r.next_u64()));
-    if r.one_in(3) {
-        c.mxcsr = r.next_u64() as u32 & 0xffff;
-        c.fcw = r.next_u64() as u16;
-        c.fsw = r.next_u64() as u16;
+    let mut v = u128::from(x) << 64 | u128::from(r.next_u64());
+    for x in &mut c.xmm {
+        v = v.wrapping_mul(0x2545_f491_4f6c_dd1d_9e37_79b9_7f4a_7c15).wrapping_add(1);
+        *x = v;
     }
-    c.ftw = r.next_u64() as u8;
+    let y = r.next_u64();
+    if x >> 16 & 3 == 0 {
+        (c.mxcsr, c.fcw, c.fsw) = (y as u32 & 0xffff, (y >> 16) as u16, (y >> 32) as u16);
+    }
+    c.ftw = (y >> 48) as u8;
     let settable = bit::ARITH | bit::DF | bit::TF | bit::AC | bit::NT | bit::RF;
-    let f = c.rflags() & bit::VM | r.next_u64() & settable & if r.one_in(4) { !0 } else { !bit::TF };
-    c.set_rflags(f | 2 | r.below(4) << 12);
+    let f = c.rflags() & bit::VM | r.next_u64() & settable & if x >> 18 & 3 == 0 { !0 } else { !bit::TF };
+    c.set_rflags(f | 2 | (x >> 20 & 3) << 12);
 }
 
 fn image(mode: Mode) -> Image {
@@ -176,12 +244,17 @@ fn image(mode: Mode) -> Image {
             c.cr0 &= !cr0::PE;
             c.seg = [real; 6];
             c.idt.limit = 0x3ff;
+            c.idt.base = 0;
             c.rip = LOW;
+            // Vectors of four bytes, segment 0.
+            (0..256).for_each(|v| i.put(4 * v, &(at::HANDLER as u32).to_le_bytes()));
         }
         Mode::V86 => {
             c.seg = [Segment { attr: 0xf300, ..real }; 6];
             (c.cpl, c.rip) = (3, LOW);
             c.set_rflags(bit::VM | 2);
+            // The TSS's ESP0 and SS0, where faults lead to.
+            i.put(at::TSS + 4, &[at::FAULT_STACK.to_le_bytes(), 0x10u64.to_le_bytes()].map(|w| w[..4].to_vec()).concat());
         }
         Mode::Protected16 => {
             let code = c.seg_mut(SegReg::Cs);
@@ -191,7 +264,8 @@ fn image(mode: Mode) -> Image {
             }
             c.rip = LOW;
         }
-        Mode::Protected32 | Mode::Long => {}
+        Mode::Protected32 => {}
+        Mode::Long => upper_tables(&mut i, 0x23),
         Mode::LongUser => {
             c.cpl = 3;
             for s in [SegReg::Cs, SegReg::Ss, SegReg::Ds, SegReg::Es] {
@@ -207,13 +281,18 @@ fn image(mode: Mode) -> Image {
 
 /// Lets user code use code, data and stack.
 fn user_pages(i: &mut Image) {
-    let t = at::TABLES;
-    i.put(t, &[7]);
-    i.put(t + 0x1000, &[7]);
-    for pt in 0..8 {
-        i.put(t + 0x2000 + 8 * pt, &[7]);
-    }
+    upper_tables(i, 0x27);
     for page in (0x200..0x203).chain(0x300..0x303).chain(0x306..0x307).chain(0x30f..0x312u64) {
-        i.put(t + 0x3000 + 8 * page, &[0x67]);
+        i.put(at::TABLES + 0x3000 + 8 * page, &[0x67]);
+    }
+}
+
+/// The low byte of entries of the upper page tables. With the accessed bit strings need not write it, one after the other.
+fn upper_tables(i: &mut Image, low: u8) {
+    let t = at::TABLES;
+    i.put(t, &[low]);
+    i.put(t + 0x1000, &[low]);
+    for pt in 0..8 {
+        i.put(t + 0x2000 + 8 * pt, &[low]);
     }
 }

@@ -39,6 +39,9 @@ const OURS: u64 = ONE | OBSERVED | BREAK_BITS;
 /// Dropped blocks that may wait until they are freed.
 const GRAVES: usize = 4096;
 
+/// `Settings::hot`: blocks become regions as soon as they are hot.
+pub const AT_ONCE: u32 = u32::MAX;
+
 /// How the engine runs (`-accel`).
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -48,7 +51,7 @@ pub struct Settings {
     pub threshold: u32,
     /// Emit blocks by tier 1 first; only those that run on are compiled as regions.
     pub tier1: bool,
-    /// Runs of a block in tier 1 before its region is compiled; 0: never.
+    /// Runs of a block in tier 1 before its region is compiled; 0: never, `AT_ONCE`: without tier 1, but for blocks that straddle.
     pub hot: u32,
     /// Regions of one block only.
     pub single_block_regions: bool,

@@ -13,7 +13,7 @@ mod vector_special;
 
 use crate::cache::{self, Record, Region, Tier1Code};
 use crate::debug::BREAKS;
-use crate::exec::Settings;
+use crate::exec::{AT_ONCE, Settings};
 use crate::tier0::form::Handler;
 use crate::tier0::{counted, ops};
 use crate::tier1::{self, Tier1};
@@ -168,7 +168,7 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
     /// A block has run often: it goes one tier up. `rec` is live.
     pub fn hot(&mut self, b: &mut VcpuBlock<C>, rec: *mut Record) {
         match region::tier(rec) {
-            0 if self.tier1.is_some() => self.emit(b, rec),
+            0 if self.tier1.is_some() && (self.settings.hot != AT_ONCE || region::second(rec).is_some()) => self.emit(b, rec),
             // Its second page may be mapped elsewhere next time.
             _ if region::second(rec).is_some() => region::never_ask(rec),
             0 | 1 => self.request(b, rec),

@@ -28,6 +28,7 @@ pub fn engine(name: &str) -> Option<(&'static str, Settings)> {
         "interp" => ("interp", s(false, false)),
         "tier1" => ("tier1", s(true, true)),
         "hot" => ("hot", Settings { hot: 1, ..s(true, true) }),
+        "region" => ("region", Settings { hot: backend::AT_ONCE, ..s(true, true) }),
         "tier2" => ("tier2", s(true, false)),
         _ => return None,
     })
@@ -62,6 +63,21 @@ impl Bench {
     pub(super) fn fill(&mut self, r: &mut Rng) {
         self.background.chunks_mut(8).for_each(|c| c.copy_from_slice(&r.next_u64().to_le_bytes()));
         self.restore_all();
+    }
+
+    /// What each engine with a compiler compiled, as its `info jit` counts it.
+    pub fn compiled(&mut self) -> String {
+        let wanted = ["blocks emitted", "regions compiled", "region blocks", "guest insns compiled"];
+        let mut out = String::new();
+        for (g, _) in &mut self.guests {
+            let (name, info) = (g.name, g.info_jit());
+            let lines = info.lines().filter(|l| wanted.iter().any(|w| l.starts_with(w)));
+            let lines: Vec<String> = lines.map(|l| l.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+            if !lines.is_empty() {
+                out += &format!("{name}: {}\n", lines.join(", "));
+            }
+        }
+        out
     }
 
     pub fn set_background(&mut self, m: Box<Memory>) {
@@ -120,9 +136,7 @@ impl Bench {
         if memory || !wrong.is_empty() {
             g.memory(&mut self.scratch);
             let host = self.native.memory();
-            if self.scratch[..0x2000] != host[0][..] || self.scratch[0x2000..0x4000] != host[1][..] {
-                memory_differences(&self.scratch, host, &mask, &mut wrong);
-            }
+            memory_differences(&self.scratch, host, &mask, &mut wrong);
         }
         (!wrong.is_empty()).then(|| format!("{name}: {}", wrong.join(", ")))
     }
@@ -286,6 +300,9 @@ fn trap_alike(host: Trap, got: Trap, m: &Mask) -> bool {
 }
 
 pub(super) fn memory_differences(got: &Memory, host: [&[u8; 0x2000]; 2], m: &Mask, out: &mut Vec<String>) {
+    if got[..0x2000] == host[0][..] && got[0x2000..0x4000] == host[1][..] {
+        return;
+    }
     let host = |i: usize| if i < 0x2000 { host[0][i] } else { host[1][i - 0x2000] };
     let differs = |i: &usize| got[*i] != host(*i) && !m.memory.iter().any(|r| r.contains(&super::address(*i)));
     for i in (0..0x4000).filter(differs).take(4) {

@@ -5,7 +5,8 @@ use super::case::case;
 use super::draw::{Drawn, draw};
 use super::forms::{self, Form};
 use super::{Bits, at};
-use std::collections::{BTreeMap, HashSet};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
 use vm_core::testing::Rng;
 
@@ -30,7 +31,6 @@ pub struct Tally {
     pub cases: u64,
     pub faults: u64,
     pub mismatches: u64,
-    pub encodings: u64,
     /// The first few mismatches, shrunk, each as a filetest with a comment.
     pub found: Vec<String>,
 }
@@ -39,9 +39,18 @@ pub struct Tally {
 pub struct Report {
     pub forms: Vec<(Bits, Form, Tally)>,
     pub cases: u64,
-    /// Cases and distinct encodings of each engine.
-    pub engines: Vec<(String, u64, usize)>,
+    pub engines: Vec<Share>,
     pub elapsed: Duration,
+    /// Distinct encodings, and the form of each.
+    seen: HashMap<u64, usize>,
+}
+
+/// An engine's share of a campaign.
+pub struct Share {
+    pub name: String,
+    pub cases: u64,
+    /// Distinct encodings.
+    seen: HashSet<u64>,
 }
 
 /// Engines and of how many instructions each gets one, as `interp:1,tier1:8`.
@@ -75,10 +84,8 @@ pub fn run(plan: &Plan, progress: &mut dyn FnMut(&Report)) -> Result<Report, Str
     if usable.is_empty() {
         return Err(format!("no form begins with `{}`", plan.only));
     }
-    let engines = plan.engines.iter().map(|e| (e.0.clone(), 0, 0)).collect();
-    let mut report = Report { forms, cases: 0, engines, elapsed: Duration::ZERO };
-    let mut seen: HashSet<u64> = HashSet::new();
-    let mut seen_by: Vec<HashSet<u64>> = vec![HashSet::new(); plan.engines.len()];
+    let engines = plan.engines.iter().map(|e| Share { name: e.0.clone(), cases: 0, seen: HashSet::new() }).collect();
+    let mut report = Report { forms, cases: 0, engines, elapsed: Duration::ZERO, seen: HashMap::new() };
     let begun = Instant::now();
     let mut serial = 0usize;
     while report.cases < plan.cases && begun.elapsed() < plan.time {
@@ -87,8 +94,8 @@ pub fn run(plan: &Plan, progress: &mut dyn FnMut(&Report)) -> Result<Report, Str
         bench.set_code(&batch);
         for d in &batch {
             serial += 1;
-            let key = d.encoding();
-            report.forms[d.form].2.encodings += u64::from(seen.insert(key));
+            let (key, before) = (d.encoding(), report.cases);
+            report.seen.insert(key, d.form);
             for n in 0..plan.states {
                 let c = case(&mut r, d);
                 if d.vendors_differ(&c) {
@@ -118,9 +125,8 @@ pub fn run(plan: &Plan, progress: &mut dyn FnMut(&Report)) -> Result<Report, Str
             }
             for (k, e) in report.engines.iter_mut().enumerate() {
                 if serial.is_multiple_of(bench.guests[k].1) {
-                    e.1 += plan.states;
-                    seen_by[k].insert(key);
-                    e.2 = seen_by[k].len();
+                    e.cases += report.cases - before;
+                    e.seen.insert(key);
                 }
             }
         }
@@ -153,8 +159,40 @@ impl Report {
         self.forms.iter().map(|f| f.2.mismatches).sum()
     }
 
-    pub fn encodings(&self) -> u64 {
-        self.forms.iter().map(|f| f.2.encodings).sum()
+    pub fn encodings(&self) -> usize {
+        self.seen.len()
+    }
+
+    /// For `add` in another process.
+    pub fn to_json(&self) -> Value {
+        let form = |t: &Tally| json!([t.cases, t.faults, t.mismatches, t.found]);
+        let engine = |e: &Share| json!([e.name, e.cases, e.seen.iter().collect::<Vec<_>>()]);
+        json!({
+            "cases": self.cases,
+            "seconds": self.elapsed.as_secs_f64(),
+            "forms": self.forms.iter().map(|f| form(&f.2)).collect::<Vec<_>>(),
+            "engines": self.engines.iter().map(engine).collect::<Vec<_>>(),
+            "seen": self.seen.iter().collect::<Vec<_>>(),
+        })
+    }
+
+    /// Adds what another process found with the same plan but for the seed, at the same time. `None`: it is no such report.
+    pub fn add(&mut self, other: &Value) -> Option<()> {
+        self.cases += other["cases"].as_u64()?;
+        self.elapsed = self.elapsed.max(Duration::from_secs_f64(other["seconds"].as_f64()?));
+        for (f, o) in self.forms.iter_mut().zip(other["forms"].as_array()?) {
+            f.2.cases += o[0].as_u64()?;
+            f.2.faults += o[1].as_u64()?;
+            f.2.mismatches += o[2].as_u64()?;
+            f.2.found.extend(o[3].as_array()?.iter().filter_map(Value::as_str).map(String::from));
+        }
+        for (e, o) in self.engines.iter_mut().zip(other["engines"].as_array()?) {
+            e.cases += o[1].as_u64()?;
+            e.seen.extend(o[2].as_array()?.iter().filter_map(Value::as_u64));
+        }
+        let pair = |p: &Value| Some((p[0].as_u64()?, p[1].as_u64()? as usize));
+        self.seen.extend(other["seen"].as_array()?.iter().filter_map(pair));
+        Some(())
     }
 
     /// Everything that differed, a form at a time.
@@ -197,8 +235,8 @@ impl Report {
             self.elapsed.as_secs_f64(),
             self.mismatches()
         );
-        for (name, cases, encodings) in &self.engines {
-            s += &format!("{name}: {cases} cases, {encodings} distinct encodings\n");
+        for e in &self.engines {
+            s += &format!("{}: {} cases, {} distinct encodings\n", e.name, e.cases, e.seen.len());
         }
         s
     }
@@ -207,9 +245,11 @@ impl Report {
     pub fn coverage(&self) -> String {
         let mut s = self.head();
         s += "\nmnemonic form bits cases faults encodings mismatches\n";
-        let mut rows: Vec<_> = self.forms.iter().filter(|f| f.1.left_out.is_none()).collect();
-        rows.sort_by_key(|f| (format!("{:?}", f.1.code.mnemonic()), format!("{:?}", f.1.code), f.0));
-        for (b, f, t) in rows {
+        let mut encodings = vec![0; self.forms.len()];
+        self.seen.values().for_each(|form| encodings[*form] += 1);
+        let mut rows: Vec<_> = self.forms.iter().zip(encodings).filter(|f| f.0.1.left_out.is_none()).collect();
+        rows.sort_by_key(|(f, _)| (format!("{:?}", f.1.code.mnemonic()), format!("{:?}", f.1.code), f.0));
+        for ((b, f, t), encodings) in rows {
             s += &format!(
                 "{:?} {:?} {} {} {} {} {}\n",
                 f.code.mnemonic(),
@@ -217,7 +257,7 @@ impl Report {
                 b.count(),
                 t.cases,
                 t.faults,
-                t.encodings,
+                encodings,
                 t.mismatches
             );
         }
