@@ -133,11 +133,14 @@ pub struct Engine {
     /// Operands and result of vector ops that have no short form.
     pub vec_a: u128,
     pub vec_b: u128,
+    /// Where the host's stack is when there is no frame of a guest call on it, and where there is no room for another.
+    pub stack_base: u64,
+    pub stack_limit: u64,
     /// The x87 state on its way to the host's FPU or back.
     pub x87: [u8; X87_IMAGE],
     /// Control word for floating point, without exception flags.
     pub fp_control: u32,
-    /// With `Why::Edge`: 0 the taken edge, 1 the other.
+    /// With `Why::Edge`: 0 the taken edge, 1 the other, 2 the way on behind a call.
     pub edge_number: u32,
     /// The block that runs, or ran last, in tier 0; the one that left, in tier 1.
     pub cur: *mut Record,

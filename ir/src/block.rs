@@ -309,6 +309,11 @@ impl Block {
         self.push(Inst { imm: target, ..Inst::new(Op::Jump, Ty::I64) });
     }
 
+    /// As `jump`, for a call that returns to the next instruction.
+    pub fn call_to(&mut self, target: i64) {
+        self.push(Inst { imm: target, aux: 1, ..Inst::new(Op::Jump, Ty::I64) });
+    }
+
     pub fn br(&mut self, cond: Val, taken: i64) {
         self.push(Inst { a: cond, imm: taken, ..Inst::new(Op::Br, Ty::I8) });
     }

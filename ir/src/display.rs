@@ -92,7 +92,11 @@ impl Display<'_> {
         match i.op {
             Op::Insn => write!(f, " {}, {}", Signed(i.imm), i.aux),
             Op::Const => write!(f, " {:#x}", i.imm as u64 & i.ty.mask()),
-            Op::PcRel | Op::Jump => write!(f, " {}", Signed(i.imm)),
+            Op::PcRel => write!(f, " {}", Signed(i.imm)),
+            Op::Jump => {
+                write!(f, " {}", Signed(i.imm))?;
+                if i.aux == 0 { Ok(()) } else { write!(f, ", {}", Name(HINTS.get(usize::from(i.aux)).copied(), "hint", i.aux)) }
+            }
             Op::Get => self.slot(f, i),
             Op::Set => self.slot(f, i).and_then(|()| write!(f, " {}", V(i.a))),
             Op::Cmp => {

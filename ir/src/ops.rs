@@ -164,7 +164,8 @@ ops! {
     /// and the interpreter raises it.
     RaiseIf = "raise_if", 1, Res::None, Effects::MAY_LEAVE.or(Effects::KEEP);
 
-    /// Ends the block: continue at page offset `imm` (it may lie outside the page).
+    /// Ends the block: continue at page offset `imm` (it may lie outside the page). `aux`: 0 jump, 1 call, which is expected to return
+    /// to the block's `next`, for prediction.
     Jump = "jump", 0, Res::None, END;
     /// a (I8) not 0: continue at page offset `imm`; else at the block's `next`.
     Br = "br", 1, Res::None, END;

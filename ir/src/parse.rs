@@ -238,7 +238,13 @@ impl<'a> Parser<'a, '_> {
                 i.aux = self.small()?;
             }
             Op::Const => i.imm = self.number()? as i64,
-            Op::PcRel | Op::Jump => i.imm = self.signed()?,
+            Op::PcRel => i.imm = self.signed()?,
+            Op::Jump => {
+                i.imm = self.signed()?;
+                if self.eat(",") {
+                    i.aux = self.name("hint", |t| HINTS.iter().position(|h| *h == t))?;
+                }
+            }
             Op::Get | Op::Set => {
                 let layout = self.layout;
                 i.aux = self.name("slot", |t| layout.find(t).map(|s| s.0.into()))?;

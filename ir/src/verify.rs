@@ -225,6 +225,7 @@ fn fields(i: &Inst, layout: &StateLayout, helpers: &[HelperDesc]) -> Result<(), 
         Op::VLane | Op::VSetLane => i.aux <= 1,
         Op::RaiseIf => i.aux <= 255,
         Op::JumpInd => i.aux <= 2,
+        Op::Jump => i.aux <= 1,
         _ => i.aux == 0,
     };
     let imm_ok = match i.op {

@@ -8,11 +8,13 @@ enum { P = 1, W = 2, G = 0x100, OFTEN = 3000 };
 #define JUMPS (VA + 0x20)
 #define STRADDLES (VA + 0xffe)
 #define TARGET (VA + 0x1010)
+#define CALLER (VA + 0x2000)
 
 static u64 tables[3][512] __attribute__((aligned(4096)));
 // Another address space, which has the target elsewhere.
 static u64 other_root[512] __attribute__((aligned(4096))), other[3][512] __attribute__((aligned(4096)));
 static u8 source[4096] __attribute__((aligned(4096))), target[2][4096] __attribute__((aligned(4096)));
+static u8 caller[2][4096] __attribute__((aligned(4096)));
 extern u64 pml4[];
 
 static void put(u8 *to, const char *bytes, int n) {
@@ -27,6 +29,14 @@ static void write_code(void) {
     put(target[1], "\x02\x00\x00\xc3", 4);
     put(target[0] + 0x10, "\xb8\x01\x00\x00\x00\xc3", 6);  // mov $1,%eax; ret
     put(target[1] + 0x10, "\xb8\x02\x00\x00\x00\xc3", 6);
+    put(target[0] + 0x30, "\xff\x64\x24\x08", 4);  // jmp *8(%rsp)
+    for (int n = 0; n < 2; n++) {
+        // push %rdi; call *(%rsp) twice; pop %rcx; mov $n+1,%eax; ret
+        put(caller[n], "\x57\xff\x14\x24\xff\x14\x24\x59\xb8\x00\x00\x00\x00\xc3", 14);
+        // The same by TARGET + 20h.
+        put(caller[n] + 0x20, "\x57\xe8\x0a\xf0\xff\xff\xe8\x05\xf0\xff\xff\x59\xb8\x00\x00\x00\x00\xc3", 18);
+        caller[n][9] = caller[n][0x2d] = (u8)(n + 1);
+    }
 }
 
 static void tree(u64 *root, u64 (*t)[512], int page, u64 flags) {
@@ -95,6 +105,33 @@ static void between_spaces(void) {
     check(wrong == 0, "SDM 3A 4.10.4.1", "two address spaces: %x runs saw the other's code", (word)wrong);
 }
 
+// The page of a call is mapped elsewhere before the call returns: what follows the call is the new page's.
+static struct { int page, moves, count; enum how how; } moving;
+
+static void move_caller(void) {
+    if (!moving.moves || moving.count++ % 3) return;
+    moving.page ^= 1;
+    tables[2][2] = (u64)caller[moving.page] | P;
+    if (moving.how == INVLPG) invlpg(CALLER);
+    else change(moving.how);
+}
+
+static void moved_callers(enum how how, const char *what) {
+    tree(pml4, tables, 0, 0);
+    for (int direct = 0; direct < 2; direct++) {
+        u32 (*code)(void (*)(void)) = (void *)(CALLER + (direct ? 0x20 : 0));
+        moving.how = how, moving.page = 0, moving.moves = 0;
+        tables[2][2] = (u64)caller[0] | P;
+        change(PGE);
+        u32 wrong = 0;
+        for (int i = 0; i < 2 * OFTEN; i++) {
+            moving.moves = i > OFTEN;
+            wrong += code(move_caller) != (u32)moving.page + 1;
+        }
+        check(wrong == 0, "SDM 3A 4.10.4.1", "%s, %x: %x returns to old code", what, (word)direct, (word)wrong);
+    }
+}
+
 static void unmapped(u64 at, u64 cr2, const char *what) {
     tree(pml4, tables, 0, 0);
     change(PGE);
@@ -116,6 +153,9 @@ void remap(void) {
     remapped(0, PGE, "CR4.PGE");
     remapped(G, INVLPG, "INVLPG of global code");
     remapped(G, PGE, "CR4.PGE and global code");
+    moved_callers(INVLPG, "INVLPG of a caller's page");
+    moved_callers(CR3, "MOV to CR3 in a callee");
+    moved_callers(PGE, "CR4.PGE in a callee");
     between_spaces();
     unmapped(CALLS, TARGET, "call to an absent page");
     unmapped(JUMPS, TARGET, "jump to an absent page");

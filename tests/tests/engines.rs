@@ -247,3 +247,76 @@ fn a_loop_is_entered_with_other_flags_than_it_goes_round_with() {
         assert_eq!((o.stop, o.cpu.gpr[0], o.cpu.gpr[7]), (StopReason::Halted, 100, 10 * 5050), "{name}");
     });
 }
+
+/// More calls than the host's stack takes, returns to elsewhere, and stacks that are left behind.
+#[test]
+fn calls_and_returns_that_do_not_pair() {
+    let code = assembled(|a| {
+        let mut l: [_; 9] = std::array::from_fn(|_| a.create_label());
+        let [again, many, dropped, target, jump, leave, over, resume, deep] = &mut l;
+        a.set_label(again)?;
+        // Frames that no return takes.
+        a.mov(ecx, 5000)?;
+        a.set_label(many)?;
+        a.call(*dropped)?;
+        a.ud2()?;
+        a.set_label(dropped)?;
+        a.add(rsp, 8)?;
+        a.inc(ebx)?;
+        a.dec(ecx)?;
+        a.jne(*many)?;
+        // A return address that is overwritten.
+        a.lea(rax, ptr(*target))?;
+        a.call(*jump)?;
+        a.ud2()?;
+        a.set_label(target)?;
+        a.inc(edi)?;
+        // Out of three levels at once.
+        a.mov(r8, rsp)?;
+        a.lea(r9, ptr(*resume))?;
+        a.mov(ecx, 3)?;
+        a.call(*leave)?;
+        a.ud2()?;
+        a.set_label(resume)?;
+        a.mov(ecx, 60)?;
+        a.call(*deep)?;
+        a.dec(edx)?;
+        a.jne(*again)?;
+        a.hlt()?;
+
+        a.set_label(jump)?;
+        a.mov(qword_ptr(rsp), rax)?;
+        a.ret()?;
+
+        a.set_label(leave)?;
+        a.dec(ecx)?;
+        a.je(*over)?;
+        a.call(*leave)?;
+        a.ud2()?;
+        a.set_label(over)?;
+        a.mov(rsp, r8)?;
+        a.jmp(r9)?;
+
+        // As deep as it goes, and back.
+        a.set_label(deep)?;
+        a.inc(esi)?;
+        a.dec(ecx)?;
+        let mut bottom = a.create_label();
+        a.je(bottom)?;
+        a.call(*deep)?;
+        a.inc(esi)?;
+        a.set_label(&mut bottom)?;
+        a.ret()
+    });
+    on_all(|name, m| {
+        let mut i = image(World::Long, 0, &code);
+        for (register, value) in [(0, 0), (1, 0), (2, 40), (3, 0), (6, 0), (7, 0), (4, at::DATA + 0x1000)] {
+            i.cpu.gpr[register] = value;
+        }
+        let o = m.outcome(&i);
+        assert_eq!(o.stop, StopReason::Halted, "{name}");
+        let g = &o.cpu.gpr;
+        let want = (40 * 5000, 40, 40 * 119, at::DATA + 0x1000);
+        assert_eq!((g[3], g[7], g[6], g[4]), want, "{name}: RBX, RDI, RSI, RSP");
+    });
+}

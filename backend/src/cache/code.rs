@@ -12,11 +12,11 @@ use std::ptr;
 pub struct Tier1Code {
     pub range: Range,
     /// For each edge, as offsets in the code: where the rel32 of its jump ends, and the stub for while it has no link.
-    pub edges: [Option<(u32, u32)>; 2],
+    pub edges: [Option<(u32, u32)>; 3],
     /// Blocks that the edges are linked to.
-    pub to: [*mut Record; 2],
+    pub to: [*mut Record; 3],
     /// For edges that leave the page.
-    pub far: [Option<Box<Far>>; 2],
+    pub far: [Option<Box<Far>>; 3],
     /// Of a block that straddles: holds as a link into the second page would.
     pub guard: Option<Box<Far>>,
 }

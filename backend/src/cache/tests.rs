@@ -171,7 +171,7 @@ fn emitted(c: &mut Cache, r: *mut Record) -> u64 {
     let (range, at) = c.place_code(HostCode { hot: &[0xe9, 1, 0, 0, 0, 0x90, 0xc3, 0x90], cold: &[] }).unwrap();
     c.add_tier1(
         r,
-        Tier1Code { range, edges: [Some((5, 6)); 2], to: [ptr::null_mut(); 2], far: [None, None], guard: None },
+        Tier1Code { range, edges: [Some((5, 6)); 3], to: [ptr::null_mut(); 3], far: [const { None }; 3], guard: None },
         2,
         dead,
     );

@@ -329,7 +329,7 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
         }
         if let Some((range, _)) = self.place(b, code.code) {
             let (linked, edges, len, hot) = (code.linked, code.edges, code.code.len(), code.code.hot.len());
-            let made = Tier1Code { range, edges, to: [ptr::null_mut(); 2], far: code.far, guard: code.guard };
+            let made = Tier1Code { range, edges, to: [ptr::null_mut(); 3], far: code.far, guard: code.guard };
             b.cache.add_tier1(rec, made, linked, ops::start_compiled::<C>);
             region::cool(rec, self.settings.hot);
             self.stats.emitted += 1;

@@ -406,9 +406,11 @@ macro_rules! through_jump_cache {
             $($hit,)*
             "2:",
             $($miss,)*
+            "mov rsp, [r15 + {base}]",
             "ret",
             mask = const JC_ENTRIES - 1,
             mode = const from_base(offset_of!(Engine, mode)),
+            base = const from_base(offset_of!(Engine, stack_base)),
             jc_pc = const from_base(offset_of!(Engine, jc)) + offset_of!(JcEntry, pc) as i32,
             jc_mode = const from_base(offset_of!(Engine, jc)) + offset_of!(JcEntry, mode) as i32,
             jc_code = const from_base(offset_of!(Engine, jc)) + offset_of!(JcEntry, code) as i32,
@@ -455,7 +457,13 @@ unsafe extern "C" fn far() {
 #[cfg(target_arch = "x86_64")]
 #[unsafe(naked)]
 unsafe extern "C" fn miss() {
-    naked_asm!("mov eax, {miss}", "ret", miss = const Why::Miss as u32)
+    naked_asm!(
+        "mov eax, {miss}",
+        "mov rsp, [r15 + {base}]",
+        "ret",
+        miss = const Why::Miss as u32,
+        base = const from_base(offset_of!(Engine, stack_base)),
+    )
 }
 
 /// Address of code that returns to the dispatcher with `Why::Miss`.
@@ -468,7 +476,14 @@ pub fn miss_address() -> u64 {
 #[unsafe(naked)]
 unsafe extern "C" fn stale() {
     // Told from `miss` by its address alone, so the code may not be the same.
-    naked_asm!("mov eax, {miss}", "nop", "ret", miss = const Why::Miss as u32)
+    naked_asm!(
+        "mov eax, {miss}",
+        "nop",
+        "mov rsp, [r15 + {base}]",
+        "ret",
+        miss = const Why::Miss as u32,
+        base = const from_base(offset_of!(Engine, stack_base)),
+    )
 }
 
 /// Address of that.
@@ -518,7 +533,13 @@ pub fn push_thunk(code: &mut Vec<u8>, i: usize, start: u32, entry: u32, slots: &
     debug_assert_eq!(code.len() - at, THUNK);
 }
 
-/// Enters generated code: fn(seam, code) -> `Why`. Generated code preserves no register but the stack pointer.
+/// Bytes of the host's stack for frames of guest calls.
+const FRAMES: u32 = 32 << 10;
+/// In place of a program counter, at which no frame expects a return: not canonical.
+const NOWHERE: i64 = i64::MIN;
+
+/// Enters generated code: fn(seam, code) -> `Why`. Generated code preserves no register but the stack pointer. Frames of guest calls
+/// (`tier1::calls`) lie below what is pushed here.
 #[cfg(target_arch = "x86_64")]
 #[unsafe(naked)]
 unsafe extern "C" fn enter(_seam: *mut u8, _code: u64) -> u64 {
@@ -529,8 +550,13 @@ unsafe extern "C" fn enter(_seam: *mut u8, _code: u64) -> u64 {
         "push r13",
         "push r14",
         "push r15",
-        "sub rsp, 8",
+        "mov rax, {nowhere}",
+        "push rax",
         "lea r15, [rdi + {base}]",
+        "lea rax, [rsp - 8]",
+        "mov [r15 + {stack_base}], rax",
+        "sub rax, {frames}",
+        "mov [r15 + {stack_limit}], rax",
         "call rsi",
         "add rsp, 8",
         "pop r15",
@@ -541,5 +567,9 @@ unsafe extern "C" fn enter(_seam: *mut u8, _code: u64) -> u64 {
         "pop rbp",
         "ret",
         base = const BASE,
+        nowhere = const NOWHERE,
+        frames = const FRAMES,
+        stack_base = const from_base(offset_of!(Engine, stack_base)),
+        stack_limit = const from_base(offset_of!(Engine, stack_limit)),
     )
 }

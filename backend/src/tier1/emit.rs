@@ -35,10 +35,10 @@ pub struct Env<'a> {
 pub struct Code<'a> {
     pub code: HostCode<'a>,
     pub linked: u32,
-    /// For each edge, 0 = taken, 1 = not: where the rel32 of its jump ends, and the stub that it leads to while not linked.
-    pub edges: [Option<(u32, u32)>; 2],
+    /// For each edge, 0 = taken, 1 = not, 2 = behind a call: where the rel32 of its jump ends, and the stub that it leads to while not linked.
+    pub edges: [Option<(u32, u32)>; 3],
     /// For those edges that leave the page.
-    pub far: [Option<Box<Far>>; 2],
+    pub far: [Option<Box<Far>>; 3],
     pub guard: Option<Box<Far>>,
 }
 
@@ -51,8 +51,12 @@ pub(super) enum Cold {
     Leave { jump: usize, offset: i32, why: u32, edge: u32, rest: u32 },
     /// Returns the status word.
     Failed { jump: usize },
-    /// Goes on at a page offset, as the link of an edge does not hold.
-    Far { jump: usize, offset: i32 },
+    /// Goes on at a page offset, as the link of an edge does not hold. Of a call, where it returns to.
+    Far { jump: usize, offset: i32, landing: Option<usize> },
+    /// Makes room for a frame: see `calls`.
+    Frames { jump: usize, back: usize },
+    /// A return to elsewhere than its frame says.
+    Return { jump: usize },
     /// Makes floating point ready and goes back.
     Fp { jump: usize, back: usize },
     /// Takes the x87 state to the host's FPU; `AccessInfo`.
@@ -99,8 +103,8 @@ pub(super) struct Emit<'a> {
     pub insn: u32,
     /// Instructions of the block from this one on.
     pub rest: u32,
-    pub edges: [Option<(u32, u32)>; 2],
-    pub far: [Option<Box<Far>>; 2],
+    pub edges: [Option<(u32, u32)>; 3],
+    pub far: [Option<Box<Far>>; 3],
     pub guard: Option<Box<Far>>,
     /// Floating point has been made ready: see `fp`.
     pub fp_ready: bool,
@@ -137,8 +141,8 @@ impl Tier1 {
             at: 0,
             insn: block.start,
             rest: 0,
-            edges: [None; 2],
-            far: [None, None],
+            edges: [None; 3],
+            far: [const { None }; 3],
             guard: None,
             fp_ready: false,
             x87_ready: false,

@@ -112,12 +112,13 @@ impl Emit<'_> {
 
     fn return_why(&mut self, why: Why) {
         self.write_back();
+        self.unwind();
         asm!(self; mov eax, DWORD why as i32; ret);
     }
 
     /// Goes on at the program counter in rdi, which is also in the state, through the jump cache: `runtime::chain` in line,
     /// so that each jump is predicted for itself. A jump does not change the mode.
-    fn chain(&mut self) {
+    pub fn chain(&mut self) {
         const { assert!(size_of::<JcEntry>() == 32) };
         let jc = self.eng(offset_of!(Engine, jc)) - BASE;
         let (pc, mode) = (jc + offset_of!(JcEntry, pc) as i32, jc + offset_of!(JcEntry, mode) as i32);
@@ -139,7 +140,9 @@ impl Emit<'_> {
 
     pub fn terminator(&mut self, i: &Inst) {
         match i.op {
+            Op::Jump if self.is_call(i) => self.call_direct(i),
             _ if self.inner_edges(i) => {}
+            Op::Jump if self.region.is_none() && !(0..4096).contains(&i.imm) => self.far_way(i.imm as i32, 0, false),
             Op::Jump => {
                 let jump = self.jmp();
                 self.edge(0, jump, i.imm);
@@ -157,7 +160,14 @@ impl Emit<'_> {
                 let pc = self.pc_off();
                 st!(self, pc; [mov] [, rdi]);
                 self.write_back();
-                self.chain();
+                match i.aux {
+                    1 => {
+                        self.push_frame();
+                        self.call_chain();
+                    }
+                    2 => self.return_to(),
+                    _ => self.chain(),
+                }
             }
             Op::ExitNext => {
                 self.set_pc_in_page(self.block.next as i32);
@@ -183,7 +193,7 @@ impl Emit<'_> {
             let here = self.here();
             self.point(jump, here);
             if self.region.is_none() {
-                self.far_way(offset, edge);
+                self.far_way(offset, edge, false);
                 continue;
             }
             self.write_back();
@@ -194,14 +204,13 @@ impl Emit<'_> {
     }
 
     /// To the target if the edge is linked to it where this runs: see `far`.
-    fn far_way(&mut self, offset: i32, edge: u32) {
+    pub fn far_way(&mut self, offset: i32, edge: u32, call: bool) {
         let delta = offset & !0xfff;
         let far = Far::new(self.env.record, edge, delta, self.env.global, self.env.pc_mask == u64::MAX);
         let page = self.page_off();
         st!(self, page; [mov rdi,] []);
         self.compare_key(&far);
         let jump = self.jcc(cc::NE);
-        self.cold.push(Cold::Far { jump, offset });
         // Narrow addresses wrap: else going round again and again would bring them into the key's other bits.
         if far.wide {
             asm!(self; lea rdi, [rdi + delta]);
@@ -209,15 +218,26 @@ impl Emit<'_> {
             asm!(self; lea edi, [rdi + delta]);
         }
         st!(self, page; [mov] [, rdi]);
-        let link = self.jmp();
+        let link = if call { self.call_near() } else { self.jmp() };
         self.edges[edge as usize] = Some((self.offset(link) as u32, 0));
         self.far[edge as usize] = Some(far);
+        self.cold.push(Cold::Far { jump, offset, landing: call.then_some(link) });
+        if call {
+            self.landing();
+        }
     }
 
     /// Entered with the page's program counter in rdi, the key in rax, the `Far` in rcx.
-    fn far_miss(&mut self, jump: usize, offset: i32) {
+    fn far_miss(&mut self, jump: usize, offset: i32, landing: Option<usize>) {
         let (here, pc) = (self.here(), self.pc_off());
         self.point(jump, here);
+        if let Some(landing) = landing {
+            let call = self.call_near();
+            let back = self.jmp();
+            self.point(back, landing);
+            let here = self.here();
+            self.point(call, here);
+        }
         asm!(self; lea rdi, [rdi + offset]);
         self.mask_pc(RDI);
         st!(self, pc; [mov] [, rdi]);
@@ -234,7 +254,9 @@ impl Emit<'_> {
             let here = self.here();
             match c {
                 Cold::Failed { jump } => failed.push(jump),
-                Cold::Far { jump, offset } => self.far_miss(jump, offset),
+                Cold::Far { jump, offset, landing } => self.far_miss(jump, offset, landing),
+                Cold::Frames { jump, back } => self.drop_frames(jump, back),
+                Cold::Return { jump } => self.return_elsewhere(jump),
                 Cold::Fp { jump, back } => self.make_fp_ready(jump, back),
                 Cold::X87 { jump, back, info } => failed.push(self.make_x87_live(jump, back, info)),
                 Cold::X87Home { jump, back } => self.take_x87_home(jump, back),
@@ -281,6 +303,7 @@ impl Emit<'_> {
         let (here, status) = (self.here(), self.eng(offset_of!(Engine, status)));
         jumps.iter().for_each(|j| self.point(*j, here));
         self.write_back();
+        self.unwind();
         st!(self, status; [mov eax,] []);
         asm!(self; ret);
     }
@@ -301,6 +324,7 @@ impl Emit<'_> {
         st!(self, page; [add rdi,] []);
         self.mask_pc(RDI);
         st!(self, pc; [mov] [, rdi]);
+        self.unwind();
         asm!(self; ret);
     }
 }

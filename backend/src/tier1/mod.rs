@@ -8,6 +8,7 @@
 // What the assembler macro expands to converts register numbers that are u8 already.
 #![allow(clippy::useless_conversion)]
 
+mod calls;
 mod emit;
 mod flow;
 mod fp;

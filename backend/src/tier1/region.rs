@@ -25,7 +25,7 @@ pub struct Inside {
 }
 
 impl Inside {
-    fn member(&self, to: i64) -> Option<usize> {
+    pub fn member(&self, to: i64) -> Option<usize> {
         self.starts.iter().position(|s| i64::from(*s) == to)
     }
 }
@@ -85,8 +85,8 @@ impl Tier1 {
             at: 0,
             insn: 0,
             rest: 0,
-            edges: [None; 2],
-            far: [None, None],
+            edges: [None; 3],
+            far: [const { None }; 3],
             guard: None,
             fp_ready: false,
             x87_ready: false,
@@ -180,6 +180,13 @@ impl<'a> Emit<'a> {
                 true
             }
             _ => false,
+        }
+    }
+
+    /// A jump to member `k`.
+    pub fn leads_to(&mut self, jump: usize, k: usize) {
+        if let Some(r) = &mut self.region {
+            r.jumps.push((jump, k));
         }
     }
 

@@ -103,6 +103,7 @@ fn branch(tr: &mut Tr<'_>, c: Val) {
 
 fn go(tr: &mut Tr<'_>, t: Target, hint: u16) {
     match t {
+        Target::Offset(t, _) if hint == CALL => tr.call_to(t),
         Target::Offset(t, _) => tr.jump(t),
         Target::Absolute(pc) => tr.jump_ind(pc, hint),
     }

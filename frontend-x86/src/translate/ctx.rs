@@ -95,6 +95,11 @@ impl Tr<'_> {
         self.flow = Flow::Ended;
     }
 
+    pub fn call_to(&mut self, target: i64) {
+        self.b.call_to(target);
+        self.flow = Flow::Ended;
+    }
+
     pub fn jump_ind(&mut self, pc: Val, hint: u16) {
         self.b.jump_ind(pc, hint);
         self.flow = Flow::Ended;

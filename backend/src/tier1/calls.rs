@@ -1,0 +1,130 @@
+//! Guest calls and returns as calls and returns of the host: its predictor knows then where each return leads, though many
+//! callers share it.
+//!
+//! A call pushes a frame of two words onto the host's stack: the program counter that the callee is expected to return to, and,
+//! by the host's CALL, where to go on then. A return that goes there is the host's RET; any other drops the frame. The code behind
+//! the call is an edge like others. Whoever leaves to the dispatcher drops all frames, so that they outlive neither code nor
+//! mappings: every instruction that flushes the TLB ends its block there.
+
+use super::emit::{Cold, Emit, cc};
+use super::regs::RAX;
+use super::{asm, st};
+use crate::vblock::Engine;
+use ir::Inst;
+use std::mem::offset_of;
+
+/// `aux` of jumps.
+const CALL: u16 = 1;
+/// Number of the edge that goes on behind a call.
+const RETURN: u32 = 2;
+const RDI: u8 = 7;
+/// Bytes of a frame.
+const FRAME: i8 = 16;
+
+impl Emit<'_> {
+    /// Is the direct jump a call? One to what follows only asks for the program counter.
+    pub fn is_call(&self, i: &Inst) -> bool {
+        i.aux == CALL && i.imm != self.block.next
+    }
+
+    pub fn call_near(&mut self) -> usize {
+        self.code.extend([0xe8, 0, 0, 0, 0]);
+        self.here()
+    }
+
+    /// The first word of a frame; uses rax.
+    pub fn push_frame(&mut self) {
+        let (page, limit) = (self.page_off(), self.eng(offset_of!(Engine, stack_limit)));
+        st!(self, page; [mov rax,] []);
+        self.add_imm(RAX, self.block.next);
+        self.mask_pc(RAX);
+        st!(self, limit; [cmp rsp,] []);
+        let jump = self.jcc(cc::B);
+        self.cold.push(Cold::Frames { jump, back: self.here() });
+        asm!(self; push rax);
+    }
+
+    /// What follows the host's CALL: entered with the program counter in rdi, and in the state.
+    pub fn landing(&mut self) {
+        asm!(self; add rsp, BYTE 8);
+        let next = self.block.next;
+        if self.region.is_some() || !(0..4096).contains(&next) {
+            return self.chain();
+        }
+        let page = self.page_off();
+        self.lea(RAX, RDI, -(next as i32));
+        st!(self, page; [mov] [, rax]);
+        let jump = self.jmp();
+        self.edge(RETURN, jump, next);
+    }
+
+    /// A direct call.
+    pub fn call_direct(&mut self, i: &Inst) {
+        self.push_frame();
+        let member = self.region.as_ref().map(|r| r.member(i.imm));
+        match member {
+            None if (0..4096).contains(&i.imm) => {
+                let call = self.call_near();
+                self.edge(0, call, i.imm);
+                self.landing();
+            }
+            None => self.far_way(i.imm as i32, 0, true),
+            Some(Some(k)) => {
+                let call = self.call_near();
+                self.leads_to(call, k);
+                self.landing();
+            }
+            Some(None) => {
+                self.write_back();
+                self.set_pc_in_page(i.imm as i32);
+                asm!(self; mov rdi, rax);
+                self.call_chain();
+            }
+        }
+    }
+
+    /// A call of what the program counter in rdi, also in the state, leads to; the frame's first word has been pushed.
+    pub fn call_chain(&mut self) {
+        let call = self.call_near();
+        self.landing();
+        let here = self.here();
+        self.point(call, here);
+        self.chain();
+    }
+
+    /// A return to the program counter in rdi, also in the state.
+    pub fn return_to(&mut self) {
+        // `Why::Lookup` in eax, should a guest return to where the dispatcher's own frame leads.
+        asm!(self; xor eax, eax; cmp rdi, [rsp + 8]);
+        let jump = self.jcc(cc::NE);
+        self.cold.push(Cold::Return { jump });
+        asm!(self; ret);
+    }
+
+    /// There is no room for a frame: all are dropped.
+    pub fn drop_frames(&mut self, jump: usize, back: usize) {
+        let here = self.here();
+        self.point(jump, here);
+        self.unwind();
+        let again = self.jmp();
+        self.point(again, back);
+    }
+
+    /// The return does not go where the frame says.
+    pub fn return_elsewhere(&mut self, jump: usize) {
+        let (here, base) = (self.here(), self.eng(offset_of!(Engine, stack_base)));
+        self.point(jump, here);
+        st!(self, base; [cmp rsp,] []);
+        let none = self.jcc(cc::E);
+        asm!(self; add rsp, BYTE FRAME);
+        let here = self.here();
+        self.point(none, here);
+        self.chain();
+    }
+
+    /// Before leaving: drops all frames.
+    pub fn unwind(&mut self) {
+        let base = self.eng(offset_of!(Engine, stack_base));
+        st!(self, base; [mov rsp,] []);
+    }
+}
