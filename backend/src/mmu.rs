@@ -307,6 +307,10 @@ impl<C: GuestCpu> GuestEnv for VcpuBlock<C> {
         self.atomic_128(va.0, expected, new, ctx)
     }
 
+    fn alone(&mut self) -> Result<(), Fault> {
+        if self.eng.single { Ok(()) } else { Err(LEAVE) }
+    }
+
     fn relax(&mut self) {
         if self.cache.member.is_some() {
             std::thread::yield_now();

@@ -104,6 +104,22 @@ prot_call:
 prot_loop:
     dec %ecx
     jnz prot_loop
+    // Two tasks: bases of their descriptors first.
+    .globl task_jump, task_back, other_task, other_return
+    mov $tss_first, %eax
+    mov %ax, gdt + 0x32
+    shr $16, %eax
+    mov %al, gdt + 0x34
+    mov $tss_other, %eax
+    mov %ax, gdt + 0x3a
+    shr $16, %eax
+    mov %al, gdt + 0x3c
+    mov $0x30, %eax
+    ltr %ax
+task_jump:
+    ljmp $0x38, $0
+task_back:
+    lcall $0x38, $0
     // Identity page tables for 1 GiB in 2 MiB pages: PML4, PDPT, PD.
     mov $pml4, %edi
     lea 0x1003(%edi), %eax
@@ -138,6 +154,11 @@ to_long:
 prot_func:
     inc %ebx
     ret
+other_task:
+    nop
+    ljmp $0x30, $0
+other_return:
+    iret
     .globl prot_outer, prot_inner
 prot_outer:
     push %ebp
@@ -162,6 +183,7 @@ long_entry:
     mov $7, %eax
     xsetbv
     mov $stack_top, %esp
+    clts
     xor %ebp, %ebp
     call setup
 main_loop:
@@ -247,6 +269,7 @@ mmx_here:
 
 // Accesses of all sizes and kinds, each followed by a label.
     .globl wide, sse_at, sse_done, avx_done, avx_read, avx_read_done, x87_done, cx16_done, fxsave_done, xsave_done, far_call
+    .globl maskdqu_done, maskq_done, vmask_done, vmaskload_done, gather_done, ins_done, outs_done
     .globl far_done, enter_done, stos_done, cmps_done, unaligned_done, alias_done, xchg_done, lods_done, wide_buf, wide_area, wide_slot
 wide:
     lea wide_buf(%rip), %rcx
@@ -309,6 +332,34 @@ xchg_done:
     lea 208(%rcx), %rsi
     lodsq
 lods_done:
+    // Of masks: all elements.
+    lea 300(%rcx), %rdi
+    pcmpeqd %xmm4, %xmm4
+    maskmovdqu %xmm4, %xmm1
+maskdqu_done:
+    pcmpeqd %mm4, %mm4
+    maskmovq %mm4, %mm4
+maskq_done:
+    emms
+    vpcmpeqd %ymm5, %ymm5, %ymm5
+    vmaskmovps %ymm2, %ymm5, 320(%rcx)
+vmask_done:
+    vpmaskmovq 320(%rcx), %ymm5, %ymm6
+vmaskload_done:
+    vpxor %ymm7, %ymm7, %ymm7
+    vgatherdps %ymm5, 352(%rcx, %ymm7, 4), %ymm6
+gather_done:
+    vzeroupper
+    lea 360(%rcx), %rdi
+    mov %rdi, %rsi
+    mov $4, %ecx
+    mov $0x61, %edx
+    rep insb
+ins_done:
+    mov $4, %ecx
+    mov $0x80, %edx
+    rep outsb
+outs_done:
     ret
 far_back:
     lretl
@@ -372,12 +423,25 @@ gdt:
     .quad 0x00009b010000ffff    // 18: 16-bit code at 10000
     .quad 0x000093000000ffff    // 20: 16-bit data
     .quad 0x00af9b000000ffff    // 28: 64-bit code
+    .quad 0x0000890000000067    // 30, 38: tasks
+    .quad 0x0000890000000067
+    .quad 0x00cf93000000ffff    // 40: data of the other task
 gdt_end:
 gdt_at:
     .word gdt_end - gdt - 1
     .long gdt
 vec_one:
     .float 1.5
+    .balign 128
+    .globl tss_first, tss_other
+tss_first:
+    .skip 0x80
+// SDM 3A "32-Bit Task-State Segment": EIP, EFLAGS, EAX to EDI; ES, CS, SS, DS, FS, GS; LDT; no I/O map.
+tss_other:
+    .skip 0x20
+    .long other_task, 2, 0, 0, 0, 0, stack_top - 0x800, 0, 0, 0
+    .long 0x40, 8, 0x10, 0x10, 0x10, 0x10, 0, 0x680000
+    .balign 128
 far_at:
     .long far_back
     .word 0x28

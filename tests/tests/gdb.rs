@@ -8,6 +8,7 @@ use machine::firstrun;
 use machine::options::{self, Config, Request};
 use machine::trace::reader::{Symbols, show};
 use rhea_tests::boot::{Guest, file, scratch};
+use rhea_tests::counters::counter;
 use rhea_tests::workspace::root;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -271,6 +272,56 @@ fn a_trace_names_what_ran() {
         assert!(text.contains(wanted), "no {wanted:?} in\n{text}");
     }
     assert!(!text.contains("long_entry"), "what the filter leaves out");
+}
+
+/// What the engine counts in a tenth of a second, for 1000 of the guest's rounds (each has one page fault and some traps).
+fn counted(g: &mut Guest) -> [u64; 5] {
+    const NAMES: [&str; 5] = ["faults", "dispatcher visits", "cache look-ups", "leaves", "translated insns"];
+    let mut now = || {
+        g.send("info jit\n");
+        let said = g.wait_for("(rhea)", LIMIT);
+        NAMES.map(|n| counter(&said, n).unwrap_or_else(|| panic!("no {n:?} in {said}")))
+    };
+    let before = now();
+    std::thread::sleep(Duration::from_millis(100));
+    let after = now();
+    let each: Vec<u64> = before.iter().zip(after).map(|(b, a)| a - b).collect();
+    assert!(each[0] > 0, "the guest stands still");
+    [0, 1, 2, 3, 4].map(|i| each[i] * 1000 / each[0])
+}
+
+#[test]
+fn a_client_that_sets_nothing_changes_no_counter() {
+    let Some(elf) = guest() else { return };
+    let at = socket();
+    let stub = format!("unix:{}", at.display());
+    let kernel = elf.display().to_string();
+    let args =
+        ["-m", "16", "-cpu", "max", "-nographic", "-serial", "none", "-monitor", "stdio", "-gdb", &stub, "-kernel", &kernel];
+    let mut g = Guest::start("gdb-counters", &args);
+    g.wait_for("(rhea)", LIMIT);
+    // Until nothing is translated any more.
+    let started = Instant::now();
+    while counted(&mut g)[4] > 0 || started.elapsed() < Duration::from_secs(1) {
+        assert!(started.elapsed() < LIMIT, "translation goes on and on");
+    }
+    let best = |g: &mut Guest| (0..10).map(|_| counted(g)).reduce(|a, b| [0, 1, 2, 3, 4].map(|i| a[i].min(b[i])));
+    let alone = best(&mut g);
+    let mut s = UnixStream::connect(&at).expect("the stub listens");
+    for packet in ["?", "vCont;c"] {
+        let sum = packet.bytes().fold(0u8, |s, b| s.wrapping_add(b));
+        s.write_all(format!("${packet}#{sum:02x}").as_bytes()).expect("the stub reads");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    counted(&mut g);
+    let attached = best(&mut g);
+    let (Some(alone), Some(attached)) = (alone, attached) else { panic!("ten each") };
+    let more = |i: usize| attached[i] * 10 > alone[i] * 11 + 100;
+    assert!(![1, 2, 3, 4].into_iter().any(more), "alone {alone:?}, with a client {attached:?}");
+    println!("alone {alone:?}, with a client {attached:?}");
+    g.send("quit\n");
+    g.expect_exit(0, LIMIT);
+    let _ = std::fs::remove_file(&at);
 }
 
 /// Numbers that look random, the same each time.

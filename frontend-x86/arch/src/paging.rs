@@ -323,6 +323,9 @@ pub fn load_pdptes(cr3: u64, mut read: impl FnMut(u64) -> u64) -> Option<[u64; 4
     Some(out)
 }
 
+/// Bits of entries that all levels must agree on for an access to be allowed.
+const ALLOW: u64 = pte::NX | pte::U | pte::W;
+
 struct Dump<'a> {
     cpu: &'a CpuState,
     gate: Gate<'a>,
@@ -347,13 +350,14 @@ impl Dump<'_> {
             (pte::W, 'W'),
         ];
         let flags: String = flags.iter().map(|&(b, c)| if entry & b != 0 { c } else { '-' }).collect();
+        let size = [(30, " 1G"), (22, " 4M"), (21, " 2M")].into_iter().find_map(|(s, t)| (s == shift).then_some(t)).unwrap_or("");
         // Writing to a String cannot fail.
-        let _ = writeln!(self.text, "{va:016x}: {frame:016x} {flags}");
+        let _ = writeln!(self.text, "{va:016x}: {frame:016x} {flags}{size}");
         self.lines += 1;
     }
 
-    /// `false` once a bound is reached.
-    fn table(&mut self, table: u64, va: u64, shift: u32) -> bool {
+    /// `false` once a bound is reached. `above`: what the tables on the way down allow (NX inverted, U, W).
+    fn table(&mut self, table: u64, va: u64, shift: u32, above: u64) -> bool {
         let format = self.gate.format;
         for i in 0..1u64 << format.index_bits() {
             if self.lines >= DUMP_LINES || self.reads >= DUMP_READS {
@@ -365,11 +369,12 @@ impl Dump<'_> {
             if entry & pte::P == 0 {
                 continue;
             }
+            let allowed = above & (entry ^ pte::NX);
             if is_leaf(self.cpu, format, shift, entry) {
-                self.line(here, shift, entry);
+                self.line(here, shift, entry & !ALLOW | (allowed ^ pte::NX) & ALLOW);
             } else {
                 let next = if format == Format::Legacy { entry & 0xffff_f000 } else { entry & FRAME };
-                if !self.table(next, here, shift - format.index_bits()) {
+                if !self.table(next, here, shift - format.index_bits(), allowed) {
                     return false;
                 }
             }
@@ -383,7 +388,8 @@ fn sign_extend(cpu: &CpuState, va: u64) -> u64 {
     ((va << shift) as i64 >> shift) as u64
 }
 
-/// Lists the mappings of the current tables, one line a page: linear address, physical address, flags.
+/// Lists the mappings of the current tables, one line a page: linear address, physical address, flags (U, W and X as all levels
+/// together have them), size of a large page.
 pub fn dump_mappings(cpu: &CpuState, mem: &dyn PhysMem) -> String {
     if !cpu.paging() {
         return "paging is off\n".into();
@@ -401,7 +407,7 @@ pub fn dump_mappings(cpu: &CpuState, mem: &dyn PhysMem) -> String {
             lines: 0,
             reads: 0,
         };
-        whole &= dump.get_or_insert_with(new).table(root.table, va, root.shift);
+        whole &= dump.get_or_insert_with(new).table(root.table, va, root.shift, ALLOW);
     }
     let mut text = dump.map(|d| d.text).unwrap_or_default();
     if !whole {

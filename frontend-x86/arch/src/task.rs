@@ -15,8 +15,6 @@ use vm_core::{Access, Fault, Pa, Va};
 
 /// Type bit of TSS descriptors: busy.
 const BUSY: u64 = 2;
-/// Vectors from here on are not exceptions of the CPU.
-const EXCEPTIONS: u8 = 32;
 
 /// What starts a task switch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,6 +126,8 @@ pub(crate) fn switch<E: GuestEnv<Cpu = CpuState>>(
     cause: Cause,
     old: &Leaving,
 ) -> Result<Option<Fault>, Fault> {
+    // Segments are loaded in the state of the new task, where an engine could not leave the instruction.
+    env.alone()?;
     let (selector, kind) = (task.selector, u32::from(task.desc.kind()));
     let fields = layout(kind);
     if task.desc.limit() < fields.last {
@@ -254,15 +254,6 @@ fn commit(cpu: &mut CpuState, task: &Task, image: &Image, cause: Cause) {
     cpu.set_rflags(flags);
 }
 
-/// Sets the accessed bit. The state of the new task is in place, so the instruction cannot be run again as an engine may ask
-/// where translated code lies beside the descriptor: then the bit stays as it is.
-fn accessed<E: GuestEnv<Cpu = CpuState>>(env: &mut E, d: &mut Desc) -> Result<(), Fault> {
-    match set_type_bits(env, d, 1) {
-        Err(f) if f.vector < EXCEPTIONS => Err(f),
-        _ => Ok(()),
-    }
-}
-
 /// Loads LDTR and the segment registers in the context of the new task (SDM 3A table 8-1).
 fn load_segments<E: GuestEnv<Cpu = CpuState>>(env: &mut E, image: &Image, ext: u32) -> Result<(), Fault> {
     load_ldt(env, image.ldt, ext)?;
@@ -288,7 +279,7 @@ fn load_segments<E: GuestEnv<Cpu = CpuState>>(env: &mut E, image: &Image, ext: u
             let e = code(sel) | ext;
             return Err(if s == SegReg::Ss { ss(e) } else { np(e) });
         }
-        accessed(env, &mut d)?;
+        set_type_bits(env, &mut d, 1)?;
         *env.cpu().seg_mut(s) = d.segment(sel);
         env.cpu().update_mode();
     }

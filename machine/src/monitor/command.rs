@@ -139,7 +139,6 @@ fn gva2gpa(args: &str, t: &dyn MonitorTarget) -> String {
 fn mem(lines: &str) -> String {
     let mut text = String::new();
     let mut run: Option<(u64, u64, String)> = None;
-    let mut last = 0;
     let end = |text: &mut String, run: Option<(u64, u64, String)>| {
         if let Some((from, to, rights)) = run {
             *text += &format!("{from:016x}-{to:016x} {:016x} {rights}\n", to.wrapping_sub(from));
@@ -148,7 +147,7 @@ fn mem(lines: &str) -> String {
     for line in lines.lines() {
         let mut words = line.split_whitespace();
         let va = words.next().and_then(|w| u64::from_str_radix(w.strip_suffix(':')?, 16).ok());
-        let (Some(va), Some(flags)) = (va, words.nth(1)) else {
+        let (Some(va), Some(flags), size) = (va, words.nth(1), words.next()) else {
             end(&mut text, run.take());
             text += &format!("{line}\n");
             continue;
@@ -158,15 +157,16 @@ fn mem(lines: &str) -> String {
             .map(|(on, c)| if on { c } else { '-' })
             .iter()
             .collect();
-        // A large page reaches as far as its address is aligned, 2 MiB being the least: the next line tells.
-        let size = if has('P') { 2 << 20 } else { 4096 };
+        let size = match size {
+            Some("1G") => 1 << 30,
+            Some("4M") => 4 << 20,
+            Some("2M") => 2 << 20,
+            _ => 4096,
+        };
         match &mut run {
-            Some((_, to, r)) if (*to == va || has('P') && last != 0 && va.wrapping_sub(last) == 1 << 30) && *r == rights => {
-                *to = va.wrapping_add(size)
-            }
+            Some((_, to, r)) if *to == va && *r == rights => *to = va.wrapping_add(size),
             _ => end(&mut text, run.replace((va, va.wrapping_add(size), rights))),
         }
-        last = va;
     }
     end(&mut text, run);
     text
@@ -231,5 +231,24 @@ fn info(args: &str, target: &dyn MonitorTarget) -> String {
         }
         (_, Some(c)) => (c.run)(rest.trim(), target),
         _ => format!("unknown command: 'info {}'\n", shown(args)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::mem;
+
+    #[test]
+    fn ranges_end_where_pages_do_not_follow_or_rights_change() {
+        let lines = "0000000000000000: 0000000000000000 --PDA---W 1G\n\
+                     0000000040000000: 0000000040000000 --PDA---W 1G\n\
+                     0000000080000000: 0000000000200000 X-PDA--UW 2M\n\
+                     0000000080200000: 0000000000001000 X--DA--UW\n\
+                     ffffffffc0000000: 0000000040000000 --PDA---- 1G\n";
+        let wanted = "0000000000000000-0000000080000000 0000000080000000 -rwx\n\
+                      0000000080000000-0000000080201000 0000000000201000 urw-\n\
+                      ffffffffc0000000-0000000000000000 0000000040000000 -r-x\n";
+        assert_eq!(mem(lines), wanted);
+        assert_eq!(mem("paging is off\n"), "paging is off\n");
     }
 }

@@ -155,6 +155,10 @@ pub trait GuestEnv {
         self.store(Va(va.0.wrapping_add(8)), 8, (value >> 64) as u64, ctx)?;
         Ok(old)
     }
+    /// Before work that can neither be undone nor begun again in the middle. `Err`: the instruction must run alone first.
+    fn alone(&mut self) -> Result<(), Fault> {
+        Ok(())
+    }
     /// The guest waits for another CPU in a loop: lets the host's other threads run.
     fn relax(&mut self) {}
     fn flush(&mut self, what: Flush);

@@ -198,6 +198,22 @@ fn the_list_of_mappings_is_bounded() {
     assert_eq!(text, "0000000000000000: 0000000000008000 -------UW\n");
 }
 
+#[test]
+fn the_list_of_mappings_has_sizes_and_what_all_levels_allow() {
+    let (mut e, _) = mapped(2, 7);
+    // A second PDPT entry with a page of 1 GiB that may be written, below a PML4 entry that forbids it and execution.
+    let pml4e = e.peek(at::CR3, 8);
+    let pdpt = pml4e & 0x000f_ffff_ffff_f000;
+    e.cpu.efer |= efer::NXE;
+    let (word, bit) = crate::cpuid::feature::PDPE1GB;
+    e.cpu.features[word as usize] |= 1 << bit;
+    e.poke(at::CR3, 8, pml4e & !2 | 1 << 63);
+    e.poke(pdpt + 8, 8, 0x4000_0000 | 0x87);
+    let text = crate::paging::dump_mappings(&e.cpu, &e.io);
+    let wanted = "0000000000000000: 0000000000008000 X------U-\n0000000040000000: 0000000040000000 X-P----U- 1G\n";
+    assert_eq!(text, wanted);
+}
+
 /// A page of 1 GiB exists with PDPE1GB; without it, and with address bits below bit 30, its entry is reserved.
 #[test]
 fn pages_of_a_gibibyte() {
