@@ -1,0 +1,466 @@
+//! One vCPU of KVM: its run loop, its events, its state.
+
+use crate::ioctl::{self, Kicker, Pio};
+use crate::vm::Vm;
+use crate::{KvmError, at, cpuid, msrs, regs, xsave};
+use arch_x86::CpuState;
+use arch_x86::flags::bit;
+use arch_x86::msr::index::APIC_BASE;
+use arch_x86::state::{cr4, efer};
+use kvm_bindings::{KVM_INTERNAL_ERROR_EMULATION, kvm_xcrs};
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use std::sync::Arc;
+use vm_core::guest::{GuestCpu, PhysMem};
+use vm_core::{CpuIo, Events, Pa, StopReason, Va, dlog};
+
+/// Exits that it may take to complete what an instruction has begun.
+const COMPLETIONS: u32 = 1 << 16;
+
+/// KVM cannot go on. The state is exact, before the instruction at the program counter.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{why} at {rip:#x} (bytes {bytes})")]
+pub struct Failure {
+    pub why: String,
+    /// Linear address.
+    pub rip: u64,
+    /// What lies there, as far as it is mapped.
+    pub bytes: String,
+}
+
+/// Where the registers are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Where {
+    /// In `cpu`; KVM's are to be overwritten.
+    Here,
+    /// In both, unless `cpu` is changed: `seen` is what KVM has.
+    Both,
+    Kvm,
+}
+
+/// One vCPU. Not a `vm_core::Vcpu` by itself: somebody must decide what a `Failure` leads to.
+pub struct KvmCpu {
+    // Before `vm`, so that it goes first.
+    fd: VcpuFd,
+    vm: Arc<Vm>,
+    kicker: Arc<Kicker>,
+    cpu: CpuState,
+    seen: Box<CpuState>,
+    at: Where,
+    /// An access of the guest is done, but not its instruction.
+    open: bool,
+    halted: bool,
+    wait_sipi: bool,
+    /// The guest's TSC is in `cpu.tsc_offset`, not in KVM.
+    tsc_here: bool,
+    exits: u64,
+}
+
+/// What came of a run of KVM.
+enum Step {
+    /// An access was served, or nothing happened.
+    On,
+    Pio,
+    Halt,
+    Shutdown,
+    /// Other things are to be looked at.
+    Interrupted,
+    Fail(String),
+}
+
+impl KvmCpu {
+    /// vCPU number `n` of a machine, in the state `cpu`, which also says what CPUID gives.
+    pub fn new(vm: &Arc<Vm>, n: u32, cpu: CpuState) -> Result<Self, KvmError> {
+        let mut fd = vm.vcpu(n)?;
+        let leaves = cpuid::for_kvm(&cpu).ok_or(KvmError::Lacks("room for all CPUID leaves"))?;
+        fd.set_cpuid2(&leaves).map_err(at("KVM_SET_CPUID2"))?;
+        if vm.tsc_follows() {
+            // Guest time's rate: `CpuIo::tsc`.
+            fd.set_tsc_khz(1_000_000).map_err(at("KVM_SET_TSC_KHZ"))?;
+        }
+        let kicker = Arc::<Kicker>::default();
+        kicker.set(&mut fd);
+        let seen = Box::new(cpu.clone());
+        let (vm, at) = (vm.clone(), Where::Here);
+        Ok(Self { fd, vm, kicker, cpu, seen, at, open: false, halted: false, wait_sipi: false, tsc_here: true, exits: 0 })
+    }
+
+    /// Makes a run end soon; for any thread.
+    pub fn kick(&self) -> impl Fn() + Send + Sync + 'static {
+        let k = self.kicker.clone();
+        move || k.kick()
+    }
+
+    /// The registers. What is changed in them holds from the next run on.
+    pub fn cpu(&mut self) -> &mut CpuState {
+        if self.at == Where::Kvm {
+            self.fetch(None);
+        }
+        &mut self.cpu
+    }
+
+    /// How often KVM came back.
+    pub fn exits(&self) -> u64 {
+        self.exits
+    }
+
+    /// Runs until there is a reason to stop, or KVM cannot go on.
+    pub fn run(&mut self, io: &dyn CpuIo) -> Result<StopReason, Failure> {
+        self.kicker.runs_here(true);
+        let outcome = self.run_here(io).and_then(|why| {
+            if why != StopReason::Halted {
+                self.complete(io)?;
+                self.fetch(Some(io));
+            }
+            Ok(why)
+        });
+        self.kicker.runs_here(false);
+        outcome.map_err(|why| self.failure(why, io))
+    }
+
+    fn run_here(&mut self, io: &dyn CpuIo) -> Result<StopReason, String> {
+        self.settle();
+        loop {
+            // From here on a kick ends the next run.
+            self.kicker.immediate_exit(false);
+            let pending = io.signals().pending();
+            if pending.contains(Events::STOP) {
+                return Ok(StopReason::Stopped);
+            }
+            if pending.contains(Events::TIMER) {
+                return Ok(StopReason::Limit);
+            }
+            if pending.contains(Events::CODE) {
+                // Nothing is translated here.
+                io.signals().clear(Events::CODE);
+                io.ram().take_code_writes(io.index());
+            }
+            if !self.take_events(io, pending)? {
+                return Ok(StopReason::Halted);
+            }
+            self.send(io)?;
+            self.offer_interrupt(io)?;
+            match self.step(io) {
+                Step::On | Step::Interrupted => {}
+                Step::Pio => self.pio(io),
+                Step::Halt => self.halted = true,
+                Step::Shutdown => return Ok(StopReason::TripleFault),
+                Step::Fail(why) => return Err(why),
+            }
+        }
+    }
+
+    /// Looks at what was changed from outside.
+    fn settle(&mut self) {
+        if self.at == Where::Both && *self.seen != self.cpu {
+            self.at = Where::Here;
+        }
+        if self.at != Where::Kvm {
+            (self.halted, self.wait_sipi) = (self.cpu.halted, self.cpu.wait_sipi);
+        }
+    }
+
+    /// Takes what concerns the vCPU as a whole. `false`: it is halted, and stays so.
+    fn take_events(&mut self, io: &dyn CpuIo, pending: Events) -> Result<bool, String> {
+        let signals = io.signals();
+        if pending.contains(Events::INIT) {
+            signals.clear(Events::INIT);
+            self.complete(io)?;
+            self.fetch(Some(io));
+            self.cpu.init();
+            self.at = Where::Here;
+            self.settle();
+        }
+        if self.wait_sipi {
+            if !pending.contains(Events::SIPI) {
+                return Ok(false);
+            }
+            signals.clear(Events::SIPI);
+            self.fetch(Some(io));
+            self.cpu.start_up(io.sipi_vector());
+            self.at = Where::Here;
+            self.settle();
+        } else if pending.contains(Events::SIPI) {
+            // Nobody waits for it.
+            signals.clear(Events::SIPI);
+        }
+        if pending.contains(Events::SMI) {
+            signals.clear(Events::SMI);
+            dlog!(UNIMP, "KVM: no system management mode; the interrupt is lost");
+        }
+        if pending.contains(Events::NMI) {
+            signals.clear(Events::NMI);
+            self.halted = false;
+            self.fd.nmi().map_err(|e| format!("KVM_NMI: {e}"))?;
+        }
+        if self.halted {
+            self.halted = !(pending.contains(Events::INTR) && self.interrupts_on());
+        }
+        Ok(!self.halted)
+    }
+
+    fn interrupts_on(&mut self) -> bool {
+        match self.at {
+            Where::Kvm => self.fd.get_kvm_run().if_flag != 0,
+            _ => self.cpu.eflags & bit::IF != 0,
+        }
+    }
+
+    /// Hands over an interrupt, or asks to be told when the guest can take one.
+    fn offer_interrupt(&mut self, io: &dyn CpuIo) -> Result<(), String> {
+        let cr8 = io.cr8();
+        let wanted = io.signals().pending().contains(Events::INTR);
+        let run = self.fd.get_kvm_run();
+        run.cr8 = cr8.into();
+        let ready = run.ready_for_interrupt_injection != 0 && run.if_flag != 0;
+        run.request_interrupt_window = (wanted && !ready).into();
+        if wanted && ready {
+            // Until KVM says so again.
+            run.ready_for_interrupt_injection = 0;
+            if let Some(vector) = io.ack_intr() {
+                ioctl::interrupt(&self.fd, vector).map_err(|e| format!("KVM_INTERRUPT: {e}"))?;
+            }
+            // Another one may wait behind it.
+            run_window(&mut self.fd, io);
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, io: &dyn CpuIo) -> Step {
+        self.open = false;
+        self.exits += 1;
+        let step = match self.fd.run() {
+            Ok(VcpuExit::IoIn(..) | VcpuExit::IoOut(..)) => Step::Pio,
+            Ok(VcpuExit::MmioRead(pa, data)) => {
+                mmio_read(io, pa, data);
+                self.open = true;
+                Step::On
+            }
+            Ok(VcpuExit::MmioWrite(pa, data)) => {
+                mmio_write(io, pa, data);
+                self.open = true;
+                Step::On
+            }
+            Ok(VcpuExit::X86Rdmsr(m)) => {
+                match io.msr_read(m.index) {
+                    Some(v) => (*m.error, *m.data) = (0, v),
+                    None => {
+                        dlog!(UNIMP, "KVM: read of unknown MSR {:#x}", m.index);
+                        *m.error = 1;
+                    }
+                }
+                self.open = true;
+                Step::On
+            }
+            Ok(VcpuExit::X86Wrmsr(m)) => {
+                let done = io.msr_write(m.index, m.data);
+                if !done {
+                    dlog!(UNIMP, "KVM: write of {:#x} to MSR {:#x}", m.data, m.index);
+                }
+                *m.error = (!done).into();
+                self.open = true;
+                Step::On
+            }
+            Ok(VcpuExit::Hlt) => Step::Halt,
+            Ok(VcpuExit::Shutdown) => Step::Shutdown,
+            Ok(VcpuExit::IrqWindowOpen | VcpuExit::Intr | VcpuExit::SetTpr) => Step::Interrupted,
+            Ok(VcpuExit::InternalError) => Step::Fail(String::new()),
+            Ok(VcpuExit::FailEntry(reason, _)) => Step::Fail(format!("the processor refuses its state (reason {reason:#x})")),
+            Ok(other) => Step::Fail(format!("KVM came back for an unknown reason ({other:?})")),
+            Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => Step::Interrupted,
+            Err(e) => Step::Fail(format!("KVM_RUN: {e}")),
+        };
+        self.after_run(io);
+        match step {
+            Step::Fail(why) if why.is_empty() => Step::Fail(self.internal_error()),
+            other => other,
+        }
+    }
+
+    /// The local APIC's registers that the guest can reach without an exit.
+    fn after_run(&mut self, io: &dyn CpuIo) {
+        let run = self.fd.get_kvm_run();
+        let (cr8, base) = (run.cr8 as u8 & 15, run.apic_base);
+        if cr8 != io.cr8() {
+            io.set_cr8(cr8);
+        }
+        if io.msr_read(APIC_BASE).is_some_and(|b| b != base) && !io.msr_write(APIC_BASE, base) {
+            dlog!(GUEST_ERRORS, "KVM: local APIC base {base:#x}");
+        }
+    }
+
+    fn internal_error(&mut self) -> String {
+        let (reason, data) = ioctl::internal_error(&mut self.fd);
+        match reason {
+            KVM_INTERNAL_ERROR_EMULATION => "KVM cannot emulate the instruction".into(),
+            _ => format!("KVM has an internal error ({reason}, {data:x?})"),
+        }
+    }
+
+    fn pio(&mut self, io: &dyn CpuIo) {
+        let Some((Pio { port, size, out }, data)) = ioctl::pio(&mut self.fd, self.vm.run_size()) else {
+            dlog!(UNIMP, "KVM: a port access that makes no sense");
+            return;
+        };
+        for element in data.chunks_exact_mut(size.into()) {
+            let mut word = [0; 4];
+            if out {
+                word[..element.len()].copy_from_slice(element);
+                io.port_write(port, size, u32::from_le_bytes(word));
+            } else {
+                word = io.port_read(port, size).to_le_bytes();
+                element.copy_from_slice(&word[..element.len()]);
+            }
+        }
+        self.open = true;
+    }
+
+    /// Ends the instruction that an access belongs to.
+    fn complete(&mut self, io: &dyn CpuIo) -> Result<(), String> {
+        for _ in 0..COMPLETIONS {
+            if !self.open {
+                return Ok(());
+            }
+            self.kicker.immediate_exit(true);
+            match self.step(io) {
+                Step::Pio => self.pio(io),
+                Step::Halt => self.halted = true,
+                Step::Fail(why) => return Err(why),
+                Step::On | Step::Interrupted | Step::Shutdown => {}
+            }
+        }
+        Err("an instruction does not come to its end".into())
+    }
+
+    fn failure(&mut self, why: String, io: &dyn CpuIo) -> Failure {
+        self.fetch(Some(io));
+        let rip = self.cpu.linear(self.cpu.rip).0;
+        let byte = |i: u64| self.cpu.debug_walk(Va(rip.wrapping_add(i)), &Walk(io)).map(|pa| io.mmio_read(pa, 1));
+        let bytes: Vec<String> = (0..15).map_while(byte).map(|b| format!("{b:02x}")).collect();
+        Failure { why, rip, bytes: if bytes.is_empty() { "not mapped".into() } else { bytes.join(" ") } }
+    }
+
+    /// Gives the registers to KVM if it does not have them.
+    fn send(&mut self, io: &dyn CpuIo) -> Result<(), String> {
+        let from = std::mem::replace(&mut self.at, Where::Kvm);
+        if from == Where::Here {
+            self.send_all(io).map_err(|(what, e)| format!("{what}: {e}"))?;
+            // Its exits before that say nothing about this state.
+            self.fd.get_kvm_run().ready_for_interrupt_injection = 0;
+            self.fd.get_kvm_run().cr8 = io.cr8().into();
+        }
+        if std::mem::take(&mut self.tsc_here) {
+            let tsc = io.tsc().wrapping_add(self.cpu.tsc_offset);
+            msrs::push_tsc(&self.fd, tsc);
+        }
+        Ok(())
+    }
+
+    fn send_all(&mut self, io: &dyn CpuIo) -> Result<(), (&'static str, kvm_ioctls::Error)> {
+        let c = &mut self.cpu;
+        let named = |what| move |e| (what, e);
+        let base = io.msr_read(APIC_BASE).unwrap_or(0);
+        self.fd.set_sregs(&regs::sregs(c, io.cr8(), base)).map_err(named("KVM_SET_SREGS"))?;
+        self.fd.set_regs(&regs::regs(c)).map_err(named("KVM_SET_REGS"))?;
+        if c.has(arch_x86::cpuid::feature::XSAVE) {
+            let mut x = kvm_xcrs { nr_xcrs: 1, ..Default::default() };
+            x.xcrs[0].value = c.xcr0;
+            self.fd.set_xcrs(&x).map_err(named("KVM_SET_XCRS"))?;
+        }
+        ioctl::set_xsave(&self.fd, &xsave::pack(c, self.vm.components())).map_err(named("KVM_SET_XSAVE"))?;
+        self.fd.set_debug_regs(&regs::debug_registers(c)).map_err(named("KVM_SET_DEBUGREGS"))?;
+        msrs::push(&self.fd, c);
+        self.fd.set_vcpu_events(&regs::events(c)).map_err(named("KVM_SET_VCPU_EVENTS"))
+    }
+
+    /// Takes the registers from KVM. Without `io` guest time goes on, and the TSC stays in KVM.
+    fn fetch(&mut self, io: Option<&dyn CpuIo>) {
+        if self.at == Where::Kvm {
+            if let Err(e) = self.fetch_all() {
+                dlog!(UNIMP, "KVM does not give its state: {e}");
+            }
+            (self.cpu.halted, self.cpu.wait_sipi) = (self.halted, self.wait_sipi);
+            self.cpu.update_mode();
+            self.at = Where::Both;
+        }
+        let Some(io) = io else {
+            self.seen.clone_from(&Box::new(self.cpu.clone()));
+            return;
+        };
+        if !std::mem::replace(&mut self.tsc_here, true)
+            && let Some(tsc) = msrs::tsc(&self.fd)
+        {
+            self.cpu.tsc_offset = tsc.wrapping_sub(io.tsc());
+        }
+        let c = &mut self.cpu;
+        if c.paging() && c.cr4 & cr4::PAE != 0 && c.efer & efer::LMA == 0 {
+            let read = |pa| io.mmio_read(Pa(pa), 8);
+            c.pdpte = arch_x86::paging::load_pdptes(c.cr3, read).unwrap_or(c.pdpte);
+        }
+        if self.at == Where::Both {
+            *self.seen = self.cpu.clone();
+        }
+    }
+
+    fn fetch_all(&mut self) -> Result<(), kvm_ioctls::Error> {
+        let c = &mut self.cpu;
+        regs::set_regs(c, &self.fd.get_regs()?);
+        regs::set_sregs(c, &self.fd.get_sregs()?);
+        if c.has(arch_x86::cpuid::feature::XSAVE) {
+            c.xcr0 = self.fd.get_xcrs()?.xcrs[0].value;
+        }
+        xsave::unpack(c, &self.fd.get_xsave()?);
+        regs::set_debug_registers(c, &self.fd.get_debug_regs()?);
+        msrs::pull(&self.fd, c);
+        regs::set_events(c, &self.fd.get_vcpu_events()?);
+        Ok(())
+    }
+}
+
+impl Drop for KvmCpu {
+    fn drop(&mut self) {
+        self.kicker.forget();
+    }
+}
+
+fn run_window(fd: &mut VcpuFd, io: &dyn CpuIo) {
+    fd.get_kvm_run().request_interrupt_window = io.signals().pending().contains(Events::INTR).into();
+}
+
+fn mmio_read(io: &dyn CpuIo, pa: u64, data: &mut [u8]) {
+    if matches!(data.len(), 1 | 2 | 4 | 8) {
+        let n = data.len();
+        data.copy_from_slice(&io.mmio_read(Pa(pa), n as u8).to_le_bytes()[..n]);
+    } else {
+        (pa..).zip(data).for_each(|(a, b)| *b = io.mmio_read(Pa(a), 1) as u8);
+    }
+}
+
+fn mmio_write(io: &dyn CpuIo, pa: u64, data: &[u8]) {
+    if matches!(data.len(), 1 | 2 | 4 | 8) {
+        let v = data.iter().rev().fold(0, |v, b| v << 8 | u64::from(*b));
+        io.mmio_write(Pa(pa), data.len() as u8, v);
+    } else {
+        (pa..).zip(data).for_each(|(a, b)| io.mmio_write(Pa(a), 1, (*b).into()));
+    }
+}
+
+/// Page tables, to look up what lies at an address.
+struct Walk<'a>(&'a dyn CpuIo);
+
+impl PhysMem for Walk<'_> {
+    fn read_u64(&self, pa: Pa) -> u64 {
+        self.0.mmio_read(pa, 8)
+    }
+
+    fn read_u32(&self, pa: Pa) -> u32 {
+        self.0.mmio_read(pa, 4) as u32
+    }
+
+    fn cas_u64(&self, _: Pa, _: u64, _: u64) -> bool {
+        true
+    }
+
+    fn cas_u32(&self, _: Pa, _: u32, _: u32) -> bool {
+        true
+    }
+}
