@@ -55,7 +55,7 @@ fn ports_and_devices_are_reached_and_the_state_is_exact_after_it() {
     assert_eq!(run_bench(&mut cpu, &io, LIMIT), Ok(StopReason::Halted));
     let c = cpu.cpu();
     assert_eq!((c.gpr[0], c.gpr[1], c.rip, c.halted), (0x1234 * 0x0101, 0x44, CODE + code.len() as u64, true));
-    assert_eq!(*io.written.lock(), [(0x42, 2, 0x1234 * 0x0101 & 0xffff), (0x10_0000, 8, 0x44)]);
+    assert_eq!(*io.written.lock(), [(0x42, 2, (0x1234 * 0x0101) & 0xffff), (0x10_0000, 8, 0x44)]);
 }
 
 #[test]
