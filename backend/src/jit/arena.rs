@@ -8,7 +8,7 @@
 #![allow(unsafe_code)]
 
 use memmap2::{MmapOptions, MmapRaw};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 /// Address space for generated code; host memory is used as it is touched.
@@ -34,8 +34,7 @@ impl HostCode<'_> {
 pub struct Arena {
     rw: MmapRaw,
     rx: memmap2::Mmap,
-    /// Free ranges: offset to length.
-    free: BTreeMap<usize, usize>,
+    free: Free,
     used: usize,
 }
 
@@ -49,6 +48,51 @@ pub struct Range {
     filled: usize,
 }
 
+/// Free ranges.
+struct Free {
+    /// Offset to length.
+    at: BTreeMap<usize, usize>,
+    /// (length, offset).
+    by_length: BTreeSet<(usize, usize)>,
+}
+
+impl Free {
+    fn add(&mut self, offset: usize, len: usize) {
+        self.at.insert(offset, len);
+        self.by_length.insert((len, offset));
+    }
+
+    fn remove(&mut self, offset: usize) -> Option<usize> {
+        let len = self.at.remove(&offset)?;
+        self.by_length.remove(&(len, offset));
+        Some(len)
+    }
+
+    /// The offset of `len` bytes out of the smallest range that has them.
+    fn take(&mut self, len: usize) -> Option<usize> {
+        let &(have, offset) = self.by_length.range((len, 0)..).next()?;
+        self.remove(offset);
+        if have > len {
+            self.add(offset + len, have - len);
+        }
+        Some(offset)
+    }
+
+    /// Gives a range back, joined with its neighbours.
+    fn give(&mut self, mut offset: usize, mut len: usize) {
+        if let Some((&before, &l)) = self.at.range(..offset).next_back()
+            && before + l == offset
+        {
+            self.remove(before);
+            (offset, len) = (before, len + l);
+        }
+        if let Some(l) = self.remove(offset + len) {
+            len += l;
+        }
+        self.add(offset, len);
+    }
+}
+
 impl Arena {
     pub fn new() -> io::Result<Self> {
         let fd = rustix::fs::memfd_create("rhea-code", rustix::fs::MemfdFlags::CLOEXEC)?;
@@ -57,7 +101,8 @@ impl Arena {
         let rw = MmapOptions::new().len(SIZE).map_raw(&file)?;
         // SAFETY: the file is ours alone and is never truncated.
         let rx = unsafe { MmapOptions::new().len(SIZE).map_exec(&file)? };
-        Ok(Self { rw, rx, free: BTreeMap::from([(0, COLD)]), used: 0 })
+        let free = Free { at: BTreeMap::from([(0, COLD)]), by_length: BTreeSet::from([(COLD, 0)]) };
+        Ok(Self { rw, rx, free, used: 0 })
     }
 
     /// Bytes in use.
@@ -68,11 +113,7 @@ impl Arena {
     /// Copies code in; `None` when there is no room.
     pub fn place(&mut self, code: HostCode<'_>) -> Option<Range> {
         let len = code.hot.len().max(code.cold.len()).next_multiple_of(ALIGN).max(ALIGN);
-        let (&offset, &have) = self.free.iter().find(|(_, l)| **l >= len)?;
-        self.free.remove(&offset);
-        if have > len {
-            self.free.insert(offset + len, have - len);
-        }
+        let offset = self.free.take(len)?;
         self.used += code.len();
         // SAFETY: the range lies in each half of the mapping and was free, so nobody executes or reads it.
         unsafe {
@@ -100,17 +141,7 @@ impl Arena {
     /// Frees a range that nothing can enter or is in.
     pub fn release(&mut self, r: Range) {
         self.used -= r.filled;
-        let (mut offset, mut len) = (r.offset, r.len);
-        if let Some((&before, &l)) = self.free.range(..offset).next_back()
-            && before + l == offset
-        {
-            self.free.remove(&before);
-            (offset, len) = (before, len + l);
-        }
-        if let Some(l) = self.free.remove(&(offset + len)) {
-            len += l;
-        }
-        self.free.insert(offset, len);
+        self.free.give(r.offset, r.len);
     }
 }
 
@@ -127,7 +158,7 @@ mod tests {
         for i in [0, 2, 1] {
             a.release(r[i]);
         }
-        assert_eq!((a.used(), a.free.len()), (0, 1));
+        assert_eq!((a.used(), a.free.at.len()), (0, 1));
         assert!(a.place(hot(&vec![0; COLD + 1])).is_none());
         let r = a.place(HostCode { hot: &[1; 16], cold: &[2; 24] }).unwrap();
         assert_eq!((r.offset, r.len, a.used()), (0, 32, 40));

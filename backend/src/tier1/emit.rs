@@ -123,6 +123,14 @@ impl Tier1 {
         false
     }
 
+    /// Whether the host has RORX, which shifts into another register.
+    pub fn has_rorx() -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return is_x86_feature_detected!("bmi2");
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+
     /// Emits an optimised block.
     pub fn emit<'a>(&'a mut self, env: &'a Env<'a>, block: &'a Block) -> Code<'a> {
         let mut b = std::mem::take(&mut self.buffers);

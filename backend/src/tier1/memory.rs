@@ -1,6 +1,6 @@
 //! Guest memory accesses and calls of the runtime.
 
-use super::emit::{Cold, Emit, cc};
+use super::emit::{Cold, Emit, Tier1, cc};
 use super::regs::{RAX, RCX, RDX, imm32};
 use super::{asm, st};
 use crate::jit::runtime::{AccessInfo, PURE, func};
@@ -51,10 +51,15 @@ impl Emit<'_> {
         const { assert!(size_of::<tlb::Entry>() == 32) };
         let index = ((tlb::ENTRIES - 1) << 5) as i32;
         let most = 4096 - i.ty.bytes() as i32;
+        // The bits that a rotation brings in at the top are not of the index.
+        const { assert!((tlb::ENTRIES - 1) << 5 < 1 << 25) };
+        if Tier1::has_rorx() {
+            asm!(self; rorx ecx, Rd(va), BYTE 7);
+        } else {
+            asm!(self; mov ecx, Rd(va); shr ecx, BYTE 7);
+        }
         asm!(self
-            ; mov ecx, Rd(va)
             ; mov rdx, Rq(va)
-            ; shr ecx, BYTE 7
             ; and ecx, DWORD index
             ; sub rdx, [r15 + rcx + tag]
             ; cmp rdx, DWORD most
