@@ -21,6 +21,13 @@ pub struct Tier1Code {
     pub guard: Option<Box<Far>>,
 }
 
+impl Record {
+    /// Where an edge of `from`, a block of the same page, enters the code.
+    fn entry_from(&self, from: &Record) -> u64 {
+        if self.start > from.start { self.forward } else { self.linked }
+    }
+}
+
 impl Cache {
     // --- the arena
 
@@ -45,13 +52,14 @@ impl Cache {
 
     // --- code of tier 1
 
-    /// `rec` (live) gets code from tier 1.
-    pub fn add_tier1(&mut self, rec: *mut Record, code: Tier1Code, linked: u32, compiled_start: Handler) {
+    /// `rec` (live) gets code from tier 1. `linked`, `forward`: offsets of these entries.
+    pub fn add_tier1(&mut self, rec: *mut Record, code: Tier1Code, (linked, forward): (u32, u32), compiled_start: Handler) {
         let Some(arena) = &self.arena else { return };
         let at = arena.address(code.range);
         // SAFETY: by the caller's promise.
         let r = unsafe { &mut *rec };
-        (r.code, r.linked, r.tier1) = (at, at + u64::from(linked), Some(Box::new(code)));
+        (r.code, r.linked, r.forward) = (at, at + u64::from(linked), at + u64::from(forward));
+        r.tier1 = Some(Box::new(code));
         r.ops[0].set_handler(compiled_start);
         self.changed.push(rec);
     }
@@ -60,7 +68,7 @@ impl Cache {
     pub fn link_code(&mut self, from: *mut Record, edge: u8, to: *mut Record) {
         // SAFETY: by the caller's promise; the references do not overlap in use where both are one record.
         unsafe {
-            let linked = (*to).linked;
+            let linked = (*to).entry_from(&*from);
             let Some(code) = (*from).tier1.as_deref_mut().filter(|c| linked != 0 && c.to[usize::from(edge)].is_null()) else {
                 return;
             };
@@ -118,11 +126,14 @@ impl Cache {
         // SAFETY: callers are live: a record that loses its code leaves the lists of those that it calls.
         for &(from, edge) in unsafe { &(*to).callers } {
             // SAFETY: as above.
-            let (code, linked, full) = unsafe { ((*from).tier1.as_deref_mut(), (*to).linked, (*to).code) };
+            let (near, linked, full) = unsafe { ((*to).entry_from(&*from), (*to).linked, (*to).code) };
+            // SAFETY: as above.
+            let code = unsafe { (*from).tier1.as_deref_mut() };
             if let (Some(code), Some(arena)) = (code, &mut self.arena) {
                 let Some((jump, _)) = code.edges[usize::from(edge)] else { continue };
-                arena.point(code.range, jump as usize, linked);
-                if let Some(far) = &mut code.far[usize::from(edge)] {
+                let far = &mut code.far[usize::from(edge)];
+                arena.point(code.range, jump as usize, if far.is_some() { linked } else { near });
+                if let Some(far) = far {
                     far.follow(full);
                 }
             }
@@ -171,7 +182,8 @@ impl Cache {
                 self.changed.push(r);
                 // SAFETY: as above.
                 let r = unsafe { &mut *r };
-                (r.code, r.linked, r.threshold) = (0, 0, r.runs.saturating_add(threshold));
+                (r.code, r.linked, r.forward) = (0, 0, 0);
+                r.threshold = r.runs.saturating_add(threshold);
                 r.ops[0].set_handler(start);
             }
         }

@@ -50,6 +50,9 @@ pub struct Record {
     pub dead: bool,
     /// Entry of compiled code that needs only the page's program counter in the state, 0 as `code`.
     pub linked: u64,
+    /// The same for edges of the page that lead forward: without asking whether the dispatcher is wanted, as every loop also has an
+    /// edge that leads back.
+    pub forward: u64,
     /// Runs in tier 1 until it asks for a region; counted down by its code.
     pub hot: u32,
     /// Where the jump cache has it: an index, `JC_NONE` or `JC_MANY`.
@@ -128,6 +131,7 @@ impl Region {
         let fits = r.key.mode == self.mode && !r.in_region() && r.second.is_none();
         if fits {
             r.linked = self.thunks + (THUNK * i) as u64;
+            r.forward = r.linked;
             r.code = r.linked + THUNK_FULL as u64;
             r.ops[0].set_handler(self.compiled_start);
             self.entries.push(rec);
@@ -377,7 +381,7 @@ impl Cache {
             let entry = unsafe { &mut *entry };
             self.unlink_callers(entry);
             self.changed.push(entry);
-            (entry.code, entry.linked) = (0, 0);
+            (entry.code, entry.linked, entry.forward) = (0, 0, 0);
             entry.ops[0].set_handler(region.start);
             entry.threshold = entry.runs.saturating_add(region.threshold);
         }
@@ -407,7 +411,7 @@ impl Cache {
         // SAFETY: `r` is live: it was just taken out of `blocks`.
         let ranges = unsafe {
             (*r).dead = true;
-            ((*r).code, (*r).linked) = (0, 0);
+            ((*r).code, (*r).linked, (*r).forward) = (0, 0, 0);
             (*r).ops[0].set_handler((*r).dead_start);
             (*r).ranges()
         };

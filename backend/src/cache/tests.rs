@@ -34,6 +34,7 @@ fn block(c: &mut Cache, ram: &Ram, phys: u64, len: u32) -> *mut Record {
         incoming: Vec::new(),
         dead: false,
         linked: 0,
+        forward: 0,
         hot: 0,
         jc: crate::vblock::JC_NONE,
         tier1: None,
@@ -166,13 +167,13 @@ fn a_region_goes_with_any_of_its_bytes_and_its_entry_stays() {
     assert!(c.region_count() == 0 && c.is_empty() && c.freed == [code] && ram.page_bits(1).is_empty());
 }
 
-/// Code of tier 1 for `r`: a jump whose rel32 ends at 5 and leads to a stub at 6, for both edges alike; linked entry at 2.
+/// Code of tier 1 for `r`: a jump whose rel32 ends at 5 and leads to a stub at 6, for both edges alike; linked entry at 2, that for edges forward at 4.
 fn emitted(c: &mut Cache, r: *mut Record) -> u64 {
     let (range, at) = c.place_code(HostCode { hot: &[0xe9, 1, 0, 0, 0, 0x90, 0xc3, 0x90], cold: &[] }).unwrap();
     c.add_tier1(
         r,
         Tier1Code { range, edges: [Some((5, 6)); 3], to: [ptr::null_mut(); 3], far: [const { None }; 3], guard: None },
-        2,
+        (2, 4),
         dead,
     );
     at
@@ -196,7 +197,7 @@ fn edges_of_tier_1_lead_to_live_code_or_to_their_stub() {
     let to = emitted(&mut c, b);
     c.link_code(a, 0, b);
     c.link_code(b, 1, b);
-    assert_eq!((target(from), target(to)), (to + 2, to + 2));
+    assert_eq!((target(from), target(to)), (to + 4, to + 2), "forward, and back to itself");
     c.invalidate(&ram, 0x1100, 1);
     // SAFETY: records stay allocated until `bury`.
     assert!(target(from) == from + 6 && unsafe { (*a).tier1.as_ref().unwrap().to[0].is_null() && (*b).callers.is_empty() });
@@ -204,7 +205,7 @@ fn edges_of_tier_1_lead_to_live_code_or_to_their_stub() {
     let again = block(&mut c, &ram, 0x1100, 4);
     let to = emitted(&mut c, again);
     c.link_code(a, 0, again);
-    assert_eq!(target(from), to + 2);
+    assert_eq!(target(from), to + 4);
     c.invalidate(&ram, 0x1000, 1);
     // SAFETY: as above.
     assert!(unsafe { (*again).callers.is_empty() && !(*again).dead });

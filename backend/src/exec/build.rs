@@ -282,6 +282,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
             incoming: Vec::new(),
             dead: false,
             linked: 0,
+            forward: 0,
             hot: 0,
             jc: JC_NONE,
             tier1: None,

@@ -328,9 +328,9 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
             log::write(format_args!("OUT: block at RAM {:#x}, {len} bytes\n{text}\n", key.phys));
         }
         if let Some((range, _)) = self.place(b, code.code) {
-            let (linked, edges, len, hot) = (code.linked, code.edges, code.code.len(), code.code.hot.len());
+            let (entries, edges, len, hot) = ((code.linked, code.forward), code.edges, code.code.len(), code.code.hot.len());
             let made = Tier1Code { range, edges, to: [ptr::null_mut(); 3], far: code.far, guard: code.guard };
-            b.cache.add_tier1(rec, made, linked, ops::start_compiled::<C>);
+            b.cache.add_tier1(rec, made, entries, ops::start_compiled::<C>);
             region::cool(rec, self.settings.hot);
             self.stats.emitted += 1;
             self.stats.emitted_insns += u64::from(insns);

@@ -35,6 +35,8 @@ pub struct Env<'a> {
 pub struct Code<'a> {
     pub code: HostCode<'a>,
     pub linked: u32,
+    /// Linked entry that does not ask whether the dispatcher is wanted.
+    pub forward: u32,
     /// For each edge, 0 = taken, 1 = not, 2 = behind a call: where the rel32 of its jump ends, and the stub that it leads to while not linked.
     pub edges: [Option<(u32, u32)>; 3],
     /// For those edges that leave the page.
@@ -158,12 +160,12 @@ impl Tier1 {
             region: None,
         };
         e.prepare();
-        let linked = e.entry();
+        let (linked, forward) = e.entry();
         e.ops();
         e.cold_code();
         let (edges, far, guard, split) = (e.edges, e.far, e.guard, e.split);
         self.buffers = Buffers { code: e.code.ops, regs: e.r, cold: e.cold, ways: e.ways };
-        Code { code: self.buffers.parts(split), linked, edges, far, guard }
+        Code { code: self.buffers.parts(split), linked, forward, edges, far, guard }
     }
 }
 

@@ -39,8 +39,8 @@ impl Emit<'_> {
         st!(self, pc; [mov] [, rax]);
     }
 
-    /// Both entries; gives the offset of the linked one.
-    pub fn entry(&mut self) -> u32 {
+    /// The entries; gives the offsets of the linked ones.
+    pub fn entry(&mut self) -> (u32, u32) {
         let (page, pc, start) = (self.page_off(), self.pc_off(), self.block.start as i32);
         st!(self, pc; [mov rax,] []);
         asm!(self; lea rax, [rax - start]);
@@ -48,13 +48,14 @@ impl Emit<'_> {
         let linked = self.here() as u32;
         self.guard();
         self.exit_test();
+        let forward = if self.env.guarded { linked } else { self.here() as u32 };
         if self.env.counts {
             let hot = self.env.record as i64 + offset_of!(Record, hot) as i64;
             asm!(self; mov rax, QWORD hot; dec DWORD [rax]);
             self.leave_if(cc::E, start, Why::Hot);
         }
         self.take_budget();
-        linked
+        (linked, forward)
     }
 
     /// Leaves unless the block's second page is where it was.
