@@ -17,6 +17,7 @@ pub mod machine;
 pub mod monitor;
 pub mod net;
 pub mod options;
+pub mod profile;
 pub mod qmp;
 pub mod run;
 pub mod runner;

@@ -8,6 +8,7 @@ use crate::gdb::Host;
 use crate::gdb::memory::{read_phys, read_virt};
 use crate::monitor::{CpuInfo, MonitorTarget, Part};
 use crate::net::Nets;
+use crate::profile::Profile;
 use crate::runner::Runner;
 use crate::say;
 use crate::state::{Migration, StateError, path_of};
@@ -35,6 +36,7 @@ pub struct Machine {
     /// `-name`.
     pub name: Option<String>,
     pub migration: Arc<Mutex<Migration>>,
+    pub profile: Profile,
     pub topology: Topology,
     /// The CPU that the monitor's commands are about.
     pub cpu: AtomicUsize,
@@ -141,6 +143,21 @@ impl MonitorTarget for Machine {
 
     fn info_jit(&self) -> String {
         self.text(|c| c.engine.info_jit())
+    }
+
+    fn profile(&self, args: &str) -> Result<(), String> {
+        match args.split_once(' ').map_or((args, ""), |(a, b)| (a, b.trim())) {
+            ("on", symbols) => self.profile.start(&self.control, symbols),
+            ("off", "") => {
+                self.profile.stop();
+                Ok(())
+            }
+            _ => Err("profile on [SYMBOLS], or profile off".into()),
+        }
+    }
+
+    fn info_profile(&self) -> String {
+        self.profile.text()
     }
 
     fn info_chardev(&self) -> String {

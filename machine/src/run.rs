@@ -13,6 +13,7 @@ use crate::loader::{Images, LoadError};
 use crate::machine::Machine;
 use crate::net::{self, Nets};
 use crate::options::{Config, Incoming, LogConfig, RtcBase, RtcClock, TraceConfig};
+use crate::profile::Profile;
 use crate::runner::{Policy, Runner};
 use crate::say;
 use crate::state::StateError;
@@ -68,6 +69,7 @@ pub fn run(config: Config) -> Result<ExitCode, RunError> {
     let mut settings = engine::settings(&config.accel)?;
     let counter = config.icount.map(|_| Arc::<InsnCounter>::default());
     settings.counter = counter.clone();
+    settings.perfmap = config.perfmap;
     let kernel = config.kernel.as_deref().ok_or(RunError::NoKernel)?;
     let images = Images::read(kernel, config.initrd.as_deref(), &config.append, config.mem_bytes)?;
     let unix_seconds = rtc_base(&config)?;
@@ -127,6 +129,7 @@ pub fn run(config: Config) -> Result<ExitCode, RunError> {
         frontend,
         name: config.name.clone(),
         migration: Arc::default(),
+        profile: Profile::default(),
         topology,
         cpu: AtomicUsize::new(0),
         gdb: gdb::Host::new(events.waker(), this.clone()),

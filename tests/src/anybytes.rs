@@ -98,6 +98,7 @@ impl AnyBytes {
             // Few strings run for more than that; the rest would be translated for nothing.
             max_insns: if jit { 8 } else { 2 },
             counter: Some(counter.clone()),
+            perfmap: false,
         };
         let machine = Machine::new(settings)?;
         machine.ram().log_writes();

@@ -63,6 +63,8 @@ pub struct Settings {
     pub max_insns: u32,
     /// Count instructions here, and stop at the limit set here.
     pub counter: Option<Arc<InsnCounter>>,
+    /// Name compiled code for `perf` in /tmp/perf-PID.map.
+    pub perfmap: bool,
 }
 
 /// One vCPU of the translating engine.

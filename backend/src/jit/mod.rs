@@ -6,6 +6,7 @@ pub mod compile;
 mod known;
 pub mod lower;
 mod pads;
+mod perfmap;
 mod region;
 pub mod runtime;
 mod vector;
@@ -23,6 +24,7 @@ use compile::{Compiled, Compiler, Job};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use ir::pass::Passes;
 use ir::{Block, BlockKey, Frontend};
+use perfmap::PerfMap;
 use rustc_hash::FxHashMap;
 use std::collections::VecDeque;
 use std::marker::PhantomData;
@@ -64,6 +66,7 @@ pub struct Jit<F: Frontend, C: GuestCpu> {
     number: u64,
     waiting: usize,
     stats: Stats,
+    perfmap: Option<PerfMap>,
     cpu: PhantomData<fn() -> C>,
 }
 
@@ -161,6 +164,7 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
             number: 0,
             waiting: 0,
             stats: Stats::default(),
+            perfmap: if settings.perfmap { Some(PerfMap::open()?) } else { None },
             cpu: PhantomData,
         })
     }
@@ -237,6 +241,9 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
             return;
         }
         let Some((range, address)) = self.place(b, HostCode { hot: &c.code, cold: &c.cold }) else { return };
+        if let Some(map) = &mut self.perfmap {
+            map.add(address, c.code.len(), c.cold.len(), &format!("guest_ram_{:x}_loop", c.key.phys));
+        }
         self.stats.regions += 1;
         self.stats.blocks += c.ranges.len() as u64;
         self.stats.insns += u64::from(c.insns);
@@ -327,7 +334,11 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
             let (text, len) = (crate::dump::parts(code.code), code.code.len());
             log::write(format_args!("OUT: block at RAM {:#x}, {len} bytes\n{text}\n", key.phys));
         }
-        if let Some((range, _)) = self.place(b, code.code) {
+        if let Some((range, address)) = self.place(b, code.code) {
+            if let Some(map) = &mut self.perfmap {
+                let at = b.cpu.linear(b.cpu.pc()).0;
+                map.add(address, code.code.hot.len(), code.code.cold.len(), &format!("guest_{at:x}"));
+            }
             let (entries, edges, len, hot) = ((code.linked, code.forward), code.edges, code.code.len(), code.code.hot.len());
             let made = Tier1Code { range, edges, to: [ptr::null_mut(); 3], far: code.far, guard: code.guard };
             b.cache.add_tier1(rec, made, entries, ops::start_compiled::<C>);

@@ -41,6 +41,12 @@ static COMMANDS: &[Command] = &[
         outcome(path(a).and_then(|p| t.migrate_incoming(p)))
     }),
     command!("nmi", "", "non-maskable interrupt for the current CPU", |_, t| act(|| t.nmi())),
+    command!(
+        "profile",
+        "on [symbols]|off",
+        "ask two hundred times a second where the CPUs are; symbols: ELF file or System.map",
+        |a, t| { outcome(t.profile(a)) }
+    ),
     command!("quit" | "q", "", "end the emulator", |_, t| act(|| t.quit())),
     command!("savevm", "file", "save the machine to a file", |a, t| outcome(path(a).and_then(|p| t.save(p)))),
     command!("screendump", "file", "write a picture of the screen to a file (PPM)", |a, t| {
@@ -69,6 +75,7 @@ static INFOS: &[Command] = &[
     command!("name", "", "name of the guest", |_, t| t.name().map_or_else(String::new, |n| n + "\n")),
     command!("network", "", "network cards and what is behind them", |_, t| t.info_network()),
     command!("pic", "", "the 8259s and the I/O APIC", |_, t| t.info_board(Part::Interrupts)),
+    command!("profile", "", "where the guest was found by profile on", |_, t| t.info_profile()),
     command!("qtree", "", "the devices", |_, t| t.info_board(Part::Devices)),
     command!("registers", "[-a]", "CPU registers; -a: of all CPUs", registers),
     command!("status", "", "whether the machine runs", |_, t| format!("VM status: {}\n", t.run_state().text())),

@@ -86,6 +86,13 @@ pub trait MonitorTarget: Send + Sync {
     fn register(&self, name: &str) -> Option<u64>;
     /// Disassembles the instruction at `va` in the CPU's current mode: its length (1..=15) and text.
     fn disassemble(&self, va: u64, code: &[u8]) -> Option<(usize, String)>;
+    /// `on [SYMBOLS]`, `off`: starts or stops a profile of the guest.
+    fn profile(&self, _args: &str) -> Result<(), String> {
+        Err("not available".into())
+    }
+    fn info_profile(&self) -> String {
+        String::new()
+    }
     /// Parts of the machine in words.
     fn info_board(&self, _: Part) -> String {
         "not available\n".into()

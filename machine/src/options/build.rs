@@ -49,6 +49,7 @@ pub fn build(tree: &Tree) -> Result<Config, OptionError> {
         trace: tree.one(Group::Trace).map(trace),
         name: process.and_then(|p| p.text("guest")).map(Into::into),
         pidfile: process.and_then(|p| p.text("pidfile")).map(Into::into),
+        perfmap: process.and_then(|p| p.switch("perfmap")) == Some(true),
         no_reboot: off("reboot"),
         no_shutdown: off("shutdown"),
         loadvm: process.and_then(|p| p.text("loadvm")).map(Into::into),

@@ -44,6 +44,8 @@ pub struct Config {
     /// Name of the guest (`-name`).
     pub name: Option<String>,
     pub pidfile: Option<PathBuf>,
+    /// Name compiled code for `perf`.
+    pub perfmap: bool,
     /// End on a guest reset instead of resetting.
     pub no_reboot: bool,
     /// Stop the machine on guest power-off instead of ending.

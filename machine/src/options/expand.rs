@@ -62,6 +62,7 @@ pub fn expand(tree: &mut Tree, name: &'static str, value: &str) -> Result<(), Op
         "nographic" => process(tree, vec![KeyVal::new("graphic", "off")], &origin),
         "nodefaults" => process(tree, vec![KeyVal::new("defaults", "off")], &origin),
         "S" => process(tree, vec![KeyVal::new("paused", "on")], &origin),
+        "perfmap" => process(tree, vec![KeyVal::new("perfmap", "on")], &origin),
         "no-reboot" => process(tree, vec![KeyVal::new("reboot", "off")], &origin),
         "no-shutdown" => process(tree, vec![KeyVal::new("shutdown", "off")], &origin),
         "loadvm" | "incoming" => process(tree, vec![KeyVal::new(name, value)], &origin),

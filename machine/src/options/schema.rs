@@ -297,6 +297,7 @@ pub const DRIVERS: &[DriverSpec] = &[
             prop("pidfile", Kind::Text, ""),
             prop("loadvm", Kind::Text, ""),
             prop("incoming", Kind::Text, ""),
+            prop("perfmap", Kind::Switch, ""),
             prop("reboot", Kind::Switch, ""),
             prop("shutdown", Kind::Switch, ""),
             prop("paused", Kind::Switch, ""),

@@ -80,6 +80,7 @@ pub const OPTIONS: &[OptSpec] = &[
     opt("no-shutdown", "", "stop instead of ending when the guest powers off"),
     opt("pidfile", "FILE", "write the process id there"),
     opt("trace", "FILE[,filter=WORD+…][,symbols=ELF]", "record the instructions executed, for rhea-trace; it is slow"),
+    opt("perfmap", "", "name compiled guest code for perf in /tmp/perf-PID.map"),
     opt("d", "ITEM,…", "log items; hash with every=N: a line each N instructions"),
     opt("D", "FILE", "log to a file instead of standard error"),
     opt("dfilter", "RANGE,…", "log only these addresses: start..end, start+length, start-length"),

@@ -206,6 +206,7 @@ fn clock_name_and_what_is_accepted() {
     assert_eq!(config("-rtc base=localtime,clock=vm").rtc, RtcConfig { base: RtcBase::Localtime, clock: RtcClock::Vm });
     assert!(error("-rtc base=tomorrow").contains("not a date"));
     assert_eq!(config("-name a,debug-threads=on -pidfile p").name.as_deref(), Some("a"));
+    assert!(config("-perfmap").perfmap && !config("-name a").perfmap);
     config("-boot order=dc,menu=on -boot d -vga none -nic none -net none -parallel none -no-user-config -display none");
     assert!(config("-vga std").machine.vga && config("-display none").machine.vga && !config("-vga none").machine.vga);
     assert!(error("-vga cirrus").contains("'std' and 'none'"));
