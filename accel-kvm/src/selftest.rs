@@ -9,6 +9,7 @@ use arch_x86::state::{DescTable, SegReg, Segment, cr0, cr4, efer};
 use arch_x86::{CpuState, models};
 use parking_lot::Mutex;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 use vm_core::{CpuIo, Events, Pa, Ram, StopReason, Target, VcpuSignals};
@@ -267,7 +268,7 @@ pub(crate) fn run_bench(cpu: &mut KvmCpu, io: &Bench, limit: Duration) -> Result
                 io.signals.raise(Events::STOP);
             }
         });
-        let outcome = cpu.run(io).map_err(|f| f.to_string());
+        let outcome = cpu.run(io, &AtomicBool::new(false)).map_err(|f| f.to_string());
         drop(done);
         outcome
     })

@@ -6,6 +6,7 @@ use arch_x86::state::{F80, PendingEvent, SegReg, shadow};
 use arch_x86::{CpuState, models};
 use std::io::Write;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 use vm_core::{CpuIo, Events, StopReason};
 
@@ -190,7 +191,7 @@ fn what_kvm_cannot_do_is_told_with_the_state_before_it() {
     let code = [0xb8, 0x07, 0x00, 0x00, 0x00, 0xf0, 0x48, 0x0f, 0xc7, 0x0c, 0x25, 0x00, 0x80, 0x00, 0x00, 0xf4];
     let Some((vm, io, state)) = machine(64 << 10, &code) else { return };
     let mut cpu = started(&vm, &io, state);
-    let Err(Failure { rip, bytes, .. }) = cpu.run(&io) else { return };
+    let Err(Failure { rip, bytes, .. }) = cpu.run(&io, &AtomicBool::new(false)) else { return };
     assert_eq!((rip, cpu.cpu().rip, cpu.cpu().gpr[0]), (CODE + 5, CODE + 5, 7));
     assert!(bytes.starts_with("f0 48 0f c7 0c 25 00 80 00 00 f4"), "{bytes}");
 }
@@ -260,6 +261,26 @@ fn states_come_back_from_kvm_as_they_went() {
     assert_eq!(d.dr, c.dr);
     // An interrupt does not end the halt while they are off.
     io.signals.raise(Events::INTR);
-    assert_eq!(cpu.run(&io), Ok(StopReason::Halted));
+    assert_eq!(cpu.run(&io, &AtomicBool::new(false)), Ok(StopReason::Halted));
     assert_eq!(cpu.cpu().rip, CODE + 1);
+}
+
+#[test]
+fn a_second_cpu_waits_for_its_start_up_interrupt() {
+    let Some((vm, io, _)) = machine(64 << 10, &[]) else { return };
+    // Real mode at page 0: mov $0x5a,%al; out %al,$0x42; cli; hlt
+    io.ram.write(0, &[0xb0, 0x5a, 0xe6, 0x42, 0xfa, 0xf4]);
+    let state = CpuState::new(&config(&vm, "qemu64").expect("a model"), 1);
+    let second = io.sibling(1);
+    let mut cpu = started(&vm, &second, state);
+    assert_eq!(run_bench(&mut cpu, &second, LIMIT), Ok(StopReason::Halted));
+    assert!(second.written.lock().is_empty() && cpu.cpu().wait_sipi);
+    second.signals.raise(Events::SIPI);
+    assert_eq!(run_bench(&mut cpu, &second, LIMIT), Ok(StopReason::Halted));
+    assert_eq!(*second.written.lock(), [(0x42, 1, 0x5a)]);
+    assert_eq!((cpu.cpu().rip, cpu.cpu().halted, cpu.cpu().wait_sipi), (6, true, false));
+    // INIT, and it waits again.
+    second.signals.raise(Events::INIT);
+    assert_eq!(run_bench(&mut cpu, &second, LIMIT), Ok(StopReason::Halted));
+    assert_eq!((cpu.cpu().rip, cpu.cpu().wait_sipi), (0xfff0, true));
 }

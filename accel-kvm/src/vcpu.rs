@@ -10,6 +10,7 @@ use arch_x86::state::{cr4, efer};
 use kvm_bindings::{KVM_INTERNAL_ERROR_EMULATION, kvm_xcrs};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use vm_core::guest::{GuestCpu, PhysMem};
 use vm_core::{CpuIo, Events, Pa, StopReason, Va, dlog};
 
@@ -103,10 +104,10 @@ impl KvmCpu {
         self.exits
     }
 
-    /// Runs until there is a reason to stop, or KVM cannot go on.
-    pub fn run(&mut self, io: &dyn CpuIo) -> Result<StopReason, Failure> {
+    /// Runs until there is a reason to stop, or KVM cannot go on. `Stopped` also when `leave` is set, and the vCPU kicked.
+    pub fn run(&mut self, io: &dyn CpuIo, leave: &AtomicBool) -> Result<StopReason, Failure> {
         self.kicker.runs_here(true);
-        let outcome = self.run_here(io).and_then(|why| {
+        let outcome = self.run_here(io, leave).and_then(|why| {
             if why != StopReason::Halted {
                 self.complete(io)?;
                 self.fetch(Some(io));
@@ -117,13 +118,13 @@ impl KvmCpu {
         outcome.map_err(|why| self.failure(why, io))
     }
 
-    fn run_here(&mut self, io: &dyn CpuIo) -> Result<StopReason, String> {
+    fn run_here(&mut self, io: &dyn CpuIo, leave: &AtomicBool) -> Result<StopReason, String> {
         self.settle();
         loop {
             // From here on a kick ends the next run.
             self.kicker.immediate_exit(false);
             let pending = io.signals().pending();
-            if pending.contains(Events::STOP) {
+            if pending.contains(Events::STOP) || leave.load(Ordering::SeqCst) {
                 return Ok(StopReason::Stopped);
             }
             if pending.contains(Events::TIMER) {

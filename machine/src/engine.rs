@@ -1,10 +1,13 @@
 //! Chooses and makes the CPU engine from `-accel` and `-cpu`.
 
+use crate::control::Control;
 use crate::options::{AccelConfig, CpuConfig, JitConfig, RegionKind};
 use crate::say;
+use crate::switch::{Shared, Switch};
 use crate::vcpu_thread::Engine;
-use arch_x86::CpuState;
-use arch_x86::models;
+use accel_kvm::{KvmCpu, KvmError, Vm};
+use arch_x86::cpuid::{CpuConfigured, Word};
+use arch_x86::{CpuState, features, models};
 use backend::{Peers, Settings, VcpuBlock};
 use frontend_x86::X86;
 use std::sync::Arc;
@@ -21,8 +24,10 @@ const THRESHOLD_ALONE: u32 = 1000;
 /// Why there is no engine; one line each.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
-    #[error("-accel kvm: KVM is not built yet; use -accel jit or -accel interp")]
-    NoKvm,
+    #[error("-accel kvm: {0}; use -accel jit, or kvm:jit, which takes what there is")]
+    Kvm(#[from] KvmError),
+    #[error("{0} needs -accel jit or interp")]
+    NotTranslating(&'static str),
     #[error("{0}")]
     Host(&'static str),
     #[error("-cpu: {0}")]
@@ -31,18 +36,69 @@ pub enum EngineError {
     Memory(#[from] std::io::Error),
 }
 
-/// The first engine of the list that there is.
+/// The engine that runs the guest, or two of them.
+pub struct Choice {
+    /// The translating one; with KVM it serves where that cannot.
+    pub settings: Settings,
+    pub kvm: Option<Native>,
+}
+
+/// KVM, and what it needs to know.
+pub struct Native {
+    vm: Arc<Vm>,
+    /// The other engine may go on if it fails.
+    fallback: bool,
+}
+
+/// Name and settings of an engine that translates.
+fn translating(a: &AccelConfig) -> Option<(&'static str, Settings)> {
+    match a {
+        AccelConfig::Interp => Some(("interp", interp())),
+        AccelConfig::Jit(jit) => Some(("jit", jit_settings(jit, host_cpus()))),
+        AccelConfig::Kvm(_) => None,
+    }
+}
+
+/// The first engine of the list that translates.
 pub fn settings(accels: &[AccelConfig]) -> Result<Settings, EngineError> {
     frontend_x86::hostfp::supported().map_err(EngineError::Host)?;
-    let found = accels.iter().find_map(|a| match a {
-        AccelConfig::Interp => Some(interp()),
-        AccelConfig::Jit(jit) => Some(jit_settings(jit, host_cpus())),
-        AccelConfig::Kvm => None,
-    });
-    if found.is_some() && accels.first() == Some(&AccelConfig::Kvm) {
-        say!("-accel kvm: KVM is not built yet; the next -accel is used");
+    accels.iter().find_map(translating).map(|(_, s)| s).ok_or(EngineError::NotTranslating("this"))
+}
+
+/// The first engine of the list that there is. `-icount` must be counted by the engine (`counted`).
+pub fn choose(accels: &[AccelConfig], counted: bool) -> Result<Choice, EngineError> {
+    frontend_x86::hostfp::supported().map_err(EngineError::Host)?;
+    let mut accels = accels;
+    let mut why_not = None;
+    while let Some((AccelConfig::Kvm(kvm), rest)) = accels.split_first() {
+        let next = rest.iter().find_map(translating);
+        if counted {
+            why_not = Some(EngineError::NotTranslating("-icount"));
+        } else {
+            let found = if kvm.self_test && next.is_some() { accel_kvm::self_test() } else { Ok(()) };
+            match (found.and_then(|()| Vm::new()), next) {
+                (Ok(vm), Some((_, settings))) => {
+                    say!("KVM runs the guest");
+                    return Ok(Choice { settings, kvm: Some(Native { vm, fallback: true }) });
+                }
+                (Ok(vm), None) => {
+                    say!("KVM runs the guest");
+                    let settings = jit_settings(&JitConfig::default(), host_cpus());
+                    return Ok(Choice { settings, kvm: Some(Native { vm, fallback: false }) });
+                }
+                (Err(e), next) => {
+                    next.into_iter().for_each(|(name, _)| say!("-accel {name}, for there is no KVM: {e}"));
+                    why_not = Some(e.into());
+                }
+            }
+        }
+        accels = rest;
     }
-    found.ok_or(EngineError::NoKvm)
+    match (accels.first().and_then(translating), why_not) {
+        (Some((_, settings)), _) => Ok(Choice { settings, kvm: None }),
+        (None, Some(why)) => Err(why),
+        (None, None) => Ok(Choice { settings: jit_settings(&JitConfig::default(), host_cpus()), kvm: None }),
+    }
 }
 
 /// CPUs that this process may run on.
@@ -88,35 +144,123 @@ fn jit_settings(jit: &JitConfig, host_cpus: u32) -> Settings {
     }
 }
 
-/// Each CPU at power-on and its engine.
+/// The machine's engines.
+pub struct Engines {
+    /// Each CPU at power-on.
+    pub cpus: Vec<Engine>,
+    pub frontend: Arc<X86>,
+    pub kvm: Option<(Arc<Vm>, Arc<Shared>)>,
+}
+
+/// What runs the CPUs of a machine.
+pub fn make_all(
+    cpu: &CpuConfig,
+    choice: Choice,
+    signals: &[Arc<VcpuSignals>],
+    control: &Control,
+) -> Result<Engines, EngineError> {
+    let kvm = choice.kvm.map(|n| (n.vm, Shared::new(n.fallback, control.clone())));
+    let (cpus, frontend) = build(cpu, choice.settings, signals, kvm.as_ref())?;
+    Ok(Engines { cpus, frontend, kvm })
+}
+
+/// Each CPU at power-on and its engine, which translates.
 pub fn make(cpu: &CpuConfig, settings: Settings, signals: &[Arc<VcpuSignals>]) -> Result<(Vec<Engine>, Arc<X86>), EngineError> {
+    build(cpu, settings, signals, None)
+}
+
+fn build(
+    cpu: &CpuConfig,
+    settings: Settings,
+    signals: &[Arc<VcpuSignals>],
+    kvm: Option<&(Arc<Vm>, Arc<Shared>)>,
+) -> Result<(Vec<Engine>, Arc<X86>), EngineError> {
     let tweaks: Vec<_> = cpu.features.iter().map(|(name, on)| (*on, (*name).to_owned())).collect();
     let mut configured = models::configure(cpu.model, &tweaks).map_err(EngineError::Cpu)?;
     configured.topology = cpu.topology;
     for feature in &configured.dropped {
         say!("warning: TCG doesn't support requested feature: {feature}");
     }
+    if let Some((vm, _)) = kvm {
+        mask(&mut configured, &vm.features(), cpu.model != "max");
+    }
     let frontend = Arc::new(X86::new(configured.features).with_peers(signals.len() > 1));
     let helpers: Arc<[_]> = frontend_x86::helpers::table::<VcpuBlock<CpuState>>().into();
     let peers = Peers::new(signals);
-    let mut engines: Vec<Engine> = Vec::new();
+    let mut cpus: Vec<Engine> = Vec::new();
     for (n, signals) in signals.iter().enumerate() {
         let state = CpuState::new(&configured, cpu.topology.apic_id(n as u32));
-        let engine = backend::Engine::new(frontend.clone(), state, helpers.clone(), settings.clone(), peers.member(n))?;
-        signals.set_kick(engine.kick());
-        engines.push(Box::new(engine));
+        let engine = backend::Engine::new(frontend.clone(), state.clone(), helpers.clone(), settings.clone(), peers.member(n))?;
+        let kick = engine.kick();
+        match kvm {
+            None => {
+                signals.set_kick(kick);
+                cpus.push(Box::new(engine));
+            }
+            Some((vm, shared)) => {
+                let native = KvmCpu::new(vm, n as u32, state)?;
+                let kick_native = native.kick();
+                signals.set_kick(Box::new(move || {
+                    kick();
+                    kick_native();
+                }));
+                cpus.push(Box::new(Switch::new(native, Box::new(engine), shared)));
+            }
+        }
     }
-    Ok((engines, frontend))
+    Ok((cpus, frontend))
+}
+
+/// Leaves off what KVM does not give to guests; `tell`: and says so.
+fn mask(configured: &mut CpuConfigured, there: &[u32; 16], tell: bool) {
+    const WORDS: [Word; 11] = [
+        Word::L1Edx,
+        Word::L1Ecx,
+        Word::ExtEdx,
+        Word::ExtEcx,
+        Word::L7Ebx,
+        Word::L7Ecx,
+        Word::L7Edx,
+        Word::XsaveEax,
+        Word::L6Eax,
+        Word::ApmEdx,
+        Word::Ext8Ebx,
+    ];
+    let mut lost = Vec::new();
+    for word in WORDS {
+        let w = &mut configured.features[word as usize];
+        let gone = *w & !there[word as usize];
+        *w &= there[word as usize];
+        lost.extend((0..32).filter(|b| gone >> b & 1 == 1).filter_map(|b| features::feature_name(word, b)));
+    }
+    features::drop_dependents(&mut configured.features);
+    if tell && !lost.is_empty() {
+        say!("warning: KVM doesn't support requested features: {}", lost.join(", "));
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::options::KvmConfig;
+    use arch_x86::cpuid::feature;
 
     #[test]
-    fn kvm_alone_is_refused_and_passed_over_in_a_list() {
-        assert!(matches!(settings(&[AccelConfig::Kvm]), Err(EngineError::NoKvm)));
-        assert!(!settings(&[AccelConfig::Kvm, AccelConfig::Interp]).unwrap().jit);
+    fn kvm_is_passed_over_where_instructions_are_counted() {
+        let kvm = AccelConfig::Kvm(KvmConfig { self_test: true });
+        assert!(matches!(choose(std::slice::from_ref(&kvm), true), Err(EngineError::NotTranslating(_))));
+        let c = choose(&[kvm, AccelConfig::Interp], true).unwrap();
+        assert!(!c.settings.jit && c.kvm.is_none());
+    }
+
+    #[test]
+    fn features_that_kvm_lacks_go_with_those_that_need_them() {
+        let mut c = models::configure("x86-64-v3", &[]).unwrap();
+        let mut there = [!0; 16];
+        there[Word::L1Ecx as usize] = !(1 << 26);
+        mask(&mut c, &there, false);
+        let has = |(w, b): (Word, u32)| c.features[w as usize] >> b & 1 == 1;
+        assert!(!has(feature::XSAVE) && !has(feature::AVX) && has(feature::LM));
     }
 
     #[test]

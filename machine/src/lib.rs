@@ -23,5 +23,6 @@ pub mod run;
 pub mod runner;
 pub mod say;
 pub mod state;
+mod switch;
 pub mod trace;
 pub mod vcpu_thread;

@@ -12,6 +12,7 @@ use crate::profile::Profile;
 use crate::runner::Runner;
 use crate::say;
 use crate::state::{Migration, StateError, path_of};
+use crate::switch::Shared;
 use crate::vcpu_thread::Cpu;
 use arch_x86::{CpuState, Topology};
 use devices::input::scancode::Key;
@@ -44,6 +45,8 @@ pub struct Machine {
     pub gdb: Host,
     /// `-S`: what is loaded later waits for `cont`, too.
     pub hold: bool,
+    /// Where KVM runs the guest.
+    pub kvm: Option<Arc<Shared>>,
 }
 
 const GPR: [&str; 16] =
@@ -158,6 +161,21 @@ impl MonitorTarget for Machine {
 
     fn info_profile(&self) -> String {
         self.profile.text()
+    }
+
+    fn kvm(&self) -> Option<bool> {
+        self.kvm.as_ref().map(|k| k.on_kvm())
+    }
+
+    fn accel(&self, name: &str) -> Result<(), String> {
+        let kvm = self.kvm.clone().ok_or("KVM is not there: -accel kvm or kvm:jit was not given, or it failed")?;
+        let translate = match name {
+            "jit" => true,
+            "kvm" => false,
+            other => return Err(format!("{other:?} is neither jit nor kvm")),
+        };
+        self.act(move |_| kvm.set_translate(translate));
+        Ok(())
     }
 
     fn info_chardev(&self) -> String {

@@ -5,7 +5,7 @@ use crate::board::{Board, BoardError, Outside};
 use crate::chardev::{OpenError, term};
 use crate::consoles::Consoles;
 use crate::control::{Cause, Control, RunState};
-use crate::engine::{self, EngineError};
+use crate::engine::{self, EngineError, Engines};
 use crate::event_loop::EventLoop;
 use crate::gdb;
 use crate::icount::{self, Pace};
@@ -18,8 +18,10 @@ use crate::runner::{Policy, Runner};
 use crate::say;
 use crate::state::StateError;
 use crate::state::hash::HashLog;
+use crate::switch::Shared;
 use crate::trace::{self, reader::Symbols};
 use crate::vcpu_thread::Threads;
+use accel_kvm::Vm;
 use std::fs::File;
 use std::io::{self, LineWriter};
 use std::path::{Path, PathBuf};
@@ -27,7 +29,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::{SystemTime, UNIX_EPOCH};
-use vm_core::{Clock, InsnCounter, VcpuSignals};
+use vm_core::{Clock, InsnCounter, Target, VcpuSignals};
 
 /// Why the machine could not be started, or stopped running.
 #[derive(Debug, thiserror::Error)]
@@ -66,10 +68,10 @@ pub enum RunError {
 pub fn run(config: Config) -> Result<ExitCode, RunError> {
     let _terminal = term::RestoreOnDrop;
     start_log(&config.log)?;
-    let mut settings = engine::settings(&config.accel)?;
+    let mut choice = engine::choose(&config.accel, config.icount.is_some())?;
     let counter = config.icount.map(|_| Arc::<InsnCounter>::default());
-    settings.counter = counter.clone();
-    settings.perfmap = config.perfmap;
+    choice.settings.counter = counter.clone();
+    choice.settings.perfmap = config.perfmap;
     let kernel = config.kernel.as_deref().ok_or(RunError::NoKernel)?;
     let images = Images::read(kernel, config.initrd.as_deref(), &config.append, config.mem_bytes)?;
     let unix_seconds = rtc_base(&config)?;
@@ -81,7 +83,7 @@ pub fn run(config: Config) -> Result<ExitCode, RunError> {
         _ => RunState::Running,
     };
     let control = Control::new(signals.clone(), state);
-    let (engines, frontend) = engine::make(&config.cpu, settings, &signals)?;
+    let Engines { cpus: engines, frontend, kvm } = engine::make_all(&config.cpu, choice, &signals, &control)?;
 
     let counting = config.icount.zip(counter);
     let clock = counting.as_ref().map_or_else(Clock::new, |(c, n)| icount::clock(c, n.clone()));
@@ -104,6 +106,7 @@ pub fn run(config: Config) -> Result<ExitCode, RunError> {
     };
     let board = Arc::new(Board::new(config.machine, config.mem_bytes, outside)?);
     signals.iter().for_each(|s| board.ram.add_listener(s.clone()));
+    let kvm = kvm.map(|k| attach(k, &board)).transpose()?;
     let policy = Policy {
         reset_ends: config.no_reboot,
         power_off_pauses: config.no_shutdown,
@@ -133,6 +136,7 @@ pub fn run(config: Config) -> Result<ExitCode, RunError> {
         topology,
         cpu: AtomicUsize::new(0),
         gdb: gdb::Host::new(events.waker(), this.clone()),
+        kvm,
         hold: config.start_paused,
     });
     // Before anybody can ask about them.
@@ -152,6 +156,17 @@ pub fn run(config: Config) -> Result<ExitCode, RunError> {
     drop(events);
     vm_core::log::flush();
     Ok(ExitCode::from(status))
+}
+
+/// Gives KVM the board's memory.
+fn attach((vm, shared): (Arc<Vm>, Arc<Shared>), board: &Board) -> Result<Arc<Shared>, EngineError> {
+    let ranges = board.map.ram_ranges().filter_map(|(pa, len, writable)| match board.map.target(pa) {
+        Target::Ram { offset, .. } => Some((pa.0, len, offset, writable)),
+        Target::Mmio => None,
+    });
+    vm.set_memory(&board.ram, ranges)?;
+    shared.set_ram(&board.ram);
+    Ok(shared)
 }
 
 /// Puts a saved machine in the place of the one that has just been made.

@@ -236,7 +236,7 @@ pub fn feature_name(word: Word, bit: u32) -> Option<&'static str> {
 }
 
 /// Clears in `words` what needs a feature that is not there.
-pub(crate) fn drop_dependents(words: &mut [u32]) {
+pub fn drop_dependents(words: &mut [u32]) {
     // The table is in such an order that one pass would do for most; a second settles chains.
     for _ in 0..2 {
         for (f, need) in NEEDS.iter().filter_map(|(f, n)| Some((find(f)?, find(n)?))) {

@@ -21,6 +21,7 @@ macro_rules! command {
 
 /// All commands. Arguments come as the text after the name.
 static COMMANDS: &[Command] = &[
+    command!("accel", "jit|kvm", "have this engine run the guest from now on", |a, t| outcome(t.accel(&shown(a)))),
     command!("cont" | "c", "", "resume the machine", |_, t| outcome(t.cont())),
     command!("cpu", "index", "choose the CPU that commands are about", choose_cpu),
     command!("gdbserver", "[device]", "gdb stub on tcp::PORT, unix:PATH or none (tcp::1234)", |a, t| {
@@ -67,7 +68,7 @@ static INFOS: &[Command] = &[
     command!("chardev", "", "character back ends", |_, t| t.info_chardev()),
     command!("cpus", "", "CPUs and their threads", |_, t| cpus(t)),
     command!("jit", "", "translation counters", |_, t| t.info_jit()),
-    command!("kvm", "", "whether KVM runs the guest", |_, _| "kvm support: not compiled\n".into()),
+    command!("kvm", "", "whether KVM runs the guest", |_, t| format!("kvm support: {}\n", kvm(t))),
     command!("lapic", "", "the current CPU's local APIC", |_, t| t.info_board(Part::Lapic)),
     command!("mem", "", "ranges of virtual addresses that are mapped alike", |_, t| mem(&t.info_tlb())),
     command!("migrate", "", "how the last migration went", |_, t| t.info_migrate()),
@@ -177,6 +178,14 @@ fn mem(lines: &str) -> String {
     }
     end(&mut text, run);
     text
+}
+
+fn kvm(t: &dyn MonitorTarget) -> &'static str {
+    match t.kvm() {
+        None => "disabled",
+        Some(true) => "enabled",
+        Some(false) => "enabled (another engine runs the guest)",
+    }
 }
 
 /// The current CPU, which the monitor's commands are about, has a star.

@@ -50,6 +50,14 @@ pub trait MonitorTarget: Send + Sync {
     fn info_tlb(&self) -> String;
     fn info_jit(&self) -> String;
     fn info_chardev(&self) -> String;
+    /// Whether KVM runs the guest now; `None`: it is not there.
+    fn kvm(&self) -> Option<bool> {
+        None
+    }
+    /// Has another engine run the guest: `jit`, `kvm`.
+    fn accel(&self, _name: &str) -> Result<(), String> {
+        Err("there is one engine only".into())
+    }
     /// Drives and their images.
     fn info_block(&self) -> String {
         String::new()

@@ -103,7 +103,8 @@ fn accels(tree: &Tree) -> Result<Vec<AccelConfig>, OptionError> {
 
 fn accel(o: &Object) -> Result<AccelConfig, OptionError> {
     if o.driver != "jit" {
-        return Ok(if o.driver == "kvm" { AccelConfig::Kvm } else { AccelConfig::Interp });
+        let kvm = || AccelConfig::Kvm(KvmConfig { self_test: o.switch("self-test").unwrap_or(true) });
+        return Ok(if o.driver == "kvm" { kvm() } else { AccelConfig::Interp });
     }
     let runs = |name| o.number(name).map(u32::try_from).transpose().map_err(|_| bad(o, name, "too large"));
     let (threshold, hot, tier1) = (runs("threshold")?, runs("hot")?, o.switch("tier1"));

@@ -79,7 +79,13 @@ pub struct MachineConfig {
 pub enum AccelConfig {
     Interp,
     Jit(JitConfig),
-    Kvm,
+    Kvm(KvmConfig),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KvmConfig {
+    /// Try first whether it can run a kernel, if another engine follows.
+    pub self_test: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -78,6 +78,12 @@ const JIT: &[PropSpec] = &[
     THREAD,
 ];
 
+const KVM: &[PropSpec] = &[
+    prop("self-test", Kind::Switch, "before another engine is passed over, try whether KVM can run a kernel (on)"),
+    prop("kernel-irqchip", Kind::Word(&["off"]), "interrupt controllers are the machine's (off)"),
+    THREAD,
+];
+
 const CHAR_COMMON: [PropSpec; 3] = [
     prop("mux", Kind::Switch, "share it between several users (off)"),
     prop("logfile", Kind::Text, "copy output to this file"),
@@ -147,7 +153,7 @@ pub const DRIVERS: &[DriverSpec] = &[
         missing: None,
     },
     driver_spec(Group::Accel, "interp", "interpreter only", &[THREAD]),
-    driver_spec(Group::Accel, "kvm", "the host's KVM", &[THREAD]),
+    driver_spec(Group::Accel, "kvm", "the host's KVM (docs/kvm.md)", KVM),
     driver_spec(Group::Memory, "memory", "", &[need("size", Kind::Size(1 << 20), "RAM, in MiB without a suffix")]),
     driver_spec(
         Group::Smp,

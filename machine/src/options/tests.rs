@@ -63,7 +63,10 @@ fn values_may_begin_with_a_dash() {
 #[test]
 fn machine_and_accel() {
     let c = config("-machine pc,accel=kvm:tcg -no-hpet -no-acpi");
-    assert_eq!(c.accel, [AccelConfig::Kvm, AccelConfig::Jit(JitConfig::default())]);
+    let kvm = |self_test| AccelConfig::Kvm(KvmConfig { self_test });
+    assert_eq!(c.accel, [kvm(true), AccelConfig::Jit(JitConfig::default())]);
+    assert_eq!(config("-accel kvm,self-test=off,kernel-irqchip=off -accel interp").accel, [kvm(false), AccelConfig::Interp]);
+    assert!(error("-accel kvm,kernel-irqchip=on").contains("kernel-irqchip"));
     assert!(!c.machine.hpet && !c.machine.acpi);
     let jit = JitConfig { threshold: Some(7), region: RegionKind::Loop, bisect: Some(3..9), ..Default::default() };
     assert_eq!(config("-accel jit,threshold=7,region=loop,bisect=3..9,thread=single").accel, [AccelConfig::Jit(jit)]);

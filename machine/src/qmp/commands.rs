@@ -77,7 +77,7 @@ static COMMANDS: &[(&str, Run)] = &[
     ("query-chardev", |a, t| a.end().map(|()| t.chardevs().into())),
     ("query-commands", |a, _| a.end().map(|()| COMMANDS.iter().map(|(n, _)| json!({ "name": n })).collect())),
     ("query-cpus-fast", |a, t| a.end().map(|()| cpus(t))),
-    ("query-kvm", |a, _| a.end().map(|()| json!({ "enabled": false, "present": false }))),
+    ("query-kvm", |a, t| a.end().map(|()| json!({ "enabled": t.kvm() == Some(true), "present": t.kvm().is_some() }))),
     ("query-migrate", |a, t| a.end().map(|()| t.migration())),
     ("query-name", |a, t| a.end().map(|()| t.name().map_or_else(nothing, |n| json!({ "name": n })))),
     ("query-status", |a, t| a.end().map(|()| status(t))),

@@ -132,6 +132,11 @@ impl Ram {
         unsafe { std::ptr::copy_nonoverlapping(p, buf.as_mut_ptr(), buf.len()) }
     }
 
+    /// All of RAM may have been written, by an engine that does not look at page states.
+    pub fn all_written(&self) {
+        self.written(0, self.size);
+    }
+
     /// Every host write to RAM (loader, DMA, debugger, monitor) comes through here: translated code is told.
     pub fn write(&self, offset: u64, data: &[u8]) {
         if data.is_empty() {

@@ -1,0 +1,244 @@
+//! The machine on the host's KVM: the same guest with the same end on every engine, moved between them while it runs, and where KVM
+//! cannot go on. `tests/kvm/guest.S` checks itself and ends with status 33. Without /dev/kvm these tests say so and do nothing.
+
+use rhea_tests::boot::{Guest, run, scratch};
+use rhea_tests::workspace::root;
+use std::fs::File;
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+const LIMIT: Duration = Duration::from_secs(60);
+/// `isa-debug-exit` got 16.
+const RIGHT: i32 = 33;
+
+/// Past the test harness, which keeps what tests print.
+fn say(what: &str) {
+    let _ = writeln!(std::io::stderr(), "{what}");
+}
+
+/// Is there a KVM that may be used? Machines for continuous integration may have none.
+fn there() -> bool {
+    match File::options().read(true).write(true).open("/dev/kvm") {
+        Ok(_) => true,
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) => {
+            say(&format!("LEFT OUT: no /dev/kvm ({e})"));
+            false
+        }
+        Err(e) => panic!("/dev/kvm: {e}"),
+    }
+}
+
+/// The guest, with preprocessor names.
+fn guest(name: &str, defines: &[&str]) -> Option<String> {
+    let elf: PathBuf = scratch().join(format!("kvm-{name}.elf"));
+    let mut cc = Command::new("cc");
+    cc.current_dir(root().join("tests/kvm"));
+    cc.args(["-m32", "-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none", "-Wl,-T,guest.ld", "guest.S", "-o"]).arg(&elf);
+    let Ok(out) = cc.args(defines.iter().map(|d| format!("-D{d}"))).output() else {
+        vm_core::testing::left_out("there is no C compiler");
+        return None;
+    };
+    assert!(out.status.success(), "guest.S does not compile:\n{}", String::from_utf8_lossy(&out.stderr));
+    Some(elf.display().to_string())
+}
+
+const MACHINE: [&str; 7] = ["-m", "16", "-display", "none", "-nodefaults", "-device", "isa-debug-exit,iobase=0xf4,iosize=4"];
+const SERIAL: [&str; 2] = ["-serial", "stdio"];
+const MONITOR: [&str; 2] = ["-monitor", "stdio"];
+/// KVM without its self-test, and the JIT behind it.
+const BOTH: [&str; 4] = ["-accel", "kvm,self-test=off", "-accel", "jit"];
+
+#[test]
+fn the_same_end_on_jit_and_kvm() {
+    for (name, defines, cpus) in [("plain", &[][..], "1"), ("smp", &["SMP"], "2")] {
+        let Some(kernel) = guest(name, defines) else { return };
+        let with = |accel: &[&str]| {
+            let args = [&MACHINE[..], &SERIAL, &["-smp", cpus, "-kernel", &kernel], accel].concat();
+            let out = run(&format!("kvm-{name}"), &args, LIMIT);
+            let errors = String::from_utf8_lossy(&out.stderr).into_owned();
+            assert_eq!((out.status.code(), &*out.stdout), (Some(RIGHT), &b"begins\nright\n"[..]), "{accel:?}: {errors}");
+            errors
+        };
+        with(&["-accel", "jit"]);
+        // What there is: with a line that says which, and why.
+        let errors = with(&["-accel", "kvm:jit"]);
+        assert!(errors.contains("KVM runs the guest") || errors.contains("-accel jit, for there is no KVM: "), "{errors}");
+        if there() {
+            with(&["-accel", "kvm"]);
+        }
+    }
+}
+
+/// A hundred times from one engine to the other, of the guest with this many CPUs.
+fn moves(name: &str, defines: &[&str], cpus: &str) {
+    let Some(kernel) = guest(name, defines) else { return };
+    if !there() {
+        return;
+    }
+    let args = [&MACHINE[..], &MONITOR, &["-smp", cpus, "-kernel", &kernel], &BOTH].concat();
+    let mut g = Guest::start(&format!("kvm-{name}"), &args);
+    g.wait_for("(rhea)", LIMIT);
+    let mut exits = 0;
+    for n in 0..100 {
+        let to = if n % 2 == 0 { "jit" } else { "kvm" };
+        g.send(&format!("accel {to}\ninfo kvm\n"));
+        g.wait_for("kvm support: ", LIMIT);
+        let rest = g.wait_for("(rhea)", LIMIT);
+        assert_eq!(rest.contains("another engine"), to == "jit", "{rest}");
+        if n == 98 {
+            g.send("info jit\n");
+            let said = g.wait_for("(rhea)", LIMIT);
+            exits = rhea_tests::counters::counter(&said, "exits from KVM").unwrap_or_default();
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(exits > 50, "{exits} exits: KVM did not run");
+    g.expect_exit(RIGHT, LIMIT);
+}
+
+#[test]
+fn a_guest_that_runs_moves_a_hundred_times() {
+    moves("moves", &["TICKS=1500"], "1");
+}
+
+#[test]
+fn two_cpus_that_run_move_a_hundred_times() {
+    moves("moves2", &["TICKS=1500", "SMP"], "2");
+}
+
+/// Saved on KVM, it goes on anywhere.
+#[test]
+fn a_machine_saved_on_kvm_goes_on_on_both() {
+    let Some(kernel) = guest("saved", &["TICKS=1500", "SMP"]) else { return };
+    if !there() {
+        return;
+    }
+    let file = scratch().join("kvm-saved.state");
+    let path = file.display().to_string();
+    // No feature that some KVM lacks.
+    let args = [&MACHINE[..], &["-smp", "2", "-cpu", "x86-64-v1", "-kernel", &kernel]].concat();
+    let mut g = Guest::start("kvm-save", &[&args[..], &MONITOR, &["-accel", "kvm"]].concat());
+    g.wait_for("(rhea)", LIMIT);
+    std::thread::sleep(Duration::from_millis(300));
+    g.send(&format!("stop\nsavevm {path}\ninfo status\n"));
+    g.wait_for("VM status: paused", LIMIT);
+    g.send("quit\n");
+    g.expect_exit(0, LIMIT);
+    for accel in ["jit", "kvm"] {
+        let out = run("kvm-load", &[&args[..], &["-accel", accel, "-loadvm", &path]].concat(), LIMIT);
+        assert_eq!(out.status.code(), Some(RIGHT), "{accel}: {}", String::from_utf8_lossy(&out.stderr));
+    }
+}
+
+#[test]
+fn where_kvm_cannot_go_on_the_jit_does() {
+    if !there() {
+        return;
+    }
+    for (name, defines, cpus) in [("sse", &["SSE"][..], "1"), ("sse2", &["SSE", "SMP"], "2")] {
+        let Some(kernel) = guest(name, defines) else { return };
+        falls_back(&[&MACHINE[..], &SERIAL, &["-smp", cpus, "-kernel", &kernel]].concat());
+    }
+}
+
+fn falls_back(args: &[&str]) {
+    let alone = run("kvm-alone", &[args, &["-accel", "kvm"]].concat(), LIMIT);
+    let errors = String::from_utf8_lossy(&alone.stderr).into_owned();
+    if alone.status.code() == Some(RIGHT) {
+        say("this KVM can do all that the guest asks for: nothing to fall back from");
+    } else {
+        // movd %ebx,%xmm0
+        assert!(errors.contains(" at 0x100") && errors.contains("(bytes 66 0f 6e c3 "), "{errors}");
+        assert_eq!(alone.status.code(), Some(1), "{errors}");
+    }
+    let both = run("kvm-both", &[args, &BOTH].concat(), LIMIT);
+    let said = String::from_utf8_lossy(&both.stderr).into_owned();
+    assert_eq!((both.status.code(), &*both.stdout), (Some(RIGHT), &b"begins\nright\n"[..]), "{said}");
+    let fell_back = said.contains("the guest goes on without it");
+    assert_eq!(fell_back, alone.status.code() == Some(1), "{said}");
+}
+
+/// One packet to a gdb stub, and its answer's payload.
+fn ask(s: &mut UnixStream, payload: &str) -> String {
+    let sum = payload.bytes().fold(0u8, |s, b| s.wrapping_add(b));
+    s.write_all(format!("${payload}#{sum:02x}").as_bytes()).expect("the stub reads");
+    let (mut got, mut byte) = (Vec::new(), [0]);
+    while got.iter().rev().nth(2) != Some(&b'#') {
+        s.read_exact(&mut byte).expect("the stub answers");
+        // Acknowledgements come between packets.
+        if !(got.is_empty() && byte[0] != b'$') {
+            got.push(byte[0]);
+        }
+    }
+    s.write_all(b"+").expect("the stub reads");
+    String::from_utf8_lossy(&got[1..got.len() - 3]).into_owned()
+}
+
+#[test]
+fn gdb_stops_a_guest_that_kvm_runs() {
+    let Some(kernel) = guest("gdb", &["TICKS=400"]) else { return };
+    if !there() {
+        return;
+    }
+    let at = std::env::temp_dir().join(format!("rhea-kvm-gdb-{}", std::process::id()));
+    let stub = format!("unix:{}", at.display());
+    let args = [&MACHINE[..], &SERIAL, &["-kernel", &kernel, "-gdb", &stub], &BOTH].concat();
+    let mut g = Guest::start("kvm-gdb", &args);
+    g.wait_for("begins", LIMIT);
+    let started = Instant::now();
+    let mut s = loop {
+        match UnixStream::connect(&at) {
+            Ok(s) => break s,
+            Err(e) => assert!(started.elapsed() < LIMIT, "{e}"),
+        }
+    };
+    s.set_read_timeout(Some(LIMIT)).expect("a time limit");
+    // Of the loop: "inc %ebp" is found by its bytes in what lies at RIP's page.
+    ask(&mut s, "?");
+    let code = ask(&mut s, "m100000,200");
+    let bytes: Vec<u8> = (0..code.len() / 2).map(|i| u8::from_str_radix(&code[2 * i..2 * i + 2], 16).expect("hex")).collect();
+    // add $1013904223,%ebx; inc %ebp
+    let add = [0x81, 0xc3, 0x5f, 0xf3, 0x6e, 0x3c, 0x45];
+    let inc = 0x10_0000 + 6 + bytes.windows(7).position(|w| w == add).expect("the loop is there");
+    let mut last = None;
+    for _ in 0..3 {
+        assert_eq!(ask(&mut s, &format!("Z0,{inc:x},1")), "OK");
+        assert!(ask(&mut s, "vCont;c").starts_with("T05"));
+        let register = |s: &mut UnixStream, n| {
+            let hex = ask(s, &format!("p{n:x}"));
+            (0..8).rev().fold(0u64, |v, i| v << 8 | u64::from_str_radix(&hex[2 * i..2 * i + 2], 16).expect("hex"))
+        };
+        assert_eq!(register(&mut s, 16), inc as u64, "RIP");
+        assert_eq!(ask(&mut s, &format!("z0,{inc:x},1")), "OK");
+        let count = register(&mut s, 6);
+        // One instruction; then on by KVM for a while.
+        assert!(ask(&mut s, "vCont;s:1").starts_with("T05"));
+        assert_eq!((register(&mut s, 16), register(&mut s, 6)), (inc as u64 + 1, count + 1));
+        assert!(last.is_none_or(|l| count > l), "EBP {count}, was {last:?}");
+        last = Some(count);
+        s.write_all(b"$vCont;c#a8").expect("the stub reads");
+        std::thread::sleep(Duration::from_millis(20));
+        s.write_all(&[3]).expect("the stub reads");
+        let (mut got, mut byte) = (Vec::new(), [0]);
+        while got.iter().rev().nth(2) != Some(&b'#') {
+            s.read_exact(&mut byte).expect("a stop is told");
+            got.push(byte[0]);
+        }
+        s.write_all(b"+").expect("the stub reads");
+    }
+    assert_eq!(ask(&mut s, "D"), "OK");
+    drop(s);
+    g.expect_exit(RIGHT, LIMIT);
+    let _ = std::fs::remove_file(&at);
+}
+
+#[test]
+fn where_instructions_are_counted_kvm_is_refused() {
+    let Some(kernel) = guest("counted", &[]) else { return };
+    let out = run("kvm-icount", &["-accel", "kvm", "-icount", "shift=3", "-kernel", &kernel], LIMIT);
+    assert_eq!(out.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&out.stderr).contains("-icount needs -accel jit or interp"));
+}
