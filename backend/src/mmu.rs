@@ -146,6 +146,34 @@ impl<C: GuestCpu> VcpuBlock<C> {
         Ok(self.quick(va.0, 1, access, ctx))
     }
 
+    /// The same for a write of `len` bytes, which may be to code as well: that has been seen to, but other vCPUs must be told
+    /// afterwards. The instruction's own page is left to single stores, each of which it may see.
+    fn plain_write(&mut self, va: Va, len: u64, ctx: usize) -> Result<Option<u64>, Fault> {
+        if let Some(offset) = self.quick(va.0, 1, Access::Write, ctx) {
+            return Ok(Some(offset));
+        }
+        let place = self.place(va, Access::Write, ctx)?;
+        if let Some(offset) = self.quick(va.0, 1, Access::Write, ctx) {
+            return Ok(Some(offset));
+        }
+        let seen = self.observing.is_some() || self.debugging.is_some() || self.cpu.watches(va);
+        match place {
+            Place::Ram { offset, writable: true, bits } if bits == PageBits::CODE && !seen && !self.runs_in(offset) => {
+                self.write_to_code_page(offset, len)?;
+                Ok(Some(offset))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Whether bytes of the instruction at the program counter may lie in the page of a RAM offset.
+    fn runs_in(&self, offset: u64) -> bool {
+        const LONGEST: u64 = 15;
+        let (pc, ctx) = (self.cpu.linear(self.cpu.pc()).0, C::mode_ctx(self.cpu.mode()));
+        let in_page = |va: u64| self.quick(va, 1, Access::Execute, ctx).is_none_or(|o| o >> 12 == offset >> 12);
+        in_page(pc) || in_page(pc.wrapping_add(LONGEST - 1))
+    }
+
     fn read_place(&mut self, p: Place, size: u8) -> u64 {
         match p {
             Place::Ram { offset, .. } => self.machine().ram().read_uint(offset, size),
@@ -285,11 +313,12 @@ impl<C: GuestCpu> GuestEnv for VcpuBlock<C> {
         }
         // Each looked up once: the second page may push the first out of the TLB.
         let Some(from) = self.plain(src, Access::Read, ctx)? else { return Ok(0) };
-        let Some(to) = self.plain(dst, Access::Write, ctx)? else { return Ok(0) };
+        let Some(to) = self.plain_write(dst, len, ctx)? else { return Ok(0) };
         if to.wrapping_sub(from) < len {
             return Ok(0);
         }
         self.machine().ram().copy_within(from, to, len);
+        self.tell_peers(to, len);
         Ok(len)
     }
 
@@ -298,8 +327,10 @@ impl<C: GuestCpu> GuestEnv for VcpuBlock<C> {
         if count == 0 {
             return Ok(0);
         }
-        let Some(to) = self.plain(dst, Access::Write, ctx)? else { return Ok(0) };
+        let len = count * u64::from(size);
+        let Some(to) = self.plain_write(dst, len, ctx)? else { return Ok(0) };
         self.machine().ram().fill(to, size, value, count);
+        self.tell_peers(to, len);
         Ok(count)
     }
 

@@ -34,10 +34,13 @@ fn build() -> PathBuf {
     text.lines().filter_map(executable).next_back().expect("cargo names the binary it built")
 }
 
-/// target/PROFILE of this test.
+/// target/PROFILE of this test or program.
 fn profile_dir() -> PathBuf {
     let exe = std::env::current_exe().expect("a test knows its own path");
-    exe.ancestors().nth(2).expect("tests lie in target/PROFILE/deps").to_owned()
+    let dir = exe.parent().expect("a file lies in a folder");
+    // Tests lie one below.
+    let dir = if dir.ends_with("deps") { dir.parent().expect("deps lies in target/PROFILE") } else { dir };
+    dir.to_owned()
 }
 
 /// A folder for files of boot tests, under `target`.

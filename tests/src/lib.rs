@@ -2,6 +2,7 @@
 //! program, a guest for several processors, and the workspace seen from outside.
 
 pub mod anybytes;
+pub mod bench;
 pub mod boot;
 pub mod complaints;
 pub mod counters;

@@ -320,3 +320,39 @@ fn calls_and_returns_that_do_not_pair() {
         assert_eq!((g[3], g[7], g[6], g[4]), want, "{name}: RBX, RDI, RSI, RSP");
     });
 }
+
+/// Code of another page that REP STOS and REP MOVS write anew before each call.
+#[test]
+fn code_that_string_instructions_replace() {
+    const FUNCTION: u64 = at::CODE + 0x1000;
+    let code = assembled(|a| {
+        let mut again = a.create_label();
+        a.set_label(&mut again)?;
+        // 64 times NOP, then the function's end, of which there are two: both in the page of the one before.
+        a.mov(rdi, FUNCTION)?;
+        a.mov(al, 0x90)?;
+        a.mov(ecx, 64)?;
+        a.rep().stosb()?;
+        a.xor(r8, 16)?;
+        a.lea(rsi, qword_ptr(r8 + at::DATA as i32))?;
+        a.mov(ecx, 6)?;
+        a.rep().movsb()?;
+        a.mov(rax, FUNCTION)?;
+        a.call(rax)?;
+        a.add(ebx, eax)?;
+        a.dec(edx)?;
+        a.jne(again)?;
+        a.hlt()
+    });
+    on_all(|name, m| {
+        let mut i = image(World::Long, 0, &code);
+        for (n, value) in [(0, 1u8), (16, 3)] {
+            i.put(at::DATA + n, &[0xb8, value, 0, 0, 0, 0xc3]);
+        }
+        for (register, value) in [(0, 0), (2, 300), (3, 0), (8, 0)] {
+            i.cpu.gpr[register] = value;
+        }
+        let o = m.outcome(&i);
+        assert_eq!((o.stop, o.cpu.gpr[3]), (StopReason::Halted, 150 * 4), "{name}");
+    });
+}
