@@ -23,10 +23,10 @@ pub enum Mode {
 
 pub const MODES: [Mode; 6] = [Mode::Real, Mode::V86, Mode::Protected16, Mode::Protected32, Mode::Long, Mode::LongUser];
 
-/// Instructions that a string of bytes may run for: most of them, and one of sixteen.
-const INSTRUCTIONS: [u64; 2] = [2, 12];
+/// Instructions that a string of bytes may run for: most of them in the interpreter, one of sixteen and all others.
+const INSTRUCTIONS: [u64; 2] = [1, 12];
 /// Strings begin this far apart. What one of them leads to beyond is the next.
-const STRING: usize = 32;
+const STRING: usize = 64;
 /// Strings of a batch: those of a page of random bytes.
 pub const BATCH: u64 = PAGE / STRING as u64;
 const PAGE: u64 = 4096;
@@ -37,6 +37,7 @@ const LOW: u64 = 0x5000;
 pub struct AnyBytes {
     machine: Machine,
     counter: Arc<InsnCounter>,
+    jit: bool,
     starts: Vec<Start>,
     /// The mode whose memory the machine has.
     loaded: Option<usize>,
@@ -95,14 +96,14 @@ impl AnyBytes {
             single_block_regions: false,
             bisect: None,
             background: false,
-            // Few strings run for more than that; the rest would be translated for nothing.
-            max_insns: if jit { 8 } else { 2 },
+            // More would be translated for nothing.
+            max_insns: if jit { 8 } else { 1 },
             counter: Some(counter.clone()),
             perfmap: false,
         };
         let machine = Machine::new(settings)?;
         machine.ram().log_writes();
-        Ok(AnyBytes { machine, counter, starts: MODES.iter().map(|m| Start::new(*m)).collect(), loaded: None })
+        Ok(AnyBytes { machine, counter, jit, starts: MODES.iter().map(|m| Start::new(*m)).collect(), loaded: None })
     }
 
     /// Runs the strings of one page of random bytes in a mode: the same for the same seed.
@@ -137,7 +138,8 @@ impl AnyBytes {
         cpu.rip += offset;
         registers(r, cpu);
         self.machine.engine.cpu_changed();
-        self.counter.set_limit(self.counter.executed() + INSTRUCTIONS[usize::from(r.next_u64() >> 60 == 0)]);
+        let long = self.jit || r.next_u64() >> 60 == 0;
+        self.counter.set_limit(self.counter.executed() + INSTRUCTIONS[usize::from(long)]);
     }
 
     /// Brings pages back that have been written.

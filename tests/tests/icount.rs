@@ -9,7 +9,7 @@ use machine::diff::{self, MakeEngine};
 use machine::engine;
 use machine::options::{IcountConfig, Request, parse};
 use rhea_tests::boot::{ENTRY, file, pvh_elf, run, scratch};
-use rhea_tests::engines::machine::{Machine, engines};
+use rhea_tests::engines::machine::{Image, Machine, World, at, engines};
 use rhea_tests::engines::program::Program;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -315,6 +315,27 @@ fn random_programs_stop_alike_at_random_counts() {
         }
     }
     assert!(stopped > CASES, "{stopped} runs reached the limit");
+}
+
+/// Entering the handler of #DB may hit a breakpoint, again and again: time passes all the same.
+#[test]
+fn debug_exceptions_without_end_do_not_stop_time() {
+    for (name, settings) in engines() {
+        let counter = Arc::new(InsnCounter::default());
+        let mut machine = Machine::new(Settings { counter: Some(counter.clone()), ..settings }).expect("the host gives memory");
+        // Breakpoint 0: execution of the handler. Breakpoint 1: writes of four bytes to the stack.
+        for (dr7, breakpoint) in [(0x402, at::HANDLER + 8), (0x402 | 0xd << 16, at::STACK_TOP - 0x40)] {
+            let mut image = Image::new(World::Flat);
+            image.put(at::CODE, &[0xf1]);
+            image.put(at::HANDLER + 8, &[0xc3]);
+            (image.cpu.dr[0], image.cpu.dr[7]) = (breakpoint, dr7);
+            image.cpu.update_mode();
+            machine.load(&image);
+            let start = counter.executed();
+            counter.set_limit(start + 1000);
+            assert_eq!((machine.run(), counter.executed() - start), (StopReason::Limit, 1000), "{name}, dr7 {dr7:#x}");
+        }
+    }
 }
 
 /// A machine saved at some count goes on alike where it was and on another engine.

@@ -320,6 +320,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
     /// One instruction with events held, or with work before and after it.
     fn step_watched(&mut self, b: &mut VcpuBlock<C>, shadow: bool, trap: bool) -> Result<(), Shutdown> {
         if trap && self.between(b, C::before_insn)? {
+            b.count_fault();
             return Ok(());
         }
         let done = self.step(b)?;

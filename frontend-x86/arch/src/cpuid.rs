@@ -57,6 +57,8 @@ pub mod feature {
     pub const SVM: (Word, u32) = (Word::ExtEcx, 2);
     pub const FSGSBASE: (Word, u32) = (Word::L7Ebx, 0);
     pub const SMEP: (Word, u32) = (Word::L7Ebx, 7);
+    /// The selectors of the x87 pointers are saved as 0 (SDM 1 "x87 FPU Instruction and Data (Operand) Pointers").
+    pub const ZERO_FCS_FDS: (Word, u32) = (Word::L7Ebx, 13);
     pub const SMAP: (Word, u32) = (Word::L7Ebx, 20);
     pub const UMIP: (Word, u32) = (Word::L7Ecx, 2);
     pub const PKU: (Word, u32) = (Word::L7Ecx, 3);

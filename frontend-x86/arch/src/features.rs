@@ -13,8 +13,8 @@ const IMPLEMENTED: [u32; WORDS] = [
     0x2fd3_fbff,
     // lahf_lm cmp_legacy abm sse4a 3dnowprefetch
     0x0000_0163,
-    // fsgsbase bmi1 avx2 smep bmi2 erms invpcid rdseed adx smap clflushopt clwb sha-ni
-    0x219c_07a9,
+    // fsgsbase bmi1 avx2 smep bmi2 erms invpcid rdseed adx smap clflushopt clwb sha-ni, zero-fcs-fds
+    0x219c_27a9,
     // umip pku gfni vaes vpclmulqdq la57 rdpid
     0x0041_070c,
     // fsrm
@@ -189,6 +189,7 @@ pub const FEATURES: &[Feature] = &[
     n("erms", Word::L7Ebx, 9),
     n("invpcid", Word::L7Ebx, 10),
     n("rtm", Word::L7Ebx, 11),
+    n("zero-fcs-fds", Word::L7Ebx, 13),
     n("avx512f", Word::L7Ebx, 16),
     n("avx512dq", Word::L7Ebx, 17),
     n("rdseed", Word::L7Ebx, 18),

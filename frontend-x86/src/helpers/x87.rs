@@ -199,12 +199,15 @@ fn fnstsw<E: Env>(env: &mut E, _: u64, _: u64, _: u64) -> Res {
     Ok(env.cpu_ref().fsw.into())
 }
 
-/// Last instruction and operand (SDM 1 "x87 FPU Instruction and Data (Operand) Pointers"). FOP stays 0, as on CPUs that
-/// record it for unmasked exceptions only.
+/// Last instruction and operand, and the opcode of the last that had an unmasked exception (SDM 1 "x87 FPU Instruction and
+/// Data (Operand) Pointers", "Last Instruction Opcode").
 fn pointers<E: Env>(env: &mut E, code: Code, ptr: u64) {
     let cpu = env.cpu();
     cpu.fip = cpu.rip;
     cpu.fcs = cpu.seg[1].selector;
+    if cpu.fsw & sw::ES != 0 {
+        cpu.fop = u16::from(code.host.opcode & 7) << 8 | u16::from(code.host.modrm);
+    }
     if code.bytes() != 0 {
         cpu.fdp = ptr;
         cpu.fds = cpu.seg.get(usize::from(code.host.seg)).map_or(0, |s| s.selector);

@@ -276,12 +276,20 @@ pub(super) fn differences(host: &(State, Trap), got: &(State, Trap), m: &Mask) -
     (0..8).filter(|_| !m.tags).for_each(|i| note("st", i, st(a.st[i]), st(b.st[i])));
     note("rip", 0, a.rip.into(), b.rip.into());
     note("flags", 0, (a.flags & m.flags).into(), (b.flags & m.flags).into());
-    note("mxcsr", 0, a.mxcsr.into(), b.mxcsr.into());
+    note("mxcsr", 0, (a.mxcsr & m.mxcsr).into(), (b.mxcsr & m.mxcsr).into());
     note("fcw", 0, a.fcw.into(), b.fcw.into());
     let fsw = if m.tags { m.fsw & !0x3800 } else { m.fsw };
     note("fsw", 0, (a.fsw & fsw).into(), (b.fsw & fsw).into());
     if !m.tags {
         note("ftw", 0, a.ftw.into(), b.ftw.into());
+    }
+    // AMD's processors keep them only for an exception that is pending (APM 2 "FXSAVE and FXRSTOR Instructions").
+    if a.fsw & b.fsw & 0x80 != 0 {
+        // Of 57 bits in the guest, which has LA57.
+        let bits = |v: u64| u128::from(v << 16);
+        note("fip", 0, bits(a.fip), bits(b.fip));
+        note("fdp", 0, bits(a.fdp), bits(b.fdp));
+        note("fop", 0, a.fop.into(), b.fop.into());
     }
     out
 }

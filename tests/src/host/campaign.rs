@@ -104,7 +104,11 @@ pub fn run(plan: &Plan, progress: &mut dyn FnMut(&Report)) -> Result<Report, Str
                 let turn = |stride: usize| serial.is_multiple_of(stride);
                 let (trap, mut wrong) = bench.once(d, &c, turn, n % 16 == 0);
                 let code = at::CODE - 64..at::CODE + at::CODE_SIZE;
-                let looks = !d.falls_through() || c.state.gpr.iter().any(|g| code.contains(&(g & 0xffff_ffff)));
+                // By the displacement alone, too: elements of a gather lie around it.
+                let base = d.insn.memory_displacement64() & 0xffff_ffff;
+                let near = code.start - 0x1_0000..code.end + 0x1_0000;
+                let looks =
+                    !d.falls_through() || near.contains(&base) || c.state.gpr.iter().any(|g| code.contains(&(g & 0xffff_ffff)));
                 if wrong.is_some() && looks {
                     // It may have led to the code of other instructions, or read it: they end in their own ways.
                     bench.set_code(std::slice::from_ref(d));

@@ -44,8 +44,18 @@ impl Drawn {
         d.get_constant_offsets(&i)
     }
 
-    /// Does `c` make it an access that Intel's processors want aligned, and AMD's do not: SHA's?
+    /// Does `c` make it an access that Intel's processors want aligned, and AMD's do not: SHA's? Or a repeated string instruction
+    /// that begins or ends where canonical addresses do, of which AMD's check several elements at once?
     pub fn vendors_differ(&self, c: &super::case::Case) -> bool {
+        let at_end = |a: u64| (a & (1 << 47) - 1) > (1 << 47) - 0x1000;
+        let repeats = self.insn.has_rep_prefix() || self.insn.has_repne_prefix();
+        if self.bits == Bits::B64
+            && repeats
+            && self.insn.is_string_instruction()
+            && [6, 7].iter().any(|r| at_end(c.state.gpr[*r]))
+        {
+            return true;
+        }
         let memory = (0..self.insn.op_count()).any(|k| self.insn.op_kind(k) == OpKind::Memory);
         memory && sha(&self.insn) && super::bench::operand_address(self, &c.state) & 15 != 0
     }

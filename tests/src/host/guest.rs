@@ -101,6 +101,7 @@ impl Guest {
 fn load(c: &mut CpuState, s: &State) {
     (c.gpr, c.rip, c.xmm, c.ymmh) = (s.gpr, s.rip, s.xmm, s.ymmh);
     (c.mxcsr, c.fcw, c.fsw, c.ftw) = (s.mxcsr, s.fcw, s.fsw, s.ftw);
+    (c.fip, c.fdp, c.fop) = (0, 0, 0);
     let top = usize::from(s.fsw >> 11 & 7);
     for (i, r) in s.st.iter().enumerate() {
         c.fpr[(top + i) & 7] = *r;
@@ -122,6 +123,9 @@ fn stored(c: &CpuState) -> State {
         fcw: c.fcw,
         fsw: c.fsw,
         ftw: c.ftw,
+        fip: c.fip,
+        fdp: c.fdp,
+        fop: c.fop,
     }
 }
 

@@ -15,6 +15,8 @@ pub enum What {
     Fsw(u16),
     /// The destination register.
     Dest,
+    /// Flags in MXCSR of exceptions that are masked.
+    MaskedFlags,
     /// Bits 127:64 of the destination register.
     DestHigh,
     /// These bytes of the memory operand.
@@ -121,6 +123,12 @@ pub const TABLE: &[Row] = &[
         What::Tags,
         "SDM 1 9.5.1, APM 1 5.12: the x87 tags when such an instruction faults",
     ),
+    (
+        &[M::Dpps, M::Vdpps],
+        When::SimdFault,
+        What::MaskedFlags,
+        "SDM 2 DPPS, APM 4 DPPS: order of the sums, of which one raises an exception",
+    ),
     (&[M::Maskmovq], When::Fault, What::Tags, "SDM 1 9.5.1, APM 1 5.12: the x87 tags when such an instruction faults"),
     (&[M::Popa, M::Popad], When::Fault, What::Registers, "SDM 2 POPA, APM 3 POPA: registers that were popped before a fault"),
     (
@@ -137,6 +145,7 @@ pub const TABLE: &[Row] = &[
 pub struct Mask {
     pub flags: u64,
     pub fsw: u16,
+    pub mxcsr: u32,
     pub gpr: Option<usize>,
     pub xmm_high: Option<usize>,
     /// Bytes of memory (linear addresses).
@@ -156,6 +165,7 @@ impl Mask {
         Mask {
             flags: COMPARED,
             fsw: !0,
+            mxcsr: !0,
             gpr: None,
             xmm_high: None,
             memory: Vec::new(),
@@ -178,6 +188,7 @@ impl Mask {
                 What::Fsw(f) => m.fsw &= !f,
                 What::Dest if d.insn.op0_kind() == OpKind::Register => m.gpr = Some(d.insn.op0_register().number()),
                 What::Dest => m.memory.push(target..target + 2),
+                What::MaskedFlags => m.mxcsr &= !(s.mxcsr >> 7 & 0x3f),
                 What::DestHigh => m.xmm_high = Some(d.insn.op0_register().number()),
                 What::Memory(a, b) => m.memory.push(target + a as u64..target + b as u64),
                 What::FaultAddress => m.fault_address = true,

@@ -70,6 +70,10 @@ pub struct State {
     pub fsw: u16,
     /// Abridged, by physical register, as in FXSAVE.
     pub ftw: u8,
+    /// Pointers of the last x87 instruction and its operand, and its opcode: results only, 0 at the start.
+    pub fip: u64,
+    pub fdp: u64,
+    pub fop: u16,
 }
 
 impl State {
@@ -86,6 +90,9 @@ impl State {
             fcw: 0x37f,
             fsw: 0,
             ftw: 0,
+            fip: 0,
+            fdp: 0,
+            fop: 0,
         }
     }
 }

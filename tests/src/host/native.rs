@@ -343,7 +343,8 @@ unsafe fn state(u: &ucontext_t) -> (State, Trap) {
 unsafe fn extended(x: *const u8, s: State) -> State {
     // SAFETY: by the caller's promise.
     unsafe {
-        let [fcw, fsw] = x.cast::<[u16; 2]>().read_unaligned();
+        let [fcw, fsw, _, fop] = x.cast::<[u16; 4]>().read_unaligned();
+        let [fip, fdp] = x.add(8).cast::<[u64; 2]>().read_unaligned();
         State {
             xmm: x.add(160).cast::<[u128; 16]>().read_unaligned(),
             ymmh: x.add(UPPER).cast::<[u128; 16]>().read_unaligned(),
@@ -355,6 +356,9 @@ unsafe fn extended(x: *const u8, s: State) -> State {
             fcw,
             fsw,
             ftw: x.add(4).read(),
+            fip,
+            fdp,
+            fop,
             ..s
         }
     }

@@ -2,6 +2,7 @@
 
 use super::stack::update_summary;
 use arch_x86::CpuState;
+use arch_x86::cpuid::feature;
 
 /// Size of the 32-bit format.
 pub const LONG: usize = 28;
@@ -32,12 +33,18 @@ fn full_tags(cpu: &CpuState) -> u16 {
     })
 }
 
+/// The selectors of the pointers, as they are saved.
+pub fn selectors(cpu: &CpuState) -> (u16, u16) {
+    if cpu.has(feature::ZERO_FCS_FDS) { (0, 0) } else { (cpu.fcs, cpu.fds) }
+}
+
 /// The fields of either format, in order.
 fn fields(cpu: &CpuState) -> [u32; 7] {
     let (cw, sw, tw) = (u32::from(cpu.fcw), u32::from(cpu.fsw), u32::from(full_tags(cpu)));
     let fop = u32::from(cpu.fop & 0x7ff);
     if cpu.mode().protected() {
-        return [cw, sw, tw, cpu.fip as u32, u32::from(cpu.fcs) | fop << 16, cpu.fdp as u32, cpu.fds.into()];
+        let (fcs, fds) = selectors(cpu);
+        return [cw, sw, tw, cpu.fip as u32, u32::from(fcs) | fop << 16, cpu.fdp as u32, fds.into()];
     }
     // Real mode: linear addresses.
     let linear = |seg: u16, off: u64| (u32::from(seg) << 4).wrapping_add(off as u32);

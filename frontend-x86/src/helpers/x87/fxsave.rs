@@ -1,7 +1,9 @@
 //! FXSAVE and FXRSTOR (SDM 1 "Operation of FXSAVE", "FXSAVE Area").
 
+use super::env::selectors;
 use super::stack::{from_bytes, physical, to_bytes, update_summary};
 use crate::helpers::sse::MXCSR_WRITABLE;
+use arch_x86::cpuid::feature;
 use arch_x86::fault::vector;
 use arch_x86::state::efer;
 use arch_x86::CpuState;
@@ -36,10 +38,11 @@ pub fn image(cpu: &CpuState, wide: bool, n: usize) -> ([u8; 512], usize) {
         put(8, &cpu.fip.to_le_bytes());
         put(16, &cpu.fdp.to_le_bytes());
     } else {
+        let (fcs, fds) = selectors(cpu);
         put(8, &(cpu.fip as u32).to_le_bytes());
-        put(12, &cpu.fcs.to_le_bytes());
+        put(12, &fcs.to_le_bytes());
         put(16, &(cpu.fdp as u32).to_le_bytes());
-        put(20, &cpu.fds.to_le_bytes());
+        put(20, &fds.to_le_bytes());
     }
     put(24, &cpu.mxcsr.to_le_bytes());
     put(28, &MXCSR_WRITABLE.to_le_bytes());
@@ -83,13 +86,19 @@ pub fn mxcsr(m: &[u8; 512]) -> Result<u32, Fault> {
     Ok(v)
 }
 
+/// The pointers have as many bits as linear addresses (SDM 1 "x87 State", XRSTOR).
+fn canonical(cpu: &CpuState, v: u64) -> u64 {
+    let unused = if cpu.has(feature::LA57) { 64 - 57 } else { 64 - 48 };
+    ((v << unused) as i64 >> unused) as u64
+}
+
 pub fn restore_x87(cpu: &mut CpuState, m: &[u8; 512], wide: bool) {
     cpu.fcw = word(m, 0) & 0x1f3f | 0x40;
     cpu.fsw = word(m, 2);
     cpu.ftw = m[4];
     cpu.fop = word(m, 6) & 0x7ff;
     if wide {
-        (cpu.fip, cpu.fdp) = (qword(m, 8), qword(m, 16));
+        (cpu.fip, cpu.fdp) = (canonical(cpu, qword(m, 8)), canonical(cpu, qword(m, 16)));
     } else {
         (cpu.fip, cpu.fcs) = (dword(m, 8).into(), word(m, 12));
         (cpu.fdp, cpu.fds) = (dword(m, 16).into(), word(m, 20));
