@@ -324,16 +324,16 @@ fn debug_exceptions_without_end_do_not_stop_time() {
         let counter = Arc::new(InsnCounter::default());
         let mut machine = Machine::new(Settings { counter: Some(counter.clone()), ..settings }).expect("the host gives memory");
         // Breakpoint 0: execution of the handler. Breakpoint 1: writes of four bytes to the stack.
-        for (dr7, breakpoint) in [(0x402, at::HANDLER + 8), (0x402 | 0xd << 16, at::STACK_TOP - 0x40)] {
+        for (enables, breakpoint) in [(0x402, at::HANDLER + 8), (0x402 | 0xd << 16, at::STACK_TOP - 0x40)] {
             let mut image = Image::new(World::Flat);
             image.put(at::CODE, &[0xf1]);
             image.put(at::HANDLER + 8, &[0xc3]);
-            (image.cpu.dr[0], image.cpu.dr[7]) = (breakpoint, dr7);
+            (image.cpu.dr[0], image.cpu.dr[7]) = (breakpoint, enables);
             image.cpu.update_mode();
             machine.load(&image);
             let start = counter.executed();
             counter.set_limit(start + 1000);
-            assert_eq!((machine.run(), counter.executed() - start), (StopReason::Limit, 1000), "{name}, dr7 {dr7:#x}");
+            assert_eq!((machine.run(), counter.executed() - start), (StopReason::Limit, 1000), "{name}, DR7 {enables:#x}");
         }
     }
 }

@@ -114,6 +114,8 @@ pub struct Compiler<F: Frontend> {
     /// Emits regions itself, instead of Cranelift.
     emitter: Option<Tier1>,
     temps: i32,
+    /// It makes regions without loops, too.
+    pub loopless: bool,
 }
 
 /// A page, and the one behind it where a block straddles.
@@ -172,6 +174,7 @@ impl<F: Frontend> Compiler<F> {
             counted,
             emitter,
             temps,
+            loopless: false,
         }
     }
 
@@ -281,7 +284,7 @@ impl<F: Frontend> Compiler<F> {
             guarded: false,
         };
         let blocks: Vec<_> = members.iter().map(|m| (&m.ir, m.entered.as_ref())).collect();
-        emitter.emit_region(&env, &blocks).map(Made::from).unwrap_or_default()
+        emitter.emit_region(&env, &blocks, self.loopless).map(Made::from).unwrap_or_default()
     }
 
     fn cranelift_code(&mut self, job: &Job, members: &[Member]) -> Vec<u8> {

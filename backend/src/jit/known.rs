@@ -38,10 +38,11 @@ fn exposed(block: &Block, helpers: &[HelperDesc]) -> Vec<usize> {
     found
 }
 
-/// The constant that a slot holds after every member that leads to the one at `start`.
+/// The constant that a slot holds after every member that leads to the one at `start`, in either of its forms.
 fn before(members: &[Member], start: u32, slot: u16, helpers: &[HelperDesc]) -> Option<i64> {
-    let leads = |m: &&Member| m.ir.targets().contains(&Some(start.into()));
-    let mut known = members.iter().filter(leads).map(|m| after(&m.ir, slot, helpers));
+    let forms = members.iter().flat_map(|m| std::iter::once(&m.ir).chain(&m.entered));
+    let leads = |ir: &&Block| ir.targets().contains(&Some(start.into()));
+    let mut known = forms.filter(leads).map(|ir| after(ir, slot, helpers));
     let first = known.next()??;
     known.all(|c| c == Some(first)).then_some(first)
 }
@@ -81,6 +82,11 @@ mod tests {
             );
             member(start, i64::from(start) + 4, &s)
         };
+        // What 0 leaves is known only where it is entered from 4, so nothing is known in 8.
+        let counts = "block +0x0 .. +0x4\n  insn +0x0, 4\n    %1:i32 = get f32\n    %2:i32 = const 1\n    %3:i32 = add %1, %2\n    set.i32 f32 %3\n    %5:i8 = get f8\n    br %5, +0x8\n";
+        let mut m = [member(0, 4, counts), block(4, 7, "    jump +0x0\n"), block(8, 7, "    exit\n")];
+        specialise(&mut m, &mut Passes::new(), &layout(), HELPERS);
+        assert!(m[0].entered.is_some() && m[2].entered.is_none());
         let br = |to: u32| format!("    %6:i8 = get f8\n    br %6, +{to:#x}\n");
         // 0 leads to 4 and to itself, 4 to 0 and out.
         let mut m = [block(0, 7, &br(0)), block(4, 7, &br(0))];

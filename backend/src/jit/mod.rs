@@ -149,7 +149,11 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
         let threaded = settings.background && settings.threshold != 0 && regions;
         let temps = VcpuBlock::<C>::temps_offset() as i32;
         let tier1 = settings.tier1 && Tier1::available();
-        let compiler = || Compiler::new(fe.clone(), eng, temps, counted, tier1.then(Tier1::default));
+        let compiler = || {
+            let mut c = Compiler::new(fe.clone(), eng, temps, counted, tier1.then(Tier1::default));
+            c.loopless = settings.hot == AT_ONCE;
+            c
+        };
         let background = if threaded { Some(Background::start(compiler(), kick)?) } else { None };
         Ok(Self {
             own: compiler(),

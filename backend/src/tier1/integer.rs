@@ -337,7 +337,10 @@ impl Emit<'_> {
         if i.ty == Ty::V128 {
             return self.select_vector(i);
         }
-        // Moves between registers and memory leave the flags alone.
+        // Moves between registers and memory leave the flags alone, shifts do not.
+        if self.takes_shift(i.c) {
+            self.gpr(i.c);
+        }
         let yes = self.gpr(i.b);
         let c = self.condition(i.a);
         let d = self.dest_from(i.c);

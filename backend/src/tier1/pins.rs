@@ -133,6 +133,11 @@ impl Emit<'_> {
         self.r.pins.find(off).is_some()
     }
 
+    /// Whether loading the value changes the host's flags: it lies within a pinned slot.
+    pub fn takes_shift(&self, v: Val) -> bool {
+        matches!(self.loc(v), Loc::State(off) if self.r.pins.find(off).is_some_and(|(_, at)| at % 8 != 0))
+    }
+
     /// Loads `ty` from byte `at` of a pinned slot, zero-extended.
     pub fn load_pin(&mut self, r: u8, ty: Ty, (p, at): (Pin, i32)) {
         if p.is_vector() {

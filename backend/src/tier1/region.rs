@@ -51,15 +51,20 @@ fn loops(starts: &[u32], blocks: &[&Block]) -> Vec<(u32, u32)> {
 }
 
 impl Tier1 {
-    /// Emits optimised blocks, of which there are some, as a region. `None` if there is no loop in it: it would not be
-    /// faster than the blocks one by one.
+    /// Emits optimised blocks, of which there are some, as a region. `None` if there is no loop in it, unless `always`: it would
+    /// not be faster than the blocks one by one.
     ///
     /// With each block comes what to run instead of it where the region is entered there, if that is something else.
-    pub fn emit_region<'a>(&'a mut self, env: &'a Env<'a>, members: &[(&'a Block, Option<&'a Block>)]) -> Option<RegionCode<'a>> {
+    pub fn emit_region<'a>(
+        &'a mut self,
+        env: &'a Env<'a>,
+        members: &[(&'a Block, Option<&'a Block>)],
+        always: bool,
+    ) -> Option<RegionCode<'a>> {
         let blocks: Vec<&Block> = members.iter().map(|m| m.0).collect();
         let starts: Vec<u32> = blocks.iter().map(|b| b.start).collect();
         let loops = loops(&starts, &blocks);
-        if loops.is_empty() {
+        if loops.is_empty() && !always {
             return None;
         }
         let weight = |s: u32| if loops.iter().any(|(from, to)| (*from..=*to).contains(&s)) { LOOP_WEIGHT } else { 1 };

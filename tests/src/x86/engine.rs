@@ -31,10 +31,11 @@ pub trait Engine: Sync {
 pub const ENGINES: &[&dyn Engine] = &[
     &Reference { optimise: false },
     &Reference { optimise: true },
-    &Translating { name: "tier 0", jit: false, tier1: false, single_block_regions: false },
-    &Translating { name: "jit", jit: true, tier1: false, single_block_regions: false },
-    &Translating { name: "tier 1", jit: true, tier1: true, single_block_regions: false },
-    &Translating { name: "jit, single blocks", jit: true, tier1: false, single_block_regions: true },
+    &Translating { name: "tier 0", jit: false, tier1: false, single_block_regions: false, hot: 0 },
+    &Translating { name: "jit", jit: true, tier1: false, single_block_regions: false, hot: 0 },
+    &Translating { name: "tier 1", jit: true, tier1: true, single_block_regions: false, hot: 0 },
+    &Translating { name: "regions", jit: true, tier1: true, single_block_regions: false, hot: backend::AT_ONCE },
+    &Translating { name: "jit, single blocks", jit: true, tier1: false, single_block_regions: true, hot: 0 },
 ];
 
 /// Blocks executed before code counts as endless.

@@ -39,6 +39,8 @@ pub struct Translating {
     pub jit: bool,
     pub tier1: bool,
     pub single_block_regions: bool,
+    /// As in `Settings`.
+    pub hot: u32,
 }
 
 impl Engine for Translating {
@@ -91,7 +93,7 @@ impl Translating {
             jit: self.jit,
             threshold: 0,
             tier1: self.tier1,
-            hot: 0,
+            hot: self.hot,
             single_block_regions: self.single_block_regions,
             bisect: None,
             background: false,
