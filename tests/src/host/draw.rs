@@ -47,7 +47,7 @@ impl Drawn {
     /// Does `c` make it an access that Intel's processors want aligned, and AMD's do not: SHA's? Or a repeated string instruction
     /// that begins or ends where canonical addresses do, of which AMD's check several elements at once?
     pub fn vendors_differ(&self, c: &super::case::Case) -> bool {
-        let at_end = |a: u64| (a & (1 << 47) - 1) > (1 << 47) - 0x1000;
+        let at_end = |a: u64| a << 17 > u64::MAX << 29;
         let repeats = self.insn.has_rep_prefix() || self.insn.has_repne_prefix();
         if self.bits == Bits::B64
             && repeats
