@@ -289,7 +289,9 @@ pub(super) fn differences(host: &(State, Trap), got: &(State, Trap), m: &Mask) -
         let bits = |v: u64| u128::from(v << 16);
         note("fip", 0, bits(a.fip), bits(b.fip));
         note("fdp", 0, bits(a.fdp), bits(b.fdp));
-        note("fop", 0, a.fop.into(), b.fop.into());
+        if m.fop {
+            note("fop", 0, a.fop.into(), b.fop.into());
+        }
     }
     out
 }

@@ -146,6 +146,8 @@ pub struct Mask {
     pub flags: u64,
     pub fsw: u16,
     pub mxcsr: u32,
+    /// Whether the last x87 opcode is compared.
+    pub fop: bool,
     pub gpr: Option<usize>,
     pub xmm_high: Option<usize>,
     /// Bytes of memory (linear addresses).
@@ -166,6 +168,7 @@ impl Mask {
             flags: COMPARED,
             fsw: !0,
             mxcsr: !0,
+            fop: true,
             gpr: None,
             xmm_high: None,
             memory: Vec::new(),
