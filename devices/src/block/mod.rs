@@ -1,5 +1,8 @@
 //! What disk controllers ask of the host: jobs on one disk, done by other threads in any order.
 
+pub mod ahci;
+pub mod ata;
+pub mod ide;
 pub mod testkit;
 
 use crate::pci::BusMaster;

@@ -10,7 +10,11 @@ pub const COMMAND_MEMORY: u16 = 1 << 1;
 pub const COMMAND_BUS_MASTER: u16 = 1 << 2;
 pub const COMMAND_INTX_DISABLE: u16 = 1 << 10;
 pub const STATUS: u16 = 0x06;
+pub const HEADER_TYPE: u16 = 0x0e;
+/// Header type: there are more functions.
+pub const MULTIFUNCTION: u8 = 1 << 7;
 pub const BAR0: u16 = 0x10;
+const SUBSYSTEM: u16 = 0x2c;
 pub const INTERRUPT_LINE: u16 = 0x3c;
 pub const INTERRUPT_PIN: u16 = 0x3d;
 
@@ -57,6 +61,11 @@ impl ConfigSpace {
         let at = usize::from(offset);
         self.fresh[at..at + bytes.len()].copy_from_slice(bytes);
         self.data[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+
+    /// Subsystem vendor and number by which firmware knows an emulated board (Red Hat's for QEMU: 1af4h, 1100h).
+    pub fn set_subsystem(&mut self) {
+        self.set(SUBSYSTEM, &[0xf4, 0x1a, 0x00, 0x11]);
     }
 
     /// Lets the guest change the bits of `mask`, from `offset` on.

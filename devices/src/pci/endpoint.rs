@@ -1,5 +1,5 @@
 //! What all PCI functions with registers of their own share: header, base address registers that move while the guest runs,
-//! bus mastering, and interrupts by MSI-X or INTx (PCI Local Bus 3.0 §6).
+//! bus mastering, and interrupts by MSI-X, MSI or INTx (PCI Local Bus 3.0 §6).
 
 use super::config::{BarKind, COMMAND, COMMAND_BUS_MASTER, COMMAND_INTX_DISABLE, ConfigSpace, STATUS};
 use super::decode::{BarRange, Decoder};
@@ -34,6 +34,13 @@ const STATUS_CAPABILITIES: u8 = 1 << 4;
 const CAPABILITIES: u16 = 0x34;
 const FIRST_CAPABILITY: u16 = 0x40;
 const CAP_MSIX: u8 = 0x11;
+const CAP_MSI: u8 = 5;
+/// MSI: offsets in the capability, and message control.
+const MSI_CONTROL: u16 = 2;
+const MSI_ADDRESS: u16 = 4;
+const MSI_DATA: u16 = 12;
+const MSI_ENABLE: u16 = 1;
+const MSI_64_BIT: u16 = 1 << 7;
 
 /// BAR of the MSI-X table and its pending bits.
 pub const MSIX_BAR: u32 = 1;
@@ -55,8 +62,10 @@ pub struct Endpoint {
     master: BusMaster,
     wires: PciWires,
     msix: Msix,
-    /// Offset of the MSI-X capability's message control.
-    msix_control: u16,
+    /// Offset of the MSI-X capability's message control, if there is one.
+    msix_control: Option<u16>,
+    /// Offset of the MSI capability, if there is one.
+    msi: Option<u16>,
     /// What the device wants on its INTx pin.
     intx: bool,
     last_cap: u16,
@@ -66,30 +75,68 @@ pub struct Endpoint {
 impl Endpoint {
     /// `config` names the function and has its BARs, but for `MSIX_BAR`, which is added for `vectors` (1..=128).
     pub fn new(config: ConfigSpace, wires: PciWires, vectors: u16) -> Self {
-        let msix = Msix::new(vectors);
-        let mut e = Self {
-            config,
-            decoder: Decoder::new(),
-            master: BusMaster::new(wires.dma.clone()),
-            msix_control: 0,
-            msix,
-            intx: false,
-            last_cap: CAPABILITIES,
-            free: FIRST_CAPABILITY,
-            wires,
-        };
-        e.config.set_interrupt_pin(1);
-        e.config.set(super::config::INTERRUPT_LINE, &[e.wires.line]);
+        let mut e = Self::plain(config, wires);
+        e.msix = Msix::new(vectors);
+        e.add_pin();
         e.config.add_bar(MSIX_BAR as usize, BarKind::Memory32, MSIX_BAR_SIZE);
         let size = e.msix.vectors() - 1;
         let mut body = size.to_le_bytes().to_vec();
         body.extend(MSIX_BAR.to_le_bytes());
         body.extend((MSIX_PBA as u32 | MSIX_BAR).to_le_bytes());
         let at = e.add_capability(CAP_MSIX, &body);
-        e.msix_control = at + 2;
+        e.msix_control = Some(at + 2);
         let writable = (msix::CONTROL_ENABLE | msix::CONTROL_MASK_ALL).to_le_bytes();
-        e.config.allow(e.msix_control, &writable);
+        e.config.allow(at + 2, &writable);
         e
+    }
+
+    /// A function without interrupts. `config` names it and has its BARs.
+    pub fn plain(config: ConfigSpace, wires: PciWires) -> Self {
+        Self {
+            config,
+            decoder: Decoder::new(),
+            master: BusMaster::new(wires.dma.clone()),
+            msix_control: None,
+            msi: None,
+            msix: Msix::new(1),
+            intx: false,
+            last_cap: CAPABILITIES,
+            free: FIRST_CAPABILITY,
+            wires,
+        }
+    }
+
+    /// A function with a pin and one message (§6.8.1).
+    pub fn with_msi(config: ConfigSpace, wires: PciWires) -> Self {
+        let mut e = Self::plain(config, wires);
+        e.add_pin();
+        let mut body = MSI_64_BIT.to_le_bytes().to_vec();
+        body.extend([0; 10]);
+        let at = e.add_capability(CAP_MSI, &body);
+        e.config.allow(at + MSI_CONTROL, &MSI_ENABLE.to_le_bytes());
+        e.config.allow(at + MSI_ADDRESS, &[0xfc, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]);
+        e.config.allow(at + MSI_DATA, &[0xff; 2]);
+        e.msi = Some(at);
+        e
+    }
+
+    fn add_pin(&mut self) {
+        self.config.set_interrupt_pin(1);
+        self.config.set(super::config::INTERRUPT_LINE, &[self.wires.line]);
+    }
+
+    /// Whether interrupts are messages of the MSI capability.
+    pub fn msi_enabled(&self) -> bool {
+        self.msi.is_some_and(|at| self.config.read(at + MSI_CONTROL, 2) as u16 & MSI_ENABLE != 0)
+    }
+
+    /// Sends the message of the MSI capability, if it is enabled.
+    pub fn send_msi(&self) {
+        if let Some(at) = self.msi.filter(|_| self.msi_enabled()) {
+            let read = |offset: u16, size| self.config.read(at + offset, size);
+            let address = u64::from(read(MSI_ADDRESS + 4, 4)) << 32 | u64::from(read(MSI_ADDRESS, 4));
+            self.send([(address, read(MSI_DATA, 2))]);
+        }
     }
 
     /// Adds a capability with what follows its id and its link; gives its offset. They are few: 192 bytes in all.
@@ -127,8 +174,11 @@ impl Endpoint {
     pub fn config_write(&mut self, offset: u16, size: u8, value: u32) {
         self.config.write(offset, size, value);
         let touches = |at: u16, len: u16| offset < at + len && at < offset.saturating_add(size.into());
-        if touches(self.msix_control, 2) {
+        if self.msix_control.is_some_and(|at| touches(at, 2)) {
             self.msix_changed();
+        }
+        if self.msi.is_some_and(|at| touches(at + MSI_CONTROL, 2)) {
+            self.drive();
         }
         if touches(COMMAND, 2) || touches(super::config::BAR0, 24) {
             self.follow();
@@ -136,10 +186,14 @@ impl Endpoint {
     }
 
     fn msix_changed(&mut self) {
-        let control = self.config.read(self.msix_control, 2) as u16;
-        let due = self.msix.set_control(control);
+        let due = self.msix.set_control(self.control());
         self.send(due);
         self.drive();
+    }
+
+    /// MSI-X's message control.
+    fn control(&self) -> u16 {
+        self.msix_control.map_or(0, |at| self.config.read(at, 2) as u16)
     }
 
     /// Lets bus, bus mastering and pin follow the header.
@@ -149,9 +203,9 @@ impl Endpoint {
         self.drive();
     }
 
-    /// The pin is quiet while MSI-X is enabled (§6.8.2).
+    /// The pin is quiet while MSI-X or MSI is enabled (§6.8.2, §6.8.1).
     fn drive(&self) {
-        let open = self.config.command() & COMMAND_INTX_DISABLE == 0 && !self.msix.enabled();
+        let open = self.config.command() & COMMAND_INTX_DISABLE == 0 && !self.msix.enabled() && !self.msi_enabled();
         self.wires.intx.set(self.intx && open);
     }
 
@@ -215,7 +269,7 @@ impl Endpoint {
         if !self.config.restore(&s.config) {
             return Err("configuration space of the wrong size");
         }
-        let control = self.config.read(self.msix_control, 2) as u16;
+        let control = self.control();
         self.msix = msix;
         self.intx = s.intx;
         // Enable and mask have one home, the capability. Nothing is due in a state that this program saved.
