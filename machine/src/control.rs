@@ -124,6 +124,8 @@ pub struct Requests {
     pub end: Option<(u8, Option<Cause>)>,
     /// New level of address line 20 (`true`: enabled).
     pub a20: Option<bool>,
+    /// Addresses have changed between ROM and RAM.
+    pub remap: bool,
     pub jobs: VecDeque<Job>,
     /// The vCPU thread has ended: jobs would wait for nothing.
     closed: bool,
@@ -203,6 +205,11 @@ impl Control {
 
     pub fn set_a20(&self, on: bool) {
         self.ask(|r| r.a20 = Some(on));
+    }
+
+    /// Engines are to forget where addresses lead.
+    pub fn remap(&self) {
+        self.ask(|r| r.remap = true);
     }
 
     /// Takes all requests. `Events::STOP` is cleared first: what is asked later raises it again. All vCPUs stand still.

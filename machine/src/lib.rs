@@ -9,6 +9,7 @@ pub mod control;
 pub mod diff;
 pub mod engine;
 pub mod event_loop;
+pub mod firmware;
 pub mod firstrun;
 pub mod gdb;
 pub mod icount;

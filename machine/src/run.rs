@@ -7,9 +7,10 @@ use crate::consoles::Consoles;
 use crate::control::{Cause, Control, RunState};
 use crate::engine::{self, EngineError, Engines};
 use crate::event_loop::EventLoop;
+use crate::firmware::{FirmwareError, Start};
 use crate::gdb;
 use crate::icount::{self, Pace};
-use crate::loader::{Images, LoadError};
+use crate::loader::LoadError;
 use crate::machine::Machine;
 use crate::net::{self, Nets};
 use crate::options::{Config, Incoming, LogConfig, RtcBase, RtcClock, TraceConfig};
@@ -34,8 +35,8 @@ use vm_core::{Clock, InsnCounter, Target, VcpuSignals};
 /// Why the machine could not be started, or stopped running.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    #[error("no firmware is built in yet: name a kernel with -kernel")]
-    NoKernel,
+    #[error(transparent)]
+    Firmware(#[from] FirmwareError),
     #[error("-rtc base=localtime: not built yet; use utc or a date")]
     LocalTime,
     #[error("{path}: {source}", path = .0.display(), source = .1)]
@@ -72,8 +73,10 @@ pub fn run(config: Config) -> Result<ExitCode, RunError> {
     let counter = config.icount.map(|_| Arc::<InsnCounter>::default());
     choice.settings.counter = counter.clone();
     choice.settings.perfmap = config.perfmap;
-    let kernel = config.kernel.as_deref().ok_or(RunError::NoKernel)?;
-    let images = Images::read(kernel, config.initrd.as_deref(), &config.append, config.mem_bytes)?;
+    let start = Start::of(&config)?;
+    if choice.kvm.is_some() && start.firmware().is_some() {
+        return Err(FirmwareError::Kvm.into());
+    }
     let unix_seconds = rtc_base(&config)?;
     let topology = config.cpu.topology;
     let signals: Vec<Arc<VcpuSignals>> = (0..topology.cpus()).map(|_| Arc::default()).collect();
@@ -90,7 +93,7 @@ pub fn run(config: Config) -> Result<ExitCode, RunError> {
     let events = EventLoop::start(clock.clone()).map_err(RunError::Thread)?;
     let quit = control.clone();
     let mut consoles = Consoles::open(&config, &events.waker(), move || quit.end(0, Some(Cause::HostQuit)))?;
-    let a20 = control.clone();
+    let (a20, remap) = (control.clone(), control.clone());
     let drives = Arc::new(Drives::open(&config.drives, &control)?);
     let nets = Arc::new(Nets::open(&config.netdevs, &config.dumps)?);
     let outside = Outside {
@@ -98,6 +101,8 @@ pub fn run(config: Config) -> Result<ExitCode, RunError> {
         cpus: (0..).map(|n| topology.apic_id(n)).zip(signals.iter().cloned()).collect(),
         power: Arc::new(control.clone()),
         a20: Arc::new(move |on| a20.set_a20(on)),
+        remap: Arc::new(move || remap.remap()),
+        firmware: start.firmware(),
         serials: consoles.serials(&config),
         devices: consoles.devices(&config),
         disks: config.drives.iter().filter_map(|d| Some((d.id.clone(), drives.disk(&d.id)?))).collect(),
@@ -112,7 +117,7 @@ pub fn run(config: Config) -> Result<ExitCode, RunError> {
         power_off_pauses: config.no_shutdown,
         rtc_follows_host: config.rtc.clock == RtcClock::Host && counting.is_none(),
     };
-    let mut runner = Runner::new(engines, board.clone(), images, control.clone(), policy)?;
+    let mut runner = Runner::new(engines, board.clone(), start, control.clone(), policy)?;
     if let Some((c, n)) = counting {
         let hash = config.log.hash_every.map(HashLog::new);
         runner.cpus[0].pace = Some(Pace::new(&c, n, board.clock.clone(), signals[0].clone(), hash));

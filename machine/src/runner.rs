@@ -5,8 +5,9 @@ use crate::block::Drives;
 use crate::board::{Board, BoardIo};
 use crate::boot;
 use crate::control::{Cause, Control, Notice, RunState};
+use crate::firmware::Start;
 use crate::gdb::Action;
-use crate::loader::{Images, LoadError};
+use crate::loader::LoadError;
 use crate::net::Nets;
 use crate::run::RunError;
 use crate::say;
@@ -30,7 +31,9 @@ pub struct Runner {
     /// All of them, while the machine stands still.
     pub cpus: Vec<Cpu>,
     pub board: Arc<Board>,
-    images: Images,
+    start: Start,
+    /// Nothing has been reset yet.
+    first: bool,
     control: Control,
     policy: Policy,
     /// Whether the observers believe that the guest runs.
@@ -44,11 +47,11 @@ pub struct Runner {
 }
 
 impl Runner {
-    /// vCPUs in order, the first at the entry of the kernel in `images`.
+    /// vCPUs in order, the first where `start` begins.
     pub fn new(
         engines: Vec<Engine>,
         board: Arc<Board>,
-        images: Images,
+        start: Start,
         control: Control,
         policy: Policy,
     ) -> Result<Self, LoadError> {
@@ -57,7 +60,8 @@ impl Runner {
         let mut r = Self {
             cpus,
             board,
-            images,
+            start,
+            first: true,
             control,
             policy,
             running: false,
@@ -70,13 +74,23 @@ impl Runner {
         Ok(r)
     }
 
-    /// Devices and CPUs as after power-on, the kernel loaded anew.
+    /// Devices and CPUs as after power-on; the kernel, if there is one, loaded anew.
     fn start_over(&mut self) -> Result<(), LoadError> {
+        self.board.set_boot_order(std::mem::take(&mut self.first));
         self.board.reset();
         self.cpus.iter_mut().for_each(|c| c.engine.cpu().reset());
-        let loaded = boot::start(&self.board, &self.images, self.cpus[0].engine.cpu());
-        // Firmware brings up all processors, and leaves them waiting again.
-        self.cpus.iter_mut().for_each(|c| c.engine.cpu().firmware_mtrrs(self.board.device_window()));
+        let loaded = match &self.start {
+            Start::Kernel(images) => {
+                let loaded = boot::start(&self.board, images, self.cpus[0].engine.cpu());
+                // Firmware brings up all processors, and leaves them waiting again.
+                self.cpus.iter_mut().for_each(|c| c.engine.cpu().firmware_mtrrs(self.board.device_window()));
+                loaded
+            }
+            Start::Firmware(_) => {
+                self.board.load_firmware();
+                Ok(())
+            }
+        };
         self.cpus_changed();
         loaded
     }
@@ -268,6 +282,8 @@ impl Runner {
         let mut asked = self.control.take();
         if let Some(on) = asked.a20 {
             self.cpus.iter_mut().for_each(|c| c.engine.cpu().a20_masked = !on);
+        }
+        if asked.a20.is_some() || asked.remap {
             self.cpus_changed();
         }
         if let Some((status, cause)) = asked.end {

@@ -18,7 +18,7 @@ fn system() -> PathBuf {
         PathBuf::from(home).join(".cache/rhea/debian-root")
     };
     let dir = std::env::var_os("RHEA_DEBIAN").map_or_else(cache, PathBuf::from);
-    if !dir.join("root.img").exists() {
+    if !dir.join("disk.img").exists() {
         let made = Command::new(root().join("tests/recipes/debian-root")).arg(&dir).status().expect("the recipe runs");
         assert!(made.success(), "the recipe fails");
     }
@@ -38,9 +38,14 @@ fn done(program: &str, args: &[&str]) {
 
 fn use_system(name: &str, dir: &Path, drive: &str, more: &[&str]) {
     let (kernel, initrd) = (text(dir.join("vmlinuz")), text(dir.join("initrd.img")));
-    let args = ["-m", "1G", "-nographic", "-no-reboot", "-kernel", &kernel, "-initrd", &initrd, "-drive", drive];
+    let args = ["-kernel", &kernel, "-initrd", &initrd, "-append", "root=/dev/vda rw console=ttyS0", "-drive", drive];
+    work(name, &[&args, more].concat());
+}
+
+/// To `login:`, a tree of files, and power-off.
+fn work(name: &str, args: &[&str]) {
     let start = Instant::now();
-    let mut g = Guest::start(name, &[&args, &["-append", "root=/dev/vda rw console=ttyS0"][..], more].concat());
+    let mut g = Guest::start(name, &[&["-m", "1G", "-nographic", "-no-reboot"], args].concat());
     g.wait_for("login: ", LIMIT);
     eprintln!("{name}: login after {:.1} s", start.elapsed().as_secs_f64());
     g.type_line("root");
@@ -65,6 +70,21 @@ fn check(raw: &str) {
     done("e2fsck", &["-fn", raw]);
     let out = Command::new("debugfs").args(["-R", "cat /root/tree/37/42", raw]).output().expect("debugfs is there");
     assert_eq!(String::from_utf8_lossy(&out.stdout), "file 37 42\n");
+}
+
+/// SeaBIOS, GRUB and the system from one disk, on each kind of controller.
+#[test]
+#[ignore = "takes debootstrap and minutes"]
+fn a_debian_system_behind_firmware_and_grub() {
+    let dir = system();
+    let raw = text(scratch().join("debian-grub.raw"));
+    for (name, machine, interface) in [("virtio", "pc", "virtio"), ("ide", "pc", "ide"), ("ahci", "q35", "ide")] {
+        done("cp", &["--sparse=always", &text(dir.join("disk.img")), &raw]);
+        let drive = format!("file={raw},format=raw,if={interface}");
+        work(&format!("debian-grub-{name}"), &["-M", machine, "-drive", &drive]);
+        check(&format!("{raw}?offset=1048576"));
+    }
+    std::fs::remove_file(raw).unwrap();
 }
 
 #[test]

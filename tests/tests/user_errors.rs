@@ -105,7 +105,7 @@ fn a_drive_that_cannot_be_used() {
     let cut = file("cut.qcow2", b"QFI\xfb\0\0\0\x03 and no more");
     drive("corrupt-disk", &format!("file={cut},if=virtio"), &["cut.qcow2"]);
     let raw = file("disk.raw", &[0; 4096]);
-    drive("ide-disk", &format!("file={raw}"), &["IDE", "if=virtio"]);
+    drive("ide-disk", &format!("file={raw},readonly=on"), &["IDE", "read-only", "if=virtio"]);
     drive("raw-as-qcow2", &format!("file={raw},format=qcow2,if=virtio"), &["disk.raw"]);
     drive("format", &format!("file={raw},format=vhd,if=virtio"), &["format", "there is raw, qcow2"]);
     let twice = format!("file={raw},format=raw,if=virtio");

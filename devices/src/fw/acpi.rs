@@ -41,6 +41,8 @@ pub struct AcpiConfig {
     pub com_ports: u8,
     pub hpet: bool,
     pub i8042: bool,
+    /// Number of the PCI device that is the ISA bridge.
+    pub isa_bridge: u8,
     /// A VGA-compatible display exists (otherwise the guest is told not to probe for one).
     pub vga: bool,
     /// ECAM window of 256 buses, 256 MiB-aligned and below 4 GiB; `None`: no MCFG.
@@ -59,6 +61,7 @@ impl Default for AcpiConfig {
             com_ports: 1,
             hpet: true,
             i8042: true,
+            isa_bridge: 1,
             vga: false,
             ecam: Some(Pa(0xb000_0000)),
             pci_mmio32: 0xc000_0000..=0xfebf_ffff,

@@ -168,7 +168,7 @@ fn operating_system_capabilities() -> Raw {
 /// First port and interrupt of COM1..COM4.
 const COM: [(u16, u8); 4] = [(0x3f8, 4), (0x2f8, 3), (0x3e8, 4), (0x2e8, 3)];
 
-/// The ISA bridge at 0:1.0 with the port devices.
+/// The ISA bridge with the port devices.
 fn isa_bridge(cfg: &AcpiConfig) -> Raw {
     let mut devices = vec![
         device("RTC0", "PNP0B00", 0, vec![&ports(0x70, 2), &IsaIrq(8)]),
@@ -182,7 +182,7 @@ fn isa_bridge(cfg: &AcpiConfig) -> Raw {
         let n = n as u8 + 1;
         devices.push(device(&format!("COM{n}"), "PNP0501", n, vec![&ports(*base, 8), &IsaIrq(*irq)]));
     }
-    let adr = Name::new("_ADR".into(), &0x0001_0000u32);
+    let adr = Name::new("_ADR".into(), &(u32::from(cfg.isa_bridge) << 16));
     let mut children: Vec<&dyn Aml> = vec![&adr];
     children.extend(refs(&devices));
     Raw(bytes_of(&Device::new("ISA_".into(), children)))

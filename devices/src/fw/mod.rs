@@ -2,3 +2,5 @@
 
 pub mod acpi;
 mod dsdt;
+pub mod fw_cfg;
+pub mod loader;

@@ -35,12 +35,22 @@ struct State {
 pub struct Smi {
     cpus: Vec<Arc<VcpuSignals>>,
     state: State,
+    /// SMI_EN after a reset.
+    fresh: u32,
 }
 
 impl Smi {
     /// A controller at power-on: no source is enabled.
     pub fn new(cpus: Vec<Arc<VcpuSignals>>) -> Self {
-        Self { cpus, state: State::default() }
+        Self { cpus, state: State::default(), fresh: 0 }
+    }
+
+    /// As `new`, on a board without memory for system management mode: the enabled source tells firmware that somebody else has
+    /// taken that mode.
+    pub fn taken(cpus: Vec<Arc<VcpuSignals>>) -> Self {
+        let mut this = Self { fresh: en::APMC, ..Self::new(cpus) };
+        this.reset();
+        this
     }
 
     fn apm_write(&mut self, offset: u16, value: u8) {
@@ -101,7 +111,7 @@ impl Device for Smi {
     }
 
     fn reset(&mut self) {
-        self.state = State::default();
+        self.state = State { enable: self.fresh, ..State::default() };
     }
 
     fn save(&self) -> Section {
@@ -129,6 +139,7 @@ mod tests {
     #[test]
     fn saved_state_contract() {
         vm_core::testing::contract(|| Smi::new(vec![Arc::default()]), 2, 8);
+        vm_core::testing::contract(|| Smi::taken(vec![Arc::default()]), 2, 8);
     }
 
     #[test]

@@ -1,16 +1,19 @@
 //! The board of a PC: RAM, devices and the wires between them.
 
 mod describe;
+mod firmware;
 mod io;
 mod memory;
 mod pci;
 mod ports;
 mod saved;
+mod storage;
 #[cfg(test)]
 mod tests;
 mod typist;
 mod wires;
 
+pub use firmware::Firmware;
 pub use io::BoardIo;
 #[cfg(test)]
 pub use saved::tests::traffic;
@@ -40,7 +43,7 @@ use parking_lot::Mutex;
 use ports::Ports;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use vm_core::{Clock, Device, DeviceCell, Dma, Events, IrqLine, MemMap, MmioBus, Pa, PortBus, Ram, VcpuSignals};
+use vm_core::{Clock, Device, DeviceCell, Dma, Events, IrqLine, MemMap, MmioBus, Pa, PortBus, Ram, Shadow, VcpuSignals};
 use wires::Wires;
 
 /// Frequency of the virtual time-stamp counter: one tick a nanosecond of guest time, whatever the host's own is.
@@ -66,6 +69,8 @@ pub enum BoardError {
     PortClash { new: &'static str, old: &'static str, port: u16 },
     #[error("{0} wants ports beyond ffffh")]
     PortsBeyondEnd(&'static str),
+    #[error("the firmware has {0} bytes, and is to have whole units of 64 KiB, 16 MiB at most")]
+    Rom(u64),
     #[error("-device {0}: no PCI slot is free")]
     NoSlot(&'static str),
     #[error("-device {0}: PCI device {1:x}.{2} is there already")]
@@ -84,6 +89,10 @@ pub struct Outside {
     pub power: Arc<dyn PowerSink>,
     /// Told of every change of address line 20 (`true`: enabled); called with a device's lock held.
     pub a20: Arc<dyn Fn(bool) + Send + Sync>,
+    /// Told when addresses below 1 MiB have changed between ROM and RAM; called with a device's lock held.
+    pub remap: Arc<dyn Fn() + Send + Sync>,
+    /// What runs at power-on, if it is not a kernel.
+    pub firmware: Option<Arc<Firmware>>,
     /// Output of COM1 to COM4; `None`: no such port.
     pub serials: [Option<Arc<dyn CharSink>>; 4],
     /// Devices beyond the board's own; a debug console comes with its output.
@@ -119,7 +128,9 @@ pub struct Board {
     extra: Vec<DeviceSpec>,
     disks: BTreeMap<String, Arc<dyn Disk>>,
     nets: BTreeMap<String, Arc<dyn NetBackend>>,
-    blks: Vec<pci::SharedBlk>,
+    firmware: Option<Arc<Firmware>>,
+    /// What takes note of the ends of jobs, of each controller of disks.
+    storage: Vec<pci::Service>,
     cards: Vec<pci::SharedNet>,
 }
 
@@ -148,12 +159,21 @@ impl Builder {
 impl Board {
     /// Builds a board as after power-on.
     pub fn new(config: MachineConfig, mem_bytes: u64, out: Outside) -> Result<Self, BoardError> {
-        let (ram, map) = memory::make(mem_bytes)?;
+        let rom = out.firmware.as_ref().map_or(0, |f| f.rom.len() as u64);
+        if out.firmware.is_some() && (rom == 0 || rom > memory::ROM_MAX || !rom.is_multiple_of(memory::ROM_UNIT)) {
+            return Err(BoardError::Rom(rom));
+        }
+        let (ram, map) = memory::make(mem_bytes, rom)?;
         Self::around(ram, map, config, out)
     }
 
     /// Builds a board around RAM that is there already.
     fn around(ram: Arc<Ram>, map: MemMap, config: MachineConfig, out: Outside) -> Result<Self, BoardError> {
+        // Until the host bridge closes it, memory below 1 MiB is RAM: devices' rings may lie there.
+        if let Some(s) = map.shadow() {
+            s.set(Shadow::OPEN);
+        }
+        let dma = Dma::new(ram.clone(), &map);
         let mut b = Builder::default();
         let bus = ApicBus::new();
         let pic = Arc::new(Mutex::new(Pic::new(IrqLine::new(bus.clone(), 0))));
@@ -166,17 +186,17 @@ impl Board {
         b.mmio(&ioapic, Pa(acpi::IO_APIC_BASE.into()), ioapic::MMIO_LEN);
         let rtc = add_timers(&mut b, config, &out, &wires, &map)?;
         let (pm, typist) = add_power(&mut b, &out, &wires)?;
-        let pci_bus = pci::add_bus(&mut b, &out)?;
+        let pci_bus = pci::add_bus(&mut b, config, &out, &map)?;
         let uarts = add_serials(&mut b, &out, &wires)?;
         let vga = config.vga.then(|| add_vga(&mut b, &out)).transpose()?;
         add_extra(&mut b, &out)?;
-        let slots = pci::Slots { bus: pci_bus, wires: &wires, msi: bus, dma: Dma::new(ram.clone(), &map) };
-        let (blks, cards) = pci::add_devices(&mut b, &out, &slots)?;
+        let slots = pci::Slots { bus: pci_bus, wires: &wires, msi: bus, dma: dma.clone() };
+        let pci::Added { storage, cards, bootorder } = pci::add_devices(&mut b, config.kind, &out, &slots)?;
         let Builder { ports, mmio, devices } = b;
-        let apic_ids = out.cpus.iter().map(|(id, _)| *id).collect();
-        let (disks, nets) = (out.disks, out.nets);
+        let apic_ids: Vec<u32> = out.cpus.iter().map(|(id, _)| *id).collect();
+        let (disks, nets, firmware) = (out.disks, out.nets, out.firmware);
         let (clock, ports, extra) = (out.clock, ports.into_bus(), out.devices.into_iter().map(|(spec, _)| spec).collect());
-        Ok(Self {
+        let this = Self {
             ram,
             map,
             clock,
@@ -195,9 +215,14 @@ impl Board {
             extra,
             disks,
             nets,
-            blks,
+            firmware: None,
+            storage,
             cards,
-        })
+        };
+        match firmware {
+            Some(f) => this.with_firmware(f, &bootorder, dma),
+            None => Ok(this),
+        }
     }
 
     /// Brings all devices to their power-on state; RAM keeps its content. The CPU is the caller's.
@@ -209,7 +234,7 @@ impl Board {
     /// Waits until no disk works any more, and tells the devices. The vCPUs stand still.
     pub fn quiesce(&self) {
         self.disks.values().for_each(|d| d.drain());
-        self.blks.iter().for_each(|b| b.lock().service());
+        self.storage.iter().for_each(|service| service());
         // Their threads have been told; whoever is at it still holds the lock.
         self.cards.iter().for_each(|c| drop(c.lock()));
     }
@@ -238,10 +263,16 @@ impl Board {
 
     /// The ACPI tables of this board, or `None` with `acpi=off`.
     pub fn acpi_tables(&self) -> Option<acpi::AcpiTables> {
+        self.acpi_config().map(|cfg| acpi::build(&cfg, memory::ACPI_TABLES))
+    }
+
+    fn acpi_config(&self) -> Option<acpi::AcpiConfig> {
         let com_ports = self.uarts.iter().rposition(Option::is_some).map_or(0, |i| i as u8 + 1);
         let apic_ids = self.apic_ids.iter().map(|id| *id as u8).collect();
-        let cfg = acpi::AcpiConfig { apic_ids, hpet: self.config.hpet, com_ports, ecam: Some(ECAM), ..Default::default() };
-        self.config.acpi.then(|| acpi::build(&cfg, memory::ACPI_TABLES))
+        let isa_bridge = pci::isa_device(self.config.kind);
+        let hpet = self.config.hpet;
+        let cfg = acpi::AcpiConfig { apic_ids, hpet, com_ports, isa_bridge, ecam: Some(ECAM), ..Default::default() };
+        self.config.acpi.then_some(cfg)
     }
 
     /// Reads video memory, which is no RAM, for the user; `false` if some of it is not there.
@@ -312,7 +343,8 @@ fn add_power(b: &mut Builder, out: &Outside, wires: &Wires) -> Result<(Arc<Mutex
     let kbd = Arc::new(Mutex::new(kbd));
     b.ports(&kbd, &[(0x60, 1, i8042::REGION_DATA), (0x64, 1, i8042::REGION_COMMAND)])?;
     b.ports(&Arc::new(Mutex::new(Port92::new(out.power.clone(), out.a20.clone()))), &[(0x92, 1, 0)])?;
-    let smi = Arc::new(Mutex::new(Smi::new(out.cpus.iter().map(|(_, signals)| signals.clone()).collect())));
+    let signals = out.cpus.iter().map(|(_, signals)| signals.clone()).collect();
+    let smi = Arc::new(Mutex::new(if out.firmware.is_some() { Smi::taken(signals) } else { Smi::new(signals) }));
     b.ports(&smi, &[(APM, 2, smi::REGION_APM), (acpi::PM1A_EVT + SMI_EN, 8, smi::REGION_SMI)])?;
     let pm = Pm::new_shared(wires.isa(acpi::SCI_IRQ.into()), out.power.clone(), out.clock.clone());
     b.ports(&pm, &[(acpi::PM1A_EVT, pm::REGION_PM1_LEN, pm::REGION_PM1), (acpi::GPE0, pm::REGION_GPE0_LEN, pm::REGION_GPE0)])?;
@@ -352,7 +384,8 @@ fn add_extra(b: &mut Builder, out: &Outside) -> Result<(), BoardError> {
                 b.ports(&Arc::new(Mutex::new(DebugCon::new(sink.clone()))), &[(*iobase, 1, 0)])?;
             }
             (DeviceSpec::IsaDebugcon { .. }, None) => {}
-            (DeviceSpec::VirtioBlk { .. } | DeviceSpec::VirtioRng { .. } | DeviceSpec::VirtioNet { .. }, _) => {}
+            // These are on PCI.
+            _ => {}
         }
     }
     Ok(())

@@ -1,29 +1,43 @@
 //! PCI of the board: bus, bridges, and the devices that the command line plugs in.
 
 use super::memory::ECAM;
+use super::storage;
 use super::wires::Wires;
 use super::{BoardError, Builder, ECAM_BUSES, Outside};
-use crate::options::{DeviceSpec, PciSlot};
+use crate::options::{DeviceSpec, MachineConfig, MachineKind, PciSlot};
 use devices::block::Disk;
+use devices::fw::acpi;
 use devices::net::{Absent, NetBackend};
-use devices::pci::{Bridge, PciBus, PciEcam, PciPorts, PciWires};
+use devices::pci::{Bridge, Pam, PciBus, PciEcam, PciPorts, PciWires};
 use devices::virtio::blk::MAX_QUEUES;
 use devices::virtio::{Blk, BlkConfig, Net, NetConfig, PciOptions, Rng, VirtioPci};
 use parking_lot::Mutex;
 use std::sync::Arc;
-use vm_core::{DeviceCell, Dma, MsiSink};
+use vm_core::{DeviceCell, Dma, MemMap, MsiSink};
 
-/// A disk, which must stand still while the machine does.
-pub type SharedBlk = Arc<Mutex<VirtioPci<Blk>>>;
+/// Takes note of the ends of a controller's jobs.
+pub type Service = Box<dyn Fn() + Send + Sync>;
 /// A network card, which must stand still while the machine does.
 pub type SharedNet = Arc<Mutex<VirtioPci<Net>>>;
 
-pub fn add_bus(b: &mut Builder, out: &Outside) -> Result<Arc<PciBus>, BoardError> {
+/// Where the ISA bridge is: as in QEMU.
+pub fn isa_device(kind: MachineKind) -> u8 {
+    match kind {
+        MachineKind::Pc => 1,
+        MachineKind::Q35 => 0x1f,
+    }
+}
+
+pub fn add_bus(b: &mut Builder, config: MachineConfig, out: &Outside, map: &MemMap) -> Result<Arc<PciBus>, BoardError> {
     let bus = PciBus::new();
-    let host = Arc::new(Mutex::new(Bridge::host(Some(ECAM))));
-    let isa = Arc::new(Mutex::new(Bridge::isa()));
+    let pam = map.shadow().map(|shadow| Pam { shadow: shadow.clone(), changed: out.remap.clone() });
+    let host = Arc::new(Mutex::new(Bridge::host(Some(ECAM), pam)));
+    let isa = Arc::new(Mutex::new(match config.kind {
+        MachineKind::Pc => Bridge::piix(),
+        MachineKind::Q35 => Bridge::ich9(acpi::PM1A_EVT),
+    }));
     bus.add(0, 0, host.clone());
-    bus.add(1, 0, isa.clone());
+    bus.add(isa_device(config.kind), 0, isa.clone());
     b.devices.extend([host as DeviceCell, isa]);
     b.ports(&Arc::new(Mutex::new(PciPorts::new(bus.clone(), out.power.clone()))), &[(0xcf8, 8, 0)])?;
     b.mmio(&Arc::new(Mutex::new(PciEcam::new(bus.clone()))), ECAM, ECAM_BUSES * devices::pci::bus::ECAM_BUS_SIZE);
@@ -41,6 +55,17 @@ pub struct Slots<'a> {
 }
 
 impl Slots<'_> {
+    /// The wires of a device.
+    pub(super) fn wires(&self, device: u8) -> PciWires {
+        let (intx, line) = self.wires.pci(device);
+        PciWires { intx, msi: self.msi.clone(), dma: self.dma.clone(), line }
+    }
+
+    /// Interrupt line `n` of ISA's.
+    pub(super) fn isa(&self, n: u32) -> vm_core::IrqLine {
+        self.wires.isa(n)
+    }
+
     /// Device and function of a slot, and its wires.
     fn take(&self, name: &'static str, slot: &PciSlot) -> Result<(u8, u8, PciWires), BoardError> {
         let (device, function) = match slot.addr {
@@ -50,8 +75,7 @@ impl Slots<'_> {
         if !self.bus.is_free(device, function) {
             return Err(BoardError::SlotTaken(name, device, function));
         }
-        let (intx, line) = self.wires.pci(device);
-        Ok((device, function, PciWires { intx, msi: self.msi.clone(), dma: self.dma.clone(), line }))
+        Ok((device, function, self.wires(device)))
     }
 }
 
@@ -59,12 +83,22 @@ fn virtio_options(slot: &PciSlot) -> PciOptions {
     PciOptions { legacy: slot.legacy, modern: slot.modern, vectors: slot.vectors }
 }
 
-/// Adds the PCI devices among `out.devices`; gives the disks and the network cards.
-pub fn add_devices(b: &mut Builder, out: &Outside, slots: &Slots) -> Result<(Vec<SharedBlk>, Vec<SharedNet>), BoardError> {
-    let (mut disks, mut nets) = (Vec::new(), Vec::new());
+/// What has been added to the bus.
+#[derive(Default)]
+pub struct Added {
+    pub storage: Vec<Service>,
+    pub cards: Vec<SharedNet>,
+    /// Open Firmware paths of what has a boot index, in its order.
+    pub bootorder: Vec<String>,
+}
+
+/// Adds the PCI devices among `out.devices`.
+pub fn add_devices(b: &mut Builder, kind: MachineKind, out: &Outside, slots: &Slots) -> Result<Added, BoardError> {
+    let mut added = Added::default();
+    let mut order = storage::add_ide(b, kind, out, slots, &mut added)?;
     for (spec, _) in &out.devices {
         match spec {
-            DeviceSpec::VirtioBlk { drive, serial, queues, queue_size, slot } => {
+            DeviceSpec::VirtioBlk { drive, serial, queues, queue_size, slot, boot_index } => {
                 let (device, function, wires) = slots.take("virtio-blk-pci", slot)?;
                 let disk: Arc<dyn Disk> = out.disks.get(drive).cloned().ok_or_else(|| BoardError::NoDrive(drive.clone()))?;
                 let queues = queues.unwrap_or(out.cpus.len() as u16).clamp(1, MAX_QUEUES);
@@ -72,7 +106,8 @@ pub fn add_devices(b: &mut Builder, out: &Outside, slots: &Slots) -> Result<(Vec
                 let cell = VirtioPci::new_shared(Blk::new(disk, config), wires, virtio_options(slot));
                 slots.bus.add(device, function, cell.clone());
                 b.devices.push(cell.clone());
-                disks.push(cell);
+                added.storage.push(Box::new(move || cell.lock().service()));
+                order.extend(boot_index.map(|n| (n, format!("{}/disk@0,0", storage::path("scsi", device, function)))));
             }
             DeviceSpec::VirtioRng { slot } => {
                 let (device, function, wires) = slots.take("virtio-rng-pci", slot)?;
@@ -90,12 +125,14 @@ pub fn add_devices(b: &mut Builder, out: &Outside, slots: &Slots) -> Result<(Vec
                 let cell = VirtioPci::new_shared(Net::new(backend, config), wires, virtio_options(slot));
                 slots.bus.add(device, function, cell.clone());
                 b.devices.push(cell.clone());
-                nets.push(cell);
+                added.cards.push(cell);
             }
-            DeviceSpec::IsaDebugExit { .. } | DeviceSpec::IsaDebugcon { .. } => {}
+            DeviceSpec::Ide { .. } | DeviceSpec::IsaDebugExit { .. } | DeviceSpec::IsaDebugcon { .. } => {}
         }
     }
-    Ok((disks, nets))
+    order.sort();
+    added.bootorder = order.into_iter().map(|(_, path)| path).collect();
+    Ok(added)
 }
 
 /// Random bytes of the host's.

@@ -58,13 +58,15 @@ impl Board {
             cpus: self.apic_ids.iter().map(|id| (*id, Arc::default())).collect(),
             power: Arc::new(Nobody),
             a20: Arc::new(|_| {}),
+            remap: Arc::new(|| {}),
+            firmware: self.firmware.clone(),
             serials: std::array::from_fn(|i| self.uarts[i].as_ref().map(|_| sink())),
             devices: self.extra.iter().map(|d| (d.clone(), Some(sink()))).collect(),
             disks: self.disks.iter().map(|(id, d)| (id.clone(), Arc::new(Absent(d.geometry())) as Arc<dyn Disk>)).collect(),
             nets: self.nets.iter().map(|(id, n)| (id.clone(), absent(n.offloads()))).collect(),
             unix_seconds: 0,
         };
-        Board::around(self.ram.clone(), self.map.clone(), self.config, out)
+        Board::around(self.ram.clone(), self.map.detached(), self.config, out)
     }
 
     /// Replaces the state of all devices, which have just been reset, with the clock set to the time of saving. On error,
@@ -119,6 +121,8 @@ pub mod tests {
             cpus: vec![(0, Arc::default()), (1, Arc::default())],
             power: Arc::new(Nobody),
             a20: Arc::new(|_| {}),
+            remap: Arc::new(|| {}),
+            firmware: None,
             serials: [Some(Arc::new(NullSink)), None, Some(Arc::new(NullSink)), None],
             devices: [0xe9, 0x402].map(debugcon).to_vec(),
             disks: BTreeMap::new(),

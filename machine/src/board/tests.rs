@@ -29,6 +29,8 @@ fn outside(power: Arc<Asked>) -> Outside {
         cpus: vec![(0, Arc::default())],
         power,
         a20: Arc::new(move |on| a20.0.lock().push(format!("a20 {on}"))),
+        remap: Arc::new(|| {}),
+        firmware: None,
         serials: [Some(Arc::new(NullSink)), None, Some(Arc::new(NullSink)), None],
         devices: vec![(DeviceSpec::IsaDebugExit { iobase: 0x501, iosize: 2 }, None)],
         disks: BTreeMap::new(),
@@ -37,7 +39,7 @@ fn outside(power: Arc<Asked>) -> Outside {
     }
 }
 
-const CONFIG: MachineConfig = MachineConfig { kind: MachineKind::Q35, acpi: true, hpet: true, vga: true };
+const CONFIG: MachineConfig = MachineConfig { kind: MachineKind::Pc, acpi: true, hpet: true, vga: true };
 
 fn board(mem: u64) -> (BoardIo, Arc<Asked>) {
     let asked = Arc::new(Asked::default());
@@ -189,7 +191,7 @@ fn ports_that_clash_and_too_much_ram_are_errors() {
     };
     assert_eq!(clash(0x3f6).as_deref(), Some("debug-exit and serial0 both want port 0x3f8"));
     assert_eq!(clash(0xfffe).as_deref(), Some("debug-exit wants ports beyond ffffh"));
-    assert!(matches!(memory::make(1 << 41), Err(BoardError::TooMuchRam(_))));
+    assert!(matches!(memory::make(1 << 41, 0), Err(BoardError::TooMuchRam(_))));
 }
 
 #[test]
@@ -259,4 +261,47 @@ fn pci_slots_that_are_taken_are_errors() {
     assert_eq!(made(&[slot(Some((4, 0))), slot(Some((4, 1))), slot(None)]), None);
     assert_eq!(made(&[slot(Some((1, 0)))]).as_deref(), Some("-device virtio-rng-pci: PCI device 1.0 is there already"));
     assert_eq!(made(&[slot(None); 30]).as_deref(), Some("-device virtio-rng-pci: no PCI slot is free"));
+}
+
+/// ROM at the reset vector and below 1 MiB, where the host bridge opens RAM; fw_cfg answers; a trial board leaves all of it alone.
+#[test]
+fn firmware_lies_behind_ram_that_the_host_bridge_opens() {
+    let rom: Vec<u8> = (0..256u32 << 10).map(|i| (i >> 9) as u8 | 1).collect();
+    let told = Arc::new(Mutex::new(0));
+    let count = told.clone();
+    let out = Outside {
+        remap: Arc::new(move || *count.lock() += 1),
+        firmware: Some(Arc::new(Firmware { rom: rom.clone(), ..Firmware::default() })),
+        ..outside(Arc::default())
+    };
+    let io = BoardIo(Arc::new(Board::new(CONFIG, 16 * MIB, out).unwrap()), 0);
+    io.0.reset();
+    io.0.load_firmware();
+    let last = u64::from(rom[rom.len() - 16]);
+    assert_eq!((io.mmio_read(Pa(0xffff_fff0), 1), io.mmio_read(Pa(0xf_fff0), 1)), (last, last));
+    assert_eq!(io.mmio_read(Pa(0xfffc_0000), 1), u64::from(rom[0]));
+    assert_eq!((io.mmio_read(Pa(0xe_0000), 1), io.target(Pa(0xc_0000))), (u64::from(rom[128 << 10]), Target::Mmio));
+    io.mmio_write(Pa(0xf_fff0), 1, 0);
+    assert_eq!(io.mmio_read(Pa(0xf_fff0), 1), last, "ROM");
+    *told.lock() = 0;
+    io.port_write(0xcf8, 4, 0x8000_0090);
+    io.port_write(0xcfc, 1, 0x30);
+    assert_eq!(*told.lock(), 1);
+    io.mmio_write(Pa(0xf_fff0), 2, 0x1234);
+    assert_eq!((io.mmio_read(Pa(0xf_fff0), 2), io.mmio_read(Pa(0xffff_fff0), 1)), (0x1234, last));
+    io.port_write(0x510, 2, 0);
+    assert_eq!((io.port_read(0x511, 1), io.port_read(0x511, 1)), (u32::from(b'Q'), u32::from(b'E')));
+    let sections = io.0.save();
+    io.0.check(&mut None, &sections, 0).unwrap();
+    assert!(matches!(io.target(Pa(0xf_fff0)), Target::Ram { writable: true, .. }), "a trial has a map of its own");
+    assert_eq!((*told.lock(), io.0.save() == sections), (1, true));
+    io.0.reset();
+    assert_eq!((io.mmio_read(Pa(0xf_fff0), 1), *told.lock()), (last, 2));
+    io.0.load(&sections).unwrap();
+    assert_eq!(io.mmio_read(Pa(0xf_fff0), 2), 0x1234);
+    let wrong = |bytes: usize| {
+        let firmware = Some(Arc::new(Firmware { rom: vec![0; bytes], ..Firmware::default() }));
+        Board::new(CONFIG, MIB, Outside { firmware, ..outside(Arc::default()) }).err().map(|e| e.to_string())
+    };
+    assert!(wrong(1000).unwrap().contains("64 KiB") && wrong(0).is_some() && wrong(32 << 20).is_some());
 }

@@ -86,13 +86,15 @@ impl Wires {
         }
     }
 
-    /// The INTx pin of a PCI device (0..=30), and the number of the 8259s' interrupt that it reaches beside the I/O APIC.
+    /// The INTx pin of a PCI device (0..=31), and the number of the 8259s' interrupt that it reaches beside the I/O APIC.
     pub fn pci(&self, device: u8) -> (IrqLine, u8) {
         let gsi = intx_gsi(device, 0);
         let shared = self.shared_gsi[(gsi - FIRST_SHARED_GSI) as usize].clone();
         let isa = intx_isa(device, 0);
         let pic = self.pci_pic[usize::from(isa - PCI_ISA_FIRST)].clone();
-        (IrqLine::new(Arc::new(Pin { gsi: shared, pic }), device.into()), isa)
+        // Device 0 is the host bridge, which has no pin.
+        let source = if device == HPET_SOURCE as u8 { 0 } else { device };
+        (IrqLine::new(Arc::new(Pin { gsi: shared, pic }), source.into()), isa)
     }
 
     /// The I/O APIC's inputs, from 0, for the HPET.

@@ -2,8 +2,8 @@
 
 use crate::board::{Board, Outside};
 use crate::control::{Control, RunState};
+use crate::firmware::Start;
 use crate::icount;
-use crate::loader::Images;
 use crate::options::{Config, DeviceSpec, IcountConfig};
 use crate::run::{RunError, rtc_base};
 use crate::runner::{Policy, Runner};
@@ -63,14 +63,13 @@ impl Machine {
         make: &MakeEngine,
         told: bool,
     ) -> Result<Self, RunError> {
-        let kernel = config.kernel.as_deref().ok_or(RunError::NoKernel)?;
-        let images = Images::read(kernel, config.initrd.as_deref(), &config.append, config.mem_bytes)?;
+        let start = Start::of(config)?;
         let counter = Arc::<InsnCounter>::default();
         let clock = icount::clock(time, counter.clone());
         let signals = Arc::<VcpuSignals>::default();
         let control = Control::new(vec![signals.clone()], RunState::Running);
         let engine = make(backend::Settings { counter: Some(counter.clone()), ..settings }, &signals)?;
-        let (a20, null): (_, Arc<dyn CharSink>) = (control.clone(), Arc::new(NullSink));
+        let (a20, remap, null): (_, _, Arc<dyn CharSink>) = (control.clone(), control.clone(), Arc::new(NullSink));
         let mut serials = config.serials.each_ref().map(|s| s.as_ref().map(|_| null.clone()));
         if told && let Some(first) = &mut serials[0] {
             *first = Arc::new(Stdout);
@@ -80,6 +79,8 @@ impl Machine {
             cpus: vec![(0, signals.clone())],
             power: Arc::new(control.clone()),
             a20: Arc::new(move |on| a20.set_a20(on)),
+            remap: Arc::new(move || remap.remap()),
+            firmware: start.firmware(),
             serials,
             // What comes from a network comes at any time: machines that are compared have none.
             devices: config
@@ -96,7 +97,7 @@ impl Machine {
         board.ram.add_listener(signals.clone());
         clock.on_earlier(Box::new(move || signals.raise(Events::TIMER)));
         let policy = Policy { reset_ends: config.no_reboot, power_off_pauses: false, rtc_follows_host: false };
-        let mut runner = Runner::new(vec![engine], board.clone(), images, control, policy)?;
+        let mut runner = Runner::new(vec![engine], board.clone(), start, control, policy)?;
         runner.set_state(RunState::Running);
         let mut this = Self { runner, ram: RamHash::new(&board.ram), counter, clock, bias: 0 };
         // The log of written pages has begun.

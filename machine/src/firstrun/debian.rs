@@ -30,31 +30,59 @@ struct Apt {
 
 /// Downloads the packages and takes the two files out of them.
 pub fn fetch(dir: &Path, apt_get: &Path) -> Result<Files, FirstRunError> {
+    let (mut apt, _work) = apt(dir, apt_get)?;
+    apt.with_lists(Apt::packages)
+}
+
+/// Downloads a package and copies files of it, which `files` finds below the folder that it is unpacked into, to `into`.
+pub fn fetch_files(
+    package: &str,
+    into: &Path,
+    files: impl Fn(&Path) -> Vec<PathBuf>,
+    apt_get: &Path,
+) -> Result<(), FirstRunError> {
+    fs::create_dir_all(into).map_err(FirstRunError::file(into))?;
+    let (mut apt, _work) = apt(into, apt_get)?;
+    let root = apt.with_lists(|apt| apt.unpack(package, "files"))?;
+    for from in files(&root) {
+        let data = fs::read(&from).map_err(FirstRunError::file(&from))?;
+        super::cache::write(&into.join(from.file_name().unwrap_or_default()), &data)?;
+    }
+    Ok(())
+}
+
+/// The package tools, working in a folder below `dir` that goes away with the second value.
+fn apt(dir: &Path, apt_get: &Path) -> Result<(Apt, Scratch), FirstRunError> {
     let work = Scratch(dir.join(format!("work-{}", std::process::id())));
     for sub in ["state/lists/partial", "cache/archives/partial", "kernel", "busybox"] {
         let d = work.0.join(sub);
         fs::create_dir_all(&d).map_err(FirstRunError::file(&d))?;
     }
-    let mut apt = Apt { get: apt_get.to_owned(), work: work.0.clone(), private_lists: false };
+    let apt = Apt { get: apt_get.to_owned(), work: work.0.clone(), private_lists: false };
     // Before anything else, so that a host without them is told at once.
     apt.run(apt_get, &["--version"])?;
     run(Command::new("dpkg-deb").arg("--version"), "dpkg-deb")?;
-    // The system's lists name this host's architecture and may be old or missing; ours are amd64 and new.
-    if cfg!(target_arch = "x86_64")
-        && let Ok(files) = apt.packages()
-    {
-        return Ok(files);
-    }
-    say!("reading Debian's package lists (apt-get update, in {})", work.0.display());
-    apt.private_lists = true;
-    let updated = apt.run(apt_get, &["update"]);
-    match apt.packages() {
-        Err(FirstRunError::NoKernelPackage) => Err(updated.err().unwrap_or(FirstRunError::NoKernelPackage)),
-        other => other,
-    }
+    Ok((apt, work))
 }
 
 impl Apt {
+    /// Does something with the system's package lists, and if that fails, with new ones.
+    fn with_lists<T>(&mut self, act: impl Fn(&Self) -> Result<T, FirstRunError>) -> Result<T, FirstRunError> {
+        // The system's lists name this host's architecture and may be old or missing; ours are amd64 and new.
+        if cfg!(target_arch = "x86_64")
+            && let Ok(done) = act(self)
+        {
+            return Ok(done);
+        }
+        say!("reading Debian's package lists (apt-get update, in {})", self.work.display());
+        self.private_lists = true;
+        let updated = self.run(&self.get, &["update"]);
+        match act(self) {
+            Err(FirstRunError::NoKernelPackage) => Err(updated.err().unwrap_or(FirstRunError::NoKernelPackage)),
+            other => other,
+        }
+    }
+
     fn packages(&self) -> Result<Files, FirstRunError> {
         let image = self.kernel_package()?;
         let kernel = self.take(&image, "kernel", "a kernel", kernel_file)?;
@@ -85,18 +113,23 @@ impl Apt {
         what: &'static str,
         find: impl Fn(&Path) -> Option<PathBuf>,
     ) -> Result<Vec<u8>, FirstRunError> {
+        let root = self.unpack(package, sub)?;
+        let path = find(&root).ok_or_else(|| FirstRunError::Package { package: package.to_owned(), what })?;
+        fs::read(&path).map_err(FirstRunError::file(&path))
+    }
+
+    /// Downloads a package and unpacks it into a folder.
+    fn unpack(&self, package: &str, sub: &str) -> Result<PathBuf, FirstRunError> {
         let root = self.work.join(sub);
         say!("downloading {package}");
         self.run(&self.get, &["download", package])?;
-        let missing = || FirstRunError::Package { package: package.to_owned(), what };
         let deb = entries(&self.work).into_iter().find(|p| {
             let name = p.file_name().unwrap_or_default().to_string_lossy();
             name.starts_with(&format!("{package}_")) && name.ends_with(".deb")
         });
-        let deb = deb.ok_or_else(missing)?;
+        let deb = deb.ok_or_else(|| FirstRunError::Package { package: package.to_owned(), what: "the package itself" })?;
         run(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(&root), "dpkg-deb")?;
-        let path = find(&root).ok_or_else(missing)?;
-        fs::read(&path).map_err(FirstRunError::file(&path))
+        Ok(root)
     }
 
     /// Runs one of apt's programs in the work folder and returns what it prints.

@@ -8,6 +8,8 @@ mod payload;
 #[cfg(test)]
 mod tests;
 
+pub use debian::fetch_files;
+
 use crate::options::Config;
 use crate::say;
 use std::io;
@@ -50,6 +52,11 @@ pub fn prepare(config: Config) -> Result<Config, FirstRunError> {
 /// The built-in guest: an ELF file with a PVH entry, and a command prompt on COM1.
 pub fn built_in() -> Result<Vec<u8>, FirstRunError> {
     Ok(payload::elf()?)
+}
+
+/// The user's cache folder for this program.
+pub fn cache_folder() -> Result<PathBuf, FirstRunError> {
+    cache::directory()
 }
 
 /// Writes a file of ours into the user's cache folder, unless it is there as it should be.

@@ -1,9 +1,11 @@
 //! From the tree to `Config`: defaults, and what must hold between options.
 
+use super::chardev;
 use super::config::*;
 use super::drive;
 use super::error::{Hint, OptionError, Quoted};
 use super::icount;
+use super::ide;
 use super::net;
 use super::smp;
 use super::tree::{Group, Object, Tree, Value};
@@ -31,6 +33,9 @@ pub fn build(tree: &Tree) -> Result<Config, OptionError> {
         accel: accels(tree)?,
         cpu: cpu(tree)?,
         mem_bytes: memory(tree)?,
+        bios: kernel.and_then(|k| k.text("bios")).filter(|s| !s.is_empty()).map(Into::into),
+        boot: boot(tree)?,
+        nographic: chardev::terminal(tree),
         kernel: path("file"),
         initrd: path("initrd"),
         append: kernel.and_then(|k| k.text("append")).unwrap_or_default().to_owned(),
@@ -39,7 +44,7 @@ pub fn build(tree: &Tree) -> Result<Config, OptionError> {
         qmp: monitors(tree, true).map(|(chardev, pretty)| QmpConfig { chardev, pretty }).collect(),
         gdb: gdb(tree),
         chardevs: chardevs(tree)?,
-        devices: devices(tree)?,
+        devices: devices(tree, machine(tree).kind)?,
         drives: drive::build(tree)?,
         netdevs: net::build(tree)?,
         dumps: net::dumps(tree),
@@ -213,8 +218,8 @@ fn backend(o: &Object) -> Result<CharBackend, OptionError> {
     })
 }
 
-fn devices(tree: &Tree) -> Result<Vec<DeviceSpec>, OptionError> {
-    let mut list = Vec::new();
+fn devices(tree: &Tree, kind: MachineKind) -> Result<Vec<DeviceSpec>, OptionError> {
+    let mut list = ide::build(tree, kind)?;
     for o in tree.all(Group::Device) {
         let made = match drive::device(o)? {
             None => net::device(tree, o)?,
@@ -283,7 +288,35 @@ pub fn gdb(tree: &Tree) -> Option<GdbConfig> {
     Some(GdbConfig { chardev: o.text("chardev")?.into(), i386: o.text("arch") == Some("i386") })
 }
 
+/// `-boot`.
+fn boot(tree: &Tree) -> Result<BootConfig, OptionError> {
+    let Some(o) = tree.one(Group::Boot) else { return Ok(BootConfig::default()) };
+    let letters = |name| match o.text(name) {
+        Some(t) if !t.chars().all(|c| ('a'..='p').contains(&c)) => {
+            Err(bad(o, t, "letters a (floppy), c (disk), d (CD-ROM), n (network)"))
+        }
+        other => Ok(other.map(str::to_owned)),
+    };
+    let reboot_ms = match o.text("reboot-timeout").map(str::parse) {
+        None => -1,
+        Some(Ok(ms)) if (-1..=0xffff).contains(&ms) => ms,
+        Some(_) => return Err(bad(o, o.text("reboot-timeout").unwrap_or_default(), "-1 to 65535 ms")),
+    };
+    let default = BootConfig::default();
+    Ok(BootConfig {
+        order: letters("order")?.unwrap_or(default.order),
+        once: letters("once")?,
+        menu: o.switch("menu") == Some(true),
+        strict: o.switch("strict") == Some(true),
+        splash_ms: o.number("splash-time").map(|n| n as u16),
+        reboot_ms,
+    })
+}
+
 fn check_kernel(c: &Config) -> Result<(), OptionError> {
+    if c.kernel.is_some() && c.bios.is_some() {
+        return Err(OptionError::Conflict("-bios and -kernel: a kernel is started without firmware".into()));
+    }
     let needs = |what: &str| Err(OptionError::Conflict(format!("-{what} is only of use with -kernel")));
     match c.kernel {
         None if c.initrd.is_some() => needs("initrd"),

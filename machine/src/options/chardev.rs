@@ -158,13 +158,19 @@ pub fn debugcon(tree: &mut Tree, value: &str, origin: &str) -> Result<(), Option
     Ok(())
 }
 
+/// Whether the guest is seen through a terminal rather than on a screen.
+pub fn terminal(tree: &Tree) -> bool {
+    let process = tree.one(Group::Process);
+    process.and_then(|p| p.switch("graphic")) == Some(false) || process.is_none_or(|p| p.text("display").is_none())
+}
+
 /// What stands in for serial port and monitor when neither `-nodefaults` nor options of their own say otherwise.
 ///
 /// There is no window, so without `-display none` both share the terminal, as with `-nographic`.
 pub fn defaults(tree: &mut Tree) -> Result<(), OptionError> {
+    let terminal = terminal(tree);
     let process = tree.one(Group::Process);
     let switch = |n| process.and_then(|p| p.switch(n));
-    let terminal = switch("graphic") == Some(false) || process.is_none_or(|p| p.text("display").is_none());
     if switch("defaults") == Some(false) || !terminal {
         return Ok(());
     }

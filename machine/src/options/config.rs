@@ -16,6 +16,11 @@ pub struct Config {
     pub cpu: CpuConfig,
     /// RAM, in whole pages; never 0.
     pub mem_bytes: u64,
+    /// Firmware by name; SeaBIOS if `None` and there is no kernel.
+    pub bios: Option<String>,
+    pub boot: BootConfig,
+    /// No screen is looked at.
+    pub nographic: bool,
     pub kernel: Option<PathBuf>,
     pub initrd: Option<PathBuf>,
     /// Kernel command line.
@@ -73,6 +78,29 @@ pub struct MachineConfig {
     pub hpet: bool,
     /// A VGA.
     pub vga: bool,
+}
+
+/// `-boot`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BootConfig {
+    /// Letters of devices: a floppy, c disk, d CD-ROM, n network.
+    pub order: String,
+    /// The same for the first start.
+    pub once: Option<String>,
+    /// Firmware offers a menu.
+    pub menu: bool,
+    /// Only what has a boot index.
+    pub strict: bool,
+    /// How long the menu waits for a key, ms.
+    pub splash_ms: Option<u16>,
+    /// Try again if nothing can be booted, after so many ms; -1: do not.
+    pub reboot_ms: i32,
+}
+
+impl Default for BootConfig {
+    fn default() -> Self {
+        Self { order: "cad".into(), once: None, menu: false, strict: false, splash_ms: None, reboot_ms: -1 }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -206,6 +234,17 @@ pub enum DeviceSpec {
         queues: Option<u16>,
         queue_size: u16,
         slot: PciSlot,
+        /// What firmware boots first: the lowest.
+        boot_index: Option<u32>,
+    },
+    /// A disk, or a CD-ROM drive, which may be empty. `place` counts drives over the two channels of the machine pc, and ports of
+    /// q35.
+    Ide {
+        cd: bool,
+        drive: Option<String>,
+        serial: String,
+        place: usize,
+        boot_index: Option<u32>,
     },
     VirtioRng {
         slot: PciSlot,

@@ -2,6 +2,7 @@
 
 use super::config::{CacheConfig, Config, DeviceSpec, DriveConfig, ImageFormat, OnError, PciSlot};
 use super::error::{Hint, OptionError, Quoted};
+use super::ide;
 use super::schema::{Kind, PropSpec, need, prop};
 use super::tree::{Group, KeyVal, Object, Tree, keyvals, take};
 use std::path::PathBuf;
@@ -16,11 +17,11 @@ const ON_OFF_AUTO: &[&str] = &["on", "off", "auto"];
 pub const DRIVE: &[PropSpec] = &[
     prop("file", Kind::Text, "image"),
     prop("format", Kind::Word(&["raw", "qcow2"]), "its format (looked for; raw if it is none)"),
-    prop("if", Kind::Word(INTERFACES), "virtio: a disk of its own; none: for a -device"),
+    prop("if", Kind::Word(INTERFACES), "ide: an IDE drive; virtio: a virtio disk; none: for a -device (ide)"),
     prop("media", Kind::Word(&["disk", "cdrom"]), "disk"),
-    prop("index", Kind::Number(255), "accepted"),
-    prop("bus", Kind::Number(255), "accepted"),
-    prop("unit", Kind::Number(255), "accepted"),
+    prop("index", Kind::Number(255), "place of an IDE drive, 0 to 3, of q35 to 5 (next free)"),
+    prop("bus", Kind::Number(255), "the same by channel, or port of q35"),
+    prop("unit", Kind::Number(255), "and by drive of a channel"),
     prop("readonly", Kind::Switch, "the guest cannot write (off)"),
     prop("read-only", Kind::Switch, "the same"),
     prop("snapshot", Kind::Switch, "what the guest writes goes to a temporary file (off)"),
@@ -83,7 +84,7 @@ pub const VIRTIO_BLK: &[PropSpec] = &[
     prop("serial", Kind::Text, "serial number, 20 bytes"),
     prop("num-queues", Kind::Positive(64), "queues (one for each CPU)"),
     prop("queue-size", Kind::Positive(1024), "requests of a queue, a power of two (256)"),
-    prop("bootindex", Kind::Number(i32::MAX as u64), "accepted"),
+    prop("bootindex", Kind::Number(i32::MAX as u64), "what firmware boots first: the lowest"),
     prop("write-cache", Kind::Word(ON_OFF_AUTO), "accepted when not off"),
     prop("share-rw", Kind::Switch, "others may write to the image (off)"),
     prop("werror", Kind::Word(&["auto", "ignore", "stop", "report", "enospc"]), "that of the drive"),
@@ -123,14 +124,12 @@ pub fn drive(tree: &mut Tree, value: &str, origin: &str) -> Result<(), OptionErr
             tree.push(Object::new(Group::Device, "virtio-blk-pci", kvs, origin)?);
             Ok(())
         }
-        "ide" => Err(no_ide(origin)),
-        other => Err(OptionError::NotBuilt(format!("{origin} if={}", Quoted::from(other)), "use if=virtio".into())),
+        "ide" => {
+            let o = tree.all(Group::Drive).last().cloned();
+            o.map_or(Ok(()), |o| ide::of_drive(tree, &id, &o, origin))
+        }
+        other => Err(OptionError::NotBuilt(format!("{origin} if={}", Quoted::from(other)), "use if=ide or if=virtio".into())),
     }
-}
-
-/// `-hda FILE` and the like are IDE.
-pub fn no_ide(origin: &str) -> OptionError {
-    OptionError::NotBuilt(format!("{origin}: an IDE disk"), "use -drive file=FILE,if=virtio".into())
 }
 
 /// `-blockdev`, by properties or as JSON.
@@ -226,7 +225,7 @@ fn one(tree: &Tree, o: &Object, snapshot: bool) -> Result<DriveConfig, OptionErr
         id: o.id.clone().unwrap_or_default(),
         file: PathBuf::from(file),
         format,
-        read_only: on("readonly") || on("read-only") || cdrom,
+        read_only: on("readonly") || on("read-only") || cdrom || in_cd_drive(tree, o),
         snapshot: o.switch("snapshot").unwrap_or(snapshot && o.driver == "drive"),
         cache: cache(o),
         werror: on_error(o.text("werror"), OnError::Enospc),
@@ -234,6 +233,11 @@ fn one(tree: &Tree, o: &Object, snapshot: bool) -> Result<DriveConfig, OptionErr
         discard: matches!(o.text("discard"), Some("unmap" | "on")),
         share: on("force-share"),
     })
+}
+
+/// Whether a drive is the disc of a CD-ROM drive.
+fn in_cd_drive(tree: &Tree, o: &Object) -> bool {
+    o.id.is_some() && tree.all(Group::Device).any(|d| d.driver == "ide-cd" && d.text("drive") == o.id.as_deref())
 }
 
 /// File name of a node of driver `file`.
@@ -291,6 +295,7 @@ pub fn device(o: &Object) -> Result<Option<DeviceSpec>, OptionError> {
                 queues: o.number("num-queues").map(|n| n as u16),
                 queue_size,
                 slot: slot(o)?,
+                boot_index: o.number("bootindex").map(|n| n as u32),
             }
         }
         "virtio-rng-pci" => DeviceSpec::VirtioRng { slot: slot(o)? },
@@ -300,7 +305,7 @@ pub fn device(o: &Object) -> Result<Option<DeviceSpec>, OptionError> {
 
 /// Error policies and sharing that a device sets for its drive.
 pub fn adopt(tree: &Tree, list: &mut [DriveConfig]) {
-    for o in tree.all(Group::Device).filter(|o| o.driver == "virtio-blk-pci") {
+    for o in tree.all(Group::Device).filter(|o| matches!(o.driver, "virtio-blk-pci" | "ide-hd" | "ide-cd")) {
         let Some(c) = list.iter_mut().find(|c| Some(c.id.as_str()) == o.text("drive")) else { continue };
         c.werror = on_error(o.text("werror"), c.werror);
         c.rerror = on_error(o.text("rerror"), c.rerror);
@@ -313,6 +318,9 @@ pub fn check(tree: &Tree, c: &Config) -> Result<(), OptionError> {
     let mut used: Vec<&str> = Vec::new();
     for o in tree.all(Group::Device) {
         let Some(id) = o.text("drive") else { continue };
+        if o.driver == "ide-cd" && id.is_empty() {
+            continue;
+        }
         if !c.drives.iter().any(|d| d.id == id) {
             let hint = Hint::for_word(id, c.drives.iter().map(|d| d.id.as_str()));
             return Err(OptionError::UnknownValue(format!("{}: drive", o.origin), id.into(), hint));
@@ -322,8 +330,16 @@ pub fn check(tree: &Tree, c: &Config) -> Result<(), OptionError> {
         }
         used.push(id);
     }
-    let is_virtio =
-        |d: &DeviceSpec| matches!(d, DeviceSpec::VirtioBlk { .. } | DeviceSpec::VirtioRng { .. } | DeviceSpec::VirtioNet { .. });
+    for d in &c.devices {
+        let DeviceSpec::Ide { cd: false, drive: Some(id), .. } = d else { continue };
+        if c.drives.iter().any(|d| d.id == *id && d.read_only) {
+            let id = Quoted::from(&**id);
+            return Err(OptionError::Conflict(format!(
+                "drive {id}: IDE disks cannot be read-only; use if=virtio, or snapshot=on"
+            )));
+        }
+    }
+    let is_virtio = |d: &DeviceSpec| !matches!(d, DeviceSpec::IsaDebugExit { .. } | DeviceSpec::IsaDebugcon { .. });
     let virtio = c.devices.iter().any(is_virtio);
     if c.icount.is_some() && (virtio || !c.drives.is_empty()) {
         let what = "-icount with disks or virtio devices";

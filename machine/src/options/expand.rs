@@ -3,6 +3,7 @@
 use super::chardev;
 use super::drive;
 use super::error::{Hint, OptionError, Quoted};
+use super::ide;
 use super::net;
 use super::schema;
 use super::tree::{Group, KeyVal, Object, Tree, Value, keyvals, split_commas, take};
@@ -24,7 +25,7 @@ pub fn expand(tree: &mut Tree, name: &'static str, value: &str) -> Result<(), Op
         "no-acpi" => machine_switch(tree, "acpi", &origin),
         "no-hpet" => machine_switch(tree, "hpet", &origin),
         "kernel" => single(tree, Group::Kernel, "kernel", vec![KeyVal::new("file", value)], &origin),
-        "initrd" | "append" => single(tree, Group::Kernel, "kernel", vec![KeyVal::new(name, value)], &origin),
+        "initrd" | "append" | "bios" => single(tree, Group::Kernel, "kernel", vec![KeyVal::new(name, value)], &origin),
         "serial" => chardev::serial(tree, value, &origin),
         "monitor" => chardev::monitor(tree, value, &origin),
         "qmp" => chardev::qmp(tree, value, false, &origin),
@@ -38,7 +39,7 @@ pub fn expand(tree: &mut Tree, name: &'static str, value: &str) -> Result<(), Op
         "device" => device(tree, value, &origin),
         "drive" => drive::drive(tree, value, &origin),
         "blockdev" => drive::blockdev(tree, value, &origin),
-        "hda" | "hdb" | "hdc" | "hdd" | "cdrom" => Err(drive::no_ide(&origin)),
+        "hda" | "hdb" | "hdc" | "hdd" | "cdrom" => ide::short(tree, name, value, &origin),
         "snapshot" => process(tree, vec![KeyVal::new("snapshot", "on")], &origin),
         "display" if value != "none" => absent(&origin, value),
         "display" => process(tree, vec![KeyVal::new("display", value)], &origin),

@@ -10,6 +10,7 @@ pub mod error;
 mod expand;
 mod help;
 mod icount;
+mod ide;
 mod net;
 mod schema;
 mod smp;

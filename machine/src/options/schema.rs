@@ -2,6 +2,7 @@
 
 use super::drive;
 use super::error::{Hint, OptionError};
+use super::ide;
 use super::net;
 use super::tree::Group;
 use arch_x86::{features, models};
@@ -142,7 +143,7 @@ static CPUS: [DriverSpec; models::MODELS.len()] = {
 /// Every other driver there is, in the order in which help lists them.
 pub const DRIVERS: &[DriverSpec] = &[
     driver_spec(Group::Machine, "pc", "PC with ISA devices, PCI, IO-APIC, HPET and ACPI (default)", MACHINE),
-    driver_spec(Group::Machine, "q35", "the same board as pc for now", MACHINE),
+    driver_spec(Group::Machine, "q35", "the same with an AHCI controller instead of IDE", MACHINE),
     absent(Group::Machine, "microvm", "virtio-mmio machine", "use -machine pc"),
     DriverSpec {
         group: Group::Accel,
@@ -172,20 +173,25 @@ pub const DRIVERS: &[DriverSpec] = &[
         Group::Kernel,
         "kernel",
         "",
-        &[prop("file", Kind::Text, ""), prop("initrd", Kind::Text, ""), prop("append", Kind::Text, "")],
+        &[
+            prop("file", Kind::Text, ""),
+            prop("initrd", Kind::Text, ""),
+            prop("append", Kind::Text, ""),
+            prop("bios", Kind::Text, ""),
+        ],
     ),
     driver_spec(
         Group::Boot,
         "boot",
         "",
         &[
-            prop("order", Kind::Text, "drive letters, accepted"),
-            prop("once", Kind::Text, "drive letters, accepted"),
-            prop("menu", Kind::Switch, "accepted"),
-            prop("strict", Kind::Switch, "accepted"),
+            prop("order", Kind::Text, "what firmware boots from: a floppy, c disk, d CD-ROM, n network (cad)"),
+            prop("once", Kind::Text, "the same for the first start"),
+            prop("menu", Kind::Switch, "firmware offers a menu (off)"),
+            prop("strict", Kind::Switch, "only devices with a bootindex (off)"),
             prop("splash", Kind::Text, "accepted"),
-            prop("splash-time", Kind::Number(65535), "accepted"),
-            prop("reboot-timeout", Kind::Text, "accepted"),
+            prop("splash-time", Kind::Number(65535), "how long the menu waits, ms"),
+            prop("reboot-timeout", Kind::Text, "ms after which firmware tries again when nothing can be booted (-1: never)"),
         ],
     ),
     driver_spec(Group::Chardev, "stdio", "this terminal", STDIO),
@@ -245,6 +251,8 @@ pub const DRIVERS: &[DriverSpec] = &[
     driver_spec(Group::Drive, "qcow2", "node of -blockdev: QEMU's format", drive::NODE),
     driver_spec(Group::Drive, "file", "node of -blockdev: a file that others read", drive::FILE_NODE),
     driver_spec(Group::Device, "virtio-blk-pci", "disk", drive::VIRTIO_BLK),
+    driver_spec(Group::Device, "ide-hd", "disk on the IDE controller, of q35 on AHCI", ide::IDE_HD),
+    driver_spec(Group::Device, "ide-cd", "CD-ROM drive there", ide::IDE_CD),
     driver_spec(Group::Device, "virtio-rng-pci", "random numbers", drive::VIRTIO_RNG),
     driver_spec(Group::Device, "virtio-net-pci", "network card", net::VIRTIO_NET),
     driver_spec(Group::Netdev, "user", "a network in this process, by the host's sockets", net::USER),

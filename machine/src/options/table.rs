@@ -28,7 +28,7 @@ pub const OPTIONS: &[OptSpec] = &[
     opt("cpu", "MODEL[,+FEATURE][,-FEATURE]", "CPU model: qemu64, x86-64-v1 to v3, max, Haswell, …; help lists them"),
     opt("m", "SIZE", "RAM in MiB, or with suffix K M G T (128M)"),
     opt("smp", "[cpus=]N[,sockets=S][,cores=C][,threads=T]", "number of CPUs (1 to 64) and their arrangement"),
-    opt("boot", "[order=]DRIVES,…", "accepted"),
+    opt("boot", "[order=]DRIVES[,once=DRIVES][,menu=on],…", "what firmware boots from: a floppy, c disk, d CD-ROM, n network"),
     opt("name", "NAME", "name of the guest"),
     opt("rtc", "base=utc|localtime|DATE,clock=host", "what the guest's clock starts from"),
     opt(
@@ -38,6 +38,7 @@ pub const OPTIONS: &[OptSpec] = &[
     ),
     opt("no-acpi", "", "no ACPI tables"),
     opt("no-hpet", "", "no HPET"),
+    opt("bios", "FILE", "firmware (SeaBIOS, unless there is a kernel)"),
     opt("kernel", "FILE", "Linux bzImage, ELF with a PVH entry, or Multiboot kernel"),
     opt("initrd", "FILE", "initial RAM disk, or a Multiboot kernel's modules: FILE[ TEXT],…"),
     opt("append", "TEXT", "kernel command line"),
@@ -48,14 +49,22 @@ pub const OPTIONS: &[OptSpec] = &[
     opt("qmp", "BACKEND", "QMP, on the same back ends as -serial"),
     opt("qmp-pretty", "BACKEND", "the same with replies in several lines"),
     opt("debugcon", "BACKEND", "debug console on port 0xe9"),
-    opt("device", "DRIVER[,PROP=V]", "virtio-blk-pci, virtio-net-pci, virtio-rng-pci, isa-debug-exit, isa-debugcon, isa-serial"),
-    opt("drive", "file=FILE,if=virtio|none[,format=F][,PROP=V]", "a disk: raw or qcow2 image; -drive help lists properties"),
+    opt(
+        "device",
+        "DRIVER[,PROP=V]",
+        "virtio-blk-pci, ide-hd, ide-cd, virtio-net-pci, virtio-rng-pci, isa-debug-exit, isa-debugcon, isa-serial",
+    ),
+    opt(
+        "drive",
+        "file=FILE,if=ide|virtio|none[,media=cdrom][,format=F][,PROP=V]",
+        "a disk: raw or qcow2 image; -drive help lists properties",
+    ),
     opt("blockdev", "DRIVER,node-name=N,PROP=V", "the same, node by node: file, raw, qcow2"),
-    opt("hda", "FILE", "IDE disk (not built yet)"),
-    opt("hdb", "FILE", "IDE disk (not built yet)"),
-    opt("hdc", "FILE", "IDE disk (not built yet)"),
-    opt("hdd", "FILE", "IDE disk (not built yet)"),
-    opt("cdrom", "FILE", "IDE CD-ROM (not built yet)"),
+    opt("hda", "FILE", "first IDE disk: raw or qcow2 image"),
+    opt("hdb", "FILE", "second IDE disk"),
+    opt("hdc", "FILE", "third IDE disk"),
+    opt("hdd", "FILE", "fourth IDE disk"),
+    opt("cdrom", "FILE", "disc in an IDE CD-ROM drive"),
     opt("snapshot", "", "what the guest writes to drives goes to temporary files"),
     opt("parallel", "none", "only none and null"),
     opt("nographic", "", "serial port and monitor share this terminal (Ctrl-A H for help)"),
@@ -90,7 +99,6 @@ pub const OPTIONS: &[OptSpec] = &[
 const NOT_BUILT: &[(&str, &str)] = &[
     ("fda", "floppy disks"),
     ("fdb", "floppy disks"),
-    ("bios", "firmware"),
     ("pflash", "firmware"),
     ("L", "firmware"),
     ("vnc", "display"),
@@ -141,11 +149,10 @@ pub fn normalise(args: impl IntoIterator<Item = String>) -> Result<Vec<String>, 
     let mut out = Vec::new();
     while let Some(arg) = args.next() {
         let name = arg.strip_prefix("--").or_else(|| arg.strip_prefix('-'));
-        let Some(name) = name.filter(|n| !n.is_empty()) else {
-            return Err(OptionError::NotBuilt(
-                format!("{}: a disk image without an option", super::error::Quoted::from(&*arg)),
-                "an IDE disk; use -drive file=FILE,if=virtio".into(),
-            ));
+        let Some(name) = name else {
+            // A lone file is the first disk.
+            out.push(format!("--hda={arg}"));
+            continue;
         };
         let Some(spec) = find(name) else { return Err(unknown(&arg, name)) };
         if spec.value.is_empty() {

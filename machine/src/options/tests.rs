@@ -221,9 +221,7 @@ fn unknown_options_are_one_line_with_a_hint() {
     assert_eq!(error("-kernal x"), "'-kernal': unknown option; did you mean '-kernel'?");
     assert_eq!(error("--serail x"), "'--serail': unknown option; did you mean '--serial'?");
     assert_eq!(error("-xyzzy"), "'-xyzzy': unknown option; try '-help'");
-    assert!(error("-hda disk").contains("an IDE disk is not built yet: use -drive file=FILE,if=virtio"));
-    assert!(error("disk.img").contains("an IDE disk"));
-    assert!(error("-").contains("an IDE disk"));
+    assert!(error("-").contains("unknown option"));
     assert_eq!(error("-m"), "-m: needs a value (SIZE)");
     assert_eq!(error("-initrd i"), "-initrd is only of use with -kernel");
     assert!(!error("-machine a\nb\x1b[31m").contains(['\n', '\x1b']));
@@ -381,14 +379,19 @@ fn drives_by_their_short_and_long_forms() {
     assert_eq!((c.drives[0].file.to_str(), c.drives[0].rerror), (Some("x.qcow2"), OnError::Stop));
     let slot = PciSlot { addr: Some((0x1e, 0)), legacy: false, modern: true, vectors: None };
     let (drive, serial) = ("n".to_owned(), "s".to_owned());
-    assert_eq!(c.devices, [DeviceSpec::VirtioBlk { drive, serial, queues: Some(2), queue_size: 64, slot }]);
+    assert_eq!(c.devices, [DeviceSpec::VirtioBlk { drive, serial, queues: Some(2), queue_size: 64, slot, boot_index: None }]);
     assert!(config("-snapshot -drive file=a,if=virtio").drives[0].snapshot);
 }
 
 #[test]
 fn drives_that_cannot_be() {
     for (line, words) in [
-        ("-drive file=a", "an IDE disk is not built yet"),
+        ("-drive file=a,readonly=on", "IDE disks cannot be read-only"),
+        ("-hda a -drive file=b,index=0", "ide.0 unit 0 is taken"),
+        ("-drive file=b,index=4", "index"),
+        ("-M q35 -drive file=b,bus=0,unit=1", "unit"),
+        ("-device ide-cd,bus=ide.7", "bus"),
+        ("-hda a -hdb b -cdrom c -hdd d -drive file=e", "no place is free"),
         ("-drive if=virtio", "property file is missing"),
         ("-drive file=a,if=none,id=x -drive file=b,if=none,id=x", "another drive has this id"),
         ("-device virtio-blk-pci", "property drive is missing"),
@@ -403,4 +406,25 @@ fn drives_that_cannot_be() {
     ] {
         assert!(error(line).contains(words), "{line}: {}", error(line));
     }
+}
+
+#[test]
+fn ide_drives_have_places_as_in_qemu() {
+    let list = |line: &str| {
+        let c = config(line);
+        let place = |d: &DeviceSpec| match d {
+            DeviceSpec::Ide { cd, drive, place, .. } => Some((*place, *cd, drive.clone().unwrap_or_default())),
+            _ => None,
+        };
+        (c.devices.iter().filter_map(place).collect::<Vec<_>>(), c.drives)
+    };
+    let (devices, drives) = list("disk.img -cdrom a,b.iso -drive file=c,if=ide");
+    assert_eq!(devices, [(0, false, "ide0".into()), (1, false, "ide2".into()), (2, true, "ide1".into())]);
+    assert_eq!((drives[0].file.to_str(), drives[1].file.to_str()), (Some("disk.img"), Some("a,b.iso")));
+    assert!(drives[1].read_only && !drives[0].read_only);
+    let (devices, drives) = list("-M q35 -drive file=a,if=none,id=x -device ide-cd,drive=x,bus=ide.4 -device ide-cd");
+    assert_eq!(devices, [(0, true, String::new()), (4, true, "x".into())]);
+    assert!(drives[0].read_only);
+    let (devices, _) = list("-hdd a -device ide-cd,bus=ide.1");
+    assert_eq!(devices, [(2, true, String::new()), (3, false, "ide0".into())]);
 }

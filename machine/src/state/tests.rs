@@ -4,6 +4,7 @@ use super::*;
 use crate::board::{Board, Outside, traffic};
 use crate::control::{Control, RunState};
 use crate::engine;
+use crate::firmware::Start;
 use crate::loader::Images;
 use crate::options::{Config, Request, RtcClock, parse};
 use crate::runner::{Policy, Runner};
@@ -45,6 +46,8 @@ fn make(c: &Config, kernel: &Path) -> Runner {
         cpus: vec![(0, signals)],
         power: Arc::new(control.clone()),
         a20: Arc::new(move |on| a20.set_a20(on)),
+        remap: Arc::new(|| {}),
+        firmware: None,
         serials: [Some(Arc::new(NullSink)), None, None, None],
         devices: vec![],
         disks: Default::default(),
@@ -53,7 +56,7 @@ fn make(c: &Config, kernel: &Path) -> Runner {
     };
     let board = Arc::new(Board::new(c.machine, c.mem_bytes, out).unwrap());
     let policy = Policy { reset_ends: false, power_off_pauses: true, rtc_follows_host: c.rtc.clock == RtcClock::Host };
-    Runner::new(cpu, board, images, control, policy).unwrap()
+    Runner::new(cpu, board, Start::Kernel(images), control, policy).unwrap()
 }
 
 fn saved(r: &mut Runner) -> Vec<u8> {

@@ -1,6 +1,8 @@
 //! The guest-physical memory map: which addresses are RAM (and at which offset of it), ROM, or belong to a device.
 
 use crate::addr::{PAGE_SIZE, Pa};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// What lies at a guest-physical page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,10 +21,42 @@ struct Range {
     writable: bool,
 }
 
-/// Page-granular map from guest-physical addresses to RAM offsets; what it does not name is MMIO.
+/// Which of the areas between C0000h and 1 MiB are RAM at the moment: twelve of 16 KiB, and the one of 64 KiB at F0000h. It
+/// changes while the guest runs; whoever sets it tells the engines.
+#[derive(Debug, Default)]
+pub struct Shadow(AtomicU32);
+
+impl Shadow {
+    pub const START: u64 = 0xc_0000;
+    pub const END: u64 = 0x10_0000;
+    /// Where the firmware's ROM shows below 1 MiB.
+    pub const ROM: u64 = 0xe_0000;
+    pub const AREAS: u32 = 13;
+    const AREA: u64 = 0x4000;
+    /// All areas read and write RAM.
+    pub const OPEN: u32 = (1 << (2 * Self::AREAS)) - 1;
+
+    /// Two bits for each area: bit 0 lets reads go to RAM, bit 1 writes.
+    pub fn set(&self, areas: u32) {
+        self.0.store(areas & Self::OPEN, Ordering::SeqCst);
+    }
+
+    pub fn get(&self) -> u32 {
+        self.0.load(Ordering::SeqCst)
+    }
+
+    fn at(&self, pa: u64) -> u32 {
+        let area = ((pa - Self::START) / Self::AREA).min(Self::AREAS as u64 - 1);
+        self.get() >> (2 * area) & 3
+    }
+}
+
+/// Page-granular map from guest-physical addresses to RAM offsets; what it does not name is MMIO. Copies share `Shadow`.
 #[derive(Clone, Debug, Default)]
 pub struct MemMap {
     ranges: Vec<Range>,
+    /// Beside it where in RAM the ROM's bytes for `Shadow::ROM` lie.
+    shadow: Option<(Arc<Shadow>, u64)>,
 }
 
 impl MemMap {
@@ -45,7 +79,41 @@ impl MemMap {
         self.ranges.retain(|r| r.start < r.end);
     }
 
+    /// Puts a ROM, whose last 128 KiB lie in RAM at `rom`, behind RAM below 1 MiB.
+    pub fn set_shadow(&mut self, shadow: Arc<Shadow>, rom: u64) {
+        self.shadow = Some((shadow, rom));
+    }
+
+    pub fn shadow(&self) -> Option<&Arc<Shadow>> {
+        self.shadow.as_ref().map(|(s, _)| s)
+    }
+
+    /// The same map with a `Shadow` of its own.
+    pub fn detached(&self) -> Self {
+        let shadow = self.shadow.as_ref().map(|(s, rom)| (Arc::new(Shadow(s.get().into())), *rom));
+        Self { shadow, ..self.clone() }
+    }
+
+    /// What lies at an address that is not plain RAM because the chipset says so.
+    fn shadowed(&self, pa: u64) -> Option<Target> {
+        let (shadow, rom) = self.shadow.as_ref().filter(|_| (Shadow::START..Shadow::END).contains(&pa))?;
+        let behind = || match self.base(Pa(pa)) {
+            Target::Ram { offset, .. } => Target::Ram { offset, writable: false },
+            Target::Mmio => Target::Mmio,
+        };
+        match (shadow.at(pa), pa.checked_sub(Shadow::ROM)) {
+            (3, _) => None,
+            (1, _) => Some(behind()),
+            (_, Some(at)) => Some(Target::Ram { offset: rom + at, writable: false }),
+            _ => Some(Target::Mmio),
+        }
+    }
+
     pub fn target(&self, pa: Pa) -> Target {
+        self.shadowed(pa.0).unwrap_or_else(|| self.base(pa))
+    }
+
+    fn base(&self, pa: Pa) -> Target {
         let i = self.ranges.partition_point(|r| r.end <= pa.0);
         match self.ranges.get(i) {
             Some(r) if r.start <= pa.0 => Target::Ram { offset: r.offset + (pa.0 - r.start), writable: r.writable },
@@ -55,6 +123,15 @@ impl MemMap {
 
     /// As `target`, with the number of bytes from `pa` on to which the same applies; at least 1.
     pub fn extent(&self, pa: Pa) -> (Target, u64) {
+        let (target, len) = self.base_extent(pa);
+        match &self.shadow {
+            Some(_) if pa.0 < Shadow::START => (target, len.min(Shadow::START - pa.0)),
+            Some(_) if pa.0 < Shadow::END => (self.target(pa), len.min(Shadow::AREA - pa.0 % Shadow::AREA)),
+            _ => (target, len),
+        }
+    }
+
+    fn base_extent(&self, pa: Pa) -> (Target, u64) {
         let i = self.ranges.partition_point(|r| r.end <= pa.0);
         match self.ranges.get(i) {
             Some(r) if r.start <= pa.0 => {
@@ -85,5 +162,28 @@ mod tests {
         assert_eq!(m.target(Pa(0x5000)), Target::Ram { offset: 0x5000, writable: true });
         assert_eq!(m.target(Pa(0x10000)), Target::Mmio);
         assert_eq!(m.ram_ranges().count(), 3);
+    }
+
+    #[test]
+    fn areas_below_1_mib_change_between_rom_and_ram() {
+        let mut m = MemMap::default();
+        m.map_ram(Pa(0), 0xa_0000, 0, true);
+        m.map_ram(Pa(0xc_0000), 0x14_0000, 0xc_0000, true);
+        let shadow = Arc::new(Shadow::default());
+        m.set_shadow(shadow.clone(), 0x20_0000);
+        let rom = |offset| Target::Ram { offset, writable: false };
+        let ram = |offset, writable| Target::Ram { offset, writable };
+        assert_eq!((m.target(Pa(0xc_0000)), m.target(Pa(0xe_0010))), (Target::Mmio, rom(0x20_0010)));
+        assert_eq!((m.target(Pa(0xf_fff0)), m.target(Pa(0x10_0000))), (rom(0x21_fff0), ram(0x10_0000, true)));
+        assert_eq!(m.extent(Pa(0xd_3ff0)), (Target::Mmio, 16));
+        assert_eq!(m.extent(Pa(0x1000)).1, 0x9_f000);
+        // C4000h writable, F0000h to be read only.
+        shadow.set(3 << 2 | 1 << 24);
+        assert_eq!(m.target(Pa(0xc_4000)), ram(0xc_4000, true));
+        assert_eq!((m.target(Pa(0xf_0000)), m.target(Pa(0xf_ffff))), (ram(0xf_0000, false), ram(0xf_ffff, false)));
+        let other = m.detached();
+        shadow.set(Shadow::OPEN);
+        assert_eq!((m.target(Pa(0xf_0000)), other.target(Pa(0xf_0000))), (ram(0xf_0000, true), ram(0xf_0000, false)));
+        assert_eq!(m.shadow().unwrap().get(), Shadow::OPEN);
     }
 }

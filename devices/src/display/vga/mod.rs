@@ -1,5 +1,6 @@
 //! VGA (IBM PS/2 Hardware Interface Technical Reference, "Video Subsystem"): all registers and the memory's data paths; pictures of
-//! text modes. There is no VGA BIOS: at power-on the registers hold mode 3.
+//! text modes. Without a VGA BIOS the registers hold mode 3 from power-on. Of the Bochs display interface (VBE extensions) there is what
+//! a VGA BIOS needs to see that no VBE mode is there.
 
 mod font;
 mod memory;
@@ -20,7 +21,9 @@ use vm_core::{Device, LoadError, Mmio, PortIo, Section, dlog};
 pub const MEMORY: u64 = 0xa_0000;
 pub const MEMORY_LEN: u64 = 0x2_0000;
 /// Port ranges: (first, number); a range's place here is its region.
-pub const PORTS: [(u16, u16); 5] = [(0x3b4, 2), (0x3ba, 1), (0x3c0, 16), (0x3d4, 2), (0x3da, 1)];
+pub const PORTS: [(u16, u16); 6] = [(0x3b4, 2), (0x3ba, 1), (0x3c0, 16), (0x3d4, 2), (0x3da, 1), (0x1ce, 3)];
+/// Region of the Bochs display interface, whose ports are words: index and data, both at places of their own.
+const REGION_DISPI: u32 = 5;
 
 const VERSION: u32 = 1;
 /// A line at 28.322 MHz with 900 dots; 449 of them a picture.
@@ -30,6 +33,13 @@ const LINES_SHOWN: u64 = 400;
 /// Input status 1.
 const STATUS_BLANK: u8 = 1;
 const STATUS_RETRACE: u8 = 1 << 3;
+
+/// Registers of the Bochs display interface.
+mod dispi {
+    pub const ID: u16 = 0;
+    /// Version 0 of the interface, which is all that is claimed; a BIOS may write any of the others.
+    pub const ID_0: u16 = 0xb0c0;
+}
 
 /// The adapter.
 pub struct Vga {
@@ -126,6 +136,23 @@ impl Vga {
         }
     }
 
+    fn read_dispi(&self, offset: u16) -> u16 {
+        match (offset, self.regs.dispi_index) {
+            (0, index) => index,
+            (_, dispi::ID) => dispi::ID_0,
+            // No memory for VBE modes either.
+            _ => 0,
+        }
+    }
+
+    fn write_dispi(&mut self, offset: u16, value: u16) {
+        match (offset, self.regs.dispi_index) {
+            (0, _) => self.regs.dispi_index = value,
+            (_, dispi::ID) => {}
+            (_, index) => dlog!(UNIMP, "vga: VBE register {index:#x} is set to {value:#x}"),
+        }
+    }
+
     fn write_crtc(&mut self, v: u8) {
         let r = &mut self.regs;
         let protected = r.crtc[crtc::V_RETRACE_END] & crtc::PROTECT != 0 && r.crtc_index < 8;
@@ -217,6 +244,9 @@ fn port(region: u32, offset: u16) -> u16 {
 
 impl PortIo for Vga {
     fn read(&mut self, region: u32, offset: u16, size: u8) -> u32 {
+        if region == REGION_DISPI {
+            return self.read_dispi(offset).into();
+        }
         (0..size.min(4)).fold(0, |v, i| {
             let byte = self.read_port(port(region, offset.wrapping_add(i.into())));
             v | u32::from(byte) << (8 * i)
@@ -224,6 +254,9 @@ impl PortIo for Vga {
     }
 
     fn write(&mut self, region: u32, offset: u16, size: u8, value: u32) {
+        if region == REGION_DISPI {
+            return self.write_dispi(offset, value as u16);
+        }
         for i in 0..size.min(4) {
             self.write_port(port(region, offset.wrapping_add(i.into())), (value >> (8 * i)) as u8);
         }

@@ -94,6 +94,9 @@ pub struct Regs {
     /// 256 colours of three values below 64.
     pub dac: Vec<u8>,
     pub latch: [u8; 4],
+    /// Index of the Bochs display interface.
+    #[serde(default)]
+    pub dispi_index: u16,
 }
 
 /// Mode 3: 80 by 25 characters of 9 by 16 dots, 16 colours. There is no VGA BIOS to set it.
@@ -138,6 +141,7 @@ impl Default for Regs {
             dac_part: 0,
             dac: default_dac(),
             latch: [0; 4],
+            dispi_index: 0,
         }
     }
 }
