@@ -30,7 +30,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::{SystemTime, UNIX_EPOCH};
-use vm_core::{Clock, InsnCounter, Target, VcpuSignals};
+use vm_core::{Clock, InsnCounter, MemMap, Pa, Target, VcpuSignals};
 
 /// Why the machine could not be started, or stopped running.
 #[derive(Debug, thiserror::Error)]
@@ -165,13 +165,30 @@ pub fn run(config: Config) -> Result<ExitCode, RunError> {
 
 /// Gives KVM the board's memory.
 fn attach((vm, shared): (Arc<Vm>, Arc<Shared>), board: &Board) -> Result<Arc<Shared>, EngineError> {
-    let ranges = board.map.ram_ranges().filter_map(|(pa, len, writable)| match board.map.target(pa) {
-        Target::Ram { offset, .. } => Some((pa.0, len, offset, writable)),
-        Target::Mmio => None,
-    });
-    vm.set_memory(&board.ram, ranges)?;
+    let (map, ram) = (board.map.clone(), board.ram.clone());
+    let set = move || vm.set_memory(&ram, ranges(&map).into_iter());
+    set()?;
     shared.set_ram(&board.ram);
+    shared.on_remap(move || set().map_err(|e| e.to_string()));
     Ok(shared)
+}
+
+/// What is RAM or ROM now: guest-physical address, length, offset in RAM, writable.
+fn ranges(map: &MemMap) -> Vec<(u64, u64, u64, bool)> {
+    let mut list: Vec<(u64, u64, u64, bool)> = Vec::new();
+    let end = map.ram_ranges().map(|(pa, len, _)| pa.0 + len).max().unwrap_or(0);
+    let mut at = 0;
+    while at < end {
+        let (target, len) = map.extent(Pa(at));
+        if let Target::Ram { offset, writable } = target {
+            match list.last_mut() {
+                Some((pa, n, from, w)) if *pa + *n == at && *from + *n == offset && *w == writable => *n += len,
+                _ => list.push((at, len, offset, writable)),
+            }
+        }
+        at = at.saturating_add(len);
+    }
+    list
 }
 
 /// Puts a saved machine in the place of the one that has just been made.

@@ -13,6 +13,9 @@ use vm_core::debug::{Go, SharedPlan};
 use vm_core::observe::Observer;
 use vm_core::{CpuIo, Events, Pa, Ram, StopReason, Va, Vcpu};
 
+/// Gives KVM the memory map as it is now.
+type Remap = Box<dyn Fn() -> Result<(), String> + Send + Sync>;
+
 /// What the vCPUs of a machine agree on.
 pub struct Shared {
     /// KVM is not to run, for whatever reason.
@@ -28,6 +31,7 @@ pub struct Shared {
     /// Another engine may go on when KVM fails.
     fallback: bool,
     ram: Mutex<Option<Arc<Ram>>>,
+    remap: Mutex<Option<Remap>>,
     control: Control,
 }
 
@@ -42,6 +46,7 @@ impl Shared {
             kicks: Mutex::default(),
             fallback,
             ram: Mutex::default(),
+            remap: Mutex::default(),
             control,
         })
     }
@@ -49,6 +54,11 @@ impl Shared {
     /// The machine's RAM, before any vCPU runs.
     pub fn set_ram(&self, ram: &Arc<Ram>) {
         *self.ram.lock() = Some(ram.clone());
+    }
+
+    /// What to do when the memory map has changed (the chipset's shadow RAM).
+    pub fn on_remap(&self, f: impl Fn() -> Result<(), String> + Send + Sync + 'static) {
+        *self.remap.lock() = Some(Box::new(f));
     }
 
     /// Has the translating engine run the guest, or KVM again. The machine stands still.
@@ -194,6 +204,9 @@ impl Vcpu for Switch {
     }
 
     fn cpu_changed(&mut self) {
+        if let Some(Err(e)) = self.shared.remap.lock().as_ref().map(|f| f()) {
+            say!("KVM does not take the memory map: {e}");
+        }
         self.jit.cpu_changed();
     }
 
