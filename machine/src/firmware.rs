@@ -30,8 +30,6 @@ pub enum FirmwareError {
         folder = FOLDERS[0]
     )]
     Nowhere { why: FirstRunError },
-    #[error("-accel kvm: firmware is not built yet with KVM; use -accel jit, or a kernel with -kernel")]
-    Kvm,
     #[error(transparent)]
     Kernel(#[from] LoadError),
 }

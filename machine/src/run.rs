@@ -74,9 +74,6 @@ pub fn run(config: Config) -> Result<ExitCode, RunError> {
     choice.settings.counter = counter.clone();
     choice.settings.perfmap = config.perfmap;
     let start = Start::of(&config)?;
-    if choice.kvm.is_some() && start.firmware().is_some() {
-        return Err(FirmwareError::Kvm.into());
-    }
     let unix_seconds = rtc_base(&config)?;
     let topology = config.cpu.topology;
     let signals: Vec<Arc<VcpuSignals>> = (0..topology.cpus()).map(|_| Arc::default()).collect();
