@@ -17,6 +17,11 @@ impl BusMaster {
         Self { dma, on: Arc::default() }
     }
 
+    /// As of a device that is on no PCI bus: always open.
+    pub fn open(dma: Dma) -> Self {
+        Self { dma, on: Arc::new(AtomicBool::new(true)) }
+    }
+
     pub fn enabled(&self) -> bool {
         self.on.load(Ordering::SeqCst)
     }

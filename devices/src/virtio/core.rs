@@ -27,8 +27,18 @@ pub struct CoreState {
     queue_select: u16,
     config_vector: u16,
     isr: u8,
+    #[serde(default)]
+    generation: u32,
     queues: Vec<QueueState>,
     model: Value,
+}
+
+/// A part of a virtqueue, which lies at an address of its own.
+#[derive(Clone, Copy, Debug)]
+pub enum Part {
+    Desc,
+    Driver,
+    Device,
 }
 
 /// A device and its registers.
@@ -44,8 +54,10 @@ pub struct Core<M> {
     pub config_vector: u16,
     pub isr: u8,
     offered: u64,
-    /// A change that the driver is to be told of.
-    config_changed: bool,
+    /// Of the configuration: another after each change by the device (§2.5).
+    pub generation: u32,
+    /// The driver is to be told of NEEDS_RESET.
+    failed: bool,
 }
 
 impl<M: Model> Core<M> {
@@ -63,7 +75,8 @@ impl<M: Model> Core<M> {
             config_vector: NO_VECTOR,
             isr: 0,
             offered,
-            config_changed: false,
+            generation: 0,
+            failed: false,
         }
     }
 
@@ -81,6 +94,48 @@ impl<M: Model> Core<M> {
         if self.status & (FEATURES_OK | DRIVER_OK) == 0 {
             self.features = features;
         }
+    }
+
+    /// The 32 features offered that `device_select` chooses.
+    pub fn offered_half(&self) -> u32 {
+        if self.device_select < 2 { (self.offered(false) >> (32 * self.device_select)) as u32 } else { 0 }
+    }
+
+    /// The 32 features accepted that `driver_select` chooses.
+    pub fn features_half(&self) -> u32 {
+        if self.driver_select < 2 { (self.features >> (32 * self.driver_select)) as u32 } else { 0 }
+    }
+
+    /// The driver accepts the 32 features that `driver_select` chooses.
+    pub fn set_features_half(&mut self, value: u32) {
+        match self.driver_select {
+            0 => self.set_features(self.features & !0xffff_ffff | u64::from(value)),
+            1 => self.set_features(self.features & 0xffff_ffff | u64::from(value) << 32),
+            _ => {}
+        }
+    }
+
+    /// Half of the address of a part of the selected queue.
+    pub fn queue_address(&self, part: Part, high: bool) -> u32 {
+        let address = self.queues.state(self.queue_select).map_or(0, |q| match part {
+            Part::Desc => q.desc,
+            Part::Driver => q.driver,
+            Part::Device => q.device,
+        });
+        (address >> if high { 32 } else { 0 }) as u32
+    }
+
+    /// The driver sets half of the address of a part of the selected queue.
+    pub fn set_queue_address(&mut self, part: Part, high: bool, value: u32) {
+        self.queues.set(self.queue_select, |q| {
+            let address = match part {
+                Part::Desc => &mut q.desc,
+                Part::Driver => &mut q.driver,
+                Part::Device => &mut q.device,
+            };
+            let shift = if high { 32 } else { 0 };
+            *address = *address & !(0xffff_ffff << shift) | u64::from(value) << shift;
+        });
     }
 
     pub fn status(&self) -> u8 {
@@ -123,7 +178,8 @@ impl<M: Model> Core<M> {
         (self.status, self.features, self.isr) = (0, 0, 0);
         (self.device_select, self.driver_select, self.queue_select) = (0, 0, 0);
         self.config_vector = NO_VECTOR;
-        self.config_changed = false;
+        self.generation = 0;
+        self.failed = false;
     }
 
     /// The driver says that there is something in a queue.
@@ -141,7 +197,7 @@ impl<M: Model> Core<M> {
         self.model.service(&mut self.queues);
         if self.queues.broken() && self.status & NEEDS_RESET == 0 {
             self.status |= NEEDS_RESET;
-            self.config_changed = self.status & DRIVER_OK != 0;
+            self.failed = self.status & DRIVER_OK != 0;
         }
     }
 
@@ -149,7 +205,9 @@ impl<M: Model> Core<M> {
     pub fn interrupts(&mut self) -> (Vec<u16>, u8) {
         let mut vectors = self.queues.take_fired();
         let mut isr = if vectors.is_empty() { 0 } else { ISR_QUEUE };
-        if std::mem::take(&mut self.config_changed) {
+        let changed = self.queues.take_config_changed();
+        self.generation = self.generation.wrapping_add(changed.into());
+        if std::mem::take(&mut self.failed) | (changed && self.status & DRIVER_OK != 0) {
             vectors.push(self.config_vector);
             isr |= ISR_CONFIG;
         }
@@ -177,6 +235,7 @@ impl<M: Model> Core<M> {
             queue_select: self.queue_select,
             config_vector: self.config_vector,
             isr: self.isr,
+            generation: self.generation,
             queues: self.queues.save(),
             model: self.model.save(),
         }
@@ -192,7 +251,7 @@ impl<M: Model> Core<M> {
         }
         (self.status, self.features, self.isr) = (s.status & (WRITABLE | NEEDS_RESET), s.features, s.isr & 3);
         (self.device_select, self.driver_select, self.queue_select) = (s.device_select, s.driver_select, s.queue_select);
-        self.config_vector = s.config_vector;
+        (self.config_vector, self.generation) = (s.config_vector, s.generation);
         let live = self.status & DRIVER_OK != 0;
         if live {
             self.model.start(self.features);

@@ -1,8 +1,9 @@
-//! Virtio 1.2: queues, what all devices share, the PCI transport, and the devices.
+//! Virtio 1.2: queues, what all devices share, the transports (PCI, memory-mapped), and the devices.
 
 pub mod blk;
 pub mod core;
 mod legacy;
+pub mod mmio;
 pub mod net;
 pub mod pci;
 pub mod queue;
@@ -11,6 +12,7 @@ pub mod rng;
 mod testkit;
 
 pub use blk::{Blk, BlkConfig};
+pub use mmio::{MmioWires, VirtioMmio};
 pub use net::{Net, NetConfig};
 pub use pci::{PciOptions, VirtioPci};
 pub use queue::{Chain, Queues};

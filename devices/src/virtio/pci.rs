@@ -2,7 +2,7 @@
 //! devices in I/O space.
 
 use super::Model;
-use super::core::{Core, CoreState, ISR_QUEUE};
+use super::core::{Core, CoreState, ISR_QUEUE, Part};
 use super::legacy::{self, Then};
 use super::queue::NO_VECTOR;
 use crate::pci::bus::PciFunction;
@@ -158,59 +158,45 @@ impl<M: Model> VirtioPci<M> {
 
     fn common_read(&self, offset: u64) -> u64 {
         let c = &self.core;
-        let half = |v: u64, select: u32| if select < 2 { v >> (32 * select) & 0xffff_ffff } else { 0 };
         let q = c.queues.state(c.queue_select);
-        let queue = |f: fn(&super::queue::QueueState) -> u64| q.map_or(0, f);
+        if let Some((part, high)) = queue_part(offset) {
+            return c.queue_address(part, high).into();
+        }
         match offset {
             0x00 => c.device_select.into(),
-            0x04 => half(c.offered(false), c.device_select),
+            0x04 => c.offered_half().into(),
             0x08 => c.driver_select.into(),
-            0x0c => half(c.features(), c.driver_select),
+            0x0c => c.features_half().into(),
             0x10 => c.config_vector.into(),
             0x12 => c.queues.len() as u64,
             0x14 => c.status().into(),
-            0x15 => 0,
+            0x15 => (c.generation as u8).into(),
             0x16 => c.queue_select.into(),
-            0x18 => queue(|q| q.size.into()),
+            0x18 => q.map_or(0, |q| q.size.into()),
             0x1a => q.map_or(NO_VECTOR.into(), |q| q.vector.into()),
-            0x1c => queue(|q| q.enabled.into()),
+            0x1c => q.map_or(0, |q| q.enabled.into()),
             0x1e => c.queue_select.into(),
-            0x20 => queue(|q| q.desc & 0xffff_ffff),
-            0x24 => queue(|q| q.desc >> 32),
-            0x28 => queue(|q| q.driver & 0xffff_ffff),
-            0x2c => queue(|q| q.driver >> 32),
-            0x30 => queue(|q| q.device & 0xffff_ffff),
-            0x34 => queue(|q| q.device >> 32),
             _ => 0,
         }
     }
 
     fn common_write(&mut self, offset: u64, value: u64) {
-        let (select, v32) = (self.core.queue_select, value & 0xffff_ffff);
-        let low = |old: u64| old & !0xffff_ffff | v32;
-        let high = |old: u64| old & 0xffff_ffff | v32 << 32;
+        let select = self.core.queue_select;
         let vector = self.vector(value as u16);
         let c = &mut self.core;
+        if let Some((part, high)) = queue_part(offset) {
+            return c.set_queue_address(part, high, value as u32);
+        }
         match offset {
             0x00 => c.device_select = value as u32,
             0x08 => c.driver_select = value as u32,
-            0x0c => match c.driver_select {
-                0 => c.set_features(low(c.features())),
-                1 => c.set_features(high(c.features())),
-                _ => {}
-            },
+            0x0c => c.set_features_half(value as u32),
             0x10 => c.config_vector = vector,
             0x14 => self.set_status(value as u8, false),
             0x16 => c.queue_select = value as u16,
             0x18 => c.queues.set(select, |q| q.size = value as u16),
             0x1a => c.queues.set(select, |q| q.vector = vector),
             0x1c if value & 1 != 0 => c.queues.enable(select),
-            0x20 => c.queues.set(select, |q| q.desc = low(q.desc)),
-            0x24 => c.queues.set(select, |q| q.desc = high(q.desc)),
-            0x28 => c.queues.set(select, |q| q.driver = low(q.driver)),
-            0x2c => c.queues.set(select, |q| q.driver = high(q.driver)),
-            0x30 => c.queues.set(select, |q| q.device = low(q.device)),
-            0x34 => c.queues.set(select, |q| q.device = high(q.device)),
             _ => dlog!(GUEST_ERRORS, "{}: write of {value:#x} at {offset:#x} of its common configuration", self.name),
         }
     }
@@ -268,6 +254,17 @@ impl<M: Model> VirtioPci<M> {
     fn in_window(&self, offset: u16) -> bool {
         self.window != 0 && offset >= self.window + 16 && offset < self.window + 20
     }
+}
+
+/// What register of the common configuration is half of which address of a queue.
+fn queue_part(offset: u64) -> Option<(Part, bool)> {
+    let part = match offset & !7 {
+        0x20 => Part::Desc,
+        0x28 => Part::Driver,
+        0x30 => Part::Device,
+        _ => return None,
+    };
+    offset.is_multiple_of(4).then_some((part, offset & 4 != 0))
 }
 
 /// Adds the capabilities of a modern device; gives the offset of the one that is a window.

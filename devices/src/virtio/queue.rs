@@ -193,12 +193,14 @@ pub struct Queues {
     /// The driver is ready (DRIVER_OK).
     live: bool,
     broken: bool,
+    /// The device has changed its configuration.
+    config_changed: bool,
 }
 
 impl Queues {
     pub fn new(kind: Kind, sizes: &[u16], master: BusMaster) -> Self {
         let list = sizes.iter().map(|m| VirtQueue::new(*m)).collect();
-        Self { name: kind.name, list, master, event_idx: false, live: false, broken: false }
+        Self { name: kind.name, list, master, event_idx: false, live: false, broken: false, config_changed: false }
     }
 
     pub fn len(&self) -> usize {
@@ -275,6 +277,15 @@ impl Queues {
         self.fail(&Broken(why));
     }
 
+    /// The device has changed its configuration, and the driver is to be told.
+    pub fn change_config(&mut self) {
+        self.config_changed = true;
+    }
+
+    pub(super) fn take_config_changed(&mut self) -> bool {
+        std::mem::take(&mut self.config_changed)
+    }
+
     pub(super) fn broken(&self) -> bool {
         self.broken
     }
@@ -296,7 +307,7 @@ impl Queues {
         for q in &mut self.list {
             *q = VirtQueue::new(q.max);
         }
-        (self.event_idx, self.live, self.broken) = (false, false, false);
+        (self.event_idx, self.live, self.broken, self.config_changed) = (false, false, false, false);
     }
 
     /// What the driver has set of queue `index`.
