@@ -211,6 +211,39 @@ static void branch_steps(void) {
     }
 }
 
+// Branches that were recorded: MSRs of P6 and AMD's processors (SDM 3B 18.13; AMD APM 2 13.1.1.4).
+static void records(void) {
+    wrmsr(DEBUGCTL, LBR);
+    watch(d_jump, K, (word)d_jump_end, 0, 0, 0);
+    ROW("a jump is recorded", trapped(d_jump_end, 1) && rdmsr(0x1db) == (word)d_jump && rdmsr(0x1dc) == (word)d_jump_end);
+    ROW("and no more after #DB", rdmsr(DEBUGCTL) == 0);
+    wrmsr(DEBUGCTL, LBR);
+    watch(d_call, U, user(d_call_end), 0, 0, 0);
+    ROW("CALL at CPL 3", ctx.vector == DB && rdmsr(0x1db) == user(d_call) && rdmsr(0x1dc) == user(d_call_end));
+    wrmsr(DEBUGCTL, LBR);
+    watch(d_loop, K, (word)d_loop_end, 0, 0, 0);
+    ROW("LOOP once", trapped(d_loop_end, 1) && rdmsr(0x1db) == (word)d_loop_at && rdmsr(0x1dc) == (word)d_loop_at);
+    wrmsr(DEBUGCTL, LBR);
+    watch(d_not_taken, K, (word)d_not_taken_end, 0, 0, 0);
+    ROW("a branch not taken is none", trapped(d_not_taken_end, 1) && rdmsr(0x1dc) == (word)d_not_taken);
+    wrmsr(DEBUGCTL, LBR);
+    watch(d_taken, K, 0, 8, 0, F_TF);
+    ROW("a step ends it", ctx.vector == DB && rdmsr(0x1dc) == (word)d_taken && rdmsr(DEBUGCTL) == 0);
+    // The last before an exception, and before INT n; the handler's own come after.
+    wrmsr(DEBUGCTL, LBR);
+    watch(d_jump, U, 0, 8, 0, 0);
+    wrmsr(DEBUGCTL, 0);
+    ROW("before INT n", ctx.vector == DONE && rdmsr(0x1dd) == user(d_jump) && rdmsr(0x1de) == user(d_jump_end));
+    wrmsr(DEBUGCTL, LBR);
+    watch(d_fault, K, 0, 8, 0, 0);
+    wrmsr(DEBUGCTL, 0);
+    ROW("before an exception", ctx.vector == DE && rdmsr(0x1de) == (word)d_fault);
+    u64 from = rdmsr(0x1db), to = rdmsr(0x1dc);
+    run(&ctx);
+    check(rdmsr(0x1db) == from && rdmsr(0x1dc) == to, "SDM 3B 18.4.1", "off: nothing is recorded");
+    for (u32 n = 0x1db; n <= 0x1de; n++) check(try_wrmsr(n, 0) == GP, "AMD APM 2 13.1.1.4", "MSR %x is read-only", (word)n);
+}
+
 static void detect(void) {
     static const char *const codes[] = { d_read_dr, d_write_dr, d_read_dr6 };
     for (int i = 0; i < 3; i++) {
@@ -378,6 +411,7 @@ void debug(void) {
     data_breakpoints();
     steps();
     branch_steps();
+    records();
     detect();
     shadows();
     restarts();

@@ -1,7 +1,7 @@
 // The 64-bit test kernel's groups.
 #include "kernel.h"
 
-void paging(void), faults(void), apic(void), memory(void), remap(void), debug(void), timers(void), smm(void);
+void paging(void), faults(void), apic(void), memory(void), remap(void), debug(void), timers(void), coprocessor(void), features(void), smm(void);
 
 void main(void) {
     setup();
@@ -12,6 +12,8 @@ void main(void) {
     apic();
     debug();
     timers();
+    coprocessor();
+    features();
     smm();
     leave(finish());
 }

@@ -46,6 +46,8 @@ impl Kernel {
                 "apic64.c",
                 "debug64.c",
                 "timers64.c",
+                "coprocessor64.c",
+                "features64.c",
                 "smm64.c",
                 "main64.c",
             ],

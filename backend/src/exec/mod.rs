@@ -157,6 +157,7 @@ impl<F: Frontend, C: GuestCpu> Vcpu for Engine<F, C> {
         let _among_peers = member.as_ref().map(Running::start);
         self.vref.get().with_io(io, |b| {
             b.take_limit();
+            b.cpu.announce(io);
             let why = driver.run(b);
             b.publish_count();
             why

@@ -1,6 +1,7 @@
 //! Interrupt controllers: the 8259A pair, the I/O APIC, the local APICs and the bus between them.
 
 pub mod apic_bus;
+pub mod coprocessor;
 pub mod ioapic;
 pub mod lapic;
 mod lapic_access;
@@ -21,6 +22,7 @@ mod lapic_timer_tests;
 mod pic_tests;
 
 pub use apic_bus::{ApicBus, EoiSink};
+pub use coprocessor::Coprocessor;
 pub use ioapic::{IoApic, IoApicInputs};
 pub use lapic::{ExtInt, Lapic, LapicConfig};
 pub use pic::{Pic, PicInputs};

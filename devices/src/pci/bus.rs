@@ -251,7 +251,7 @@ mod tests {
 
     fn bus() -> Arc<PciBus> {
         let bus = PciBus::new();
-        bus.add(0, 0, Arc::new(Mutex::new(Bridge::host(Some(Pa(0xb000_0000)), None))));
+        bus.add(0, 0, Arc::new(Mutex::new(Bridge::host(Some(Pa(0xb000_0000)), None, None))));
         bus.add(1, 0, Arc::new(Mutex::new(Bridge::piix())));
         bus
     }

@@ -139,6 +139,12 @@ impl ConfigSpace {
         }
     }
 
+    /// Sets bytes, whatever the guest may write. The range must lie in the space.
+    pub fn put(&mut self, offset: u16, bytes: &[u8]) {
+        let at = usize::from(offset);
+        self.data[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+
     /// Power-on content.
     pub fn reset(&mut self) {
         self.data = self.fresh;

@@ -8,7 +8,7 @@ pub mod endpoint;
 pub mod master;
 pub mod msix;
 
-pub use bridge::{Bridge, Pam};
+pub use bridge::{Bridge, Pam, Smm};
 pub use bus::{FunctionCell, PciBus, PciEcam, PciFunction, PciPorts};
 pub use config::{BarKind, ConfigSpace};
 pub use endpoint::{Endpoint, EndpointState, PciWires};

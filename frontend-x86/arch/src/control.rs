@@ -92,6 +92,9 @@ fn write_cr0<E: GuestEnv<Cpu = CpuState>>(env: &mut E, value: u64) -> Result<(),
     cpu.pdpte = p.unwrap_or(cpu.pdpte);
     (cpu.cr0, cpu.efer) = (new, new_efer);
     cpu.update_mode();
+    if changed & new & cr0::NE != 0 {
+        env.io().ferr(false);
+    }
     if changed & (cr0::PG | cr0::WP | cr0::PE) != 0 {
         env.flush(Flush::All);
     }

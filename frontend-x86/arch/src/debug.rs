@@ -41,7 +41,7 @@ pub mod debugctl {
     use crate::cpuid::is_amd;
     use crate::state::CpuState;
 
-    /// Records last branches; the registers that would hold them are missing.
+    /// Records the last branch, and the last before an interrupt or exception.
     pub const LBR: u64 = 1 << 0;
     /// TF traps only instructions that branch (SDM 3B "Single-Stepping on Branches").
     pub const BTF: u64 = 1 << 1;
@@ -92,6 +92,18 @@ impl CpuState {
             let meet = addr.wrapping_sub(first) < size || first.wrapping_sub(addr) < len;
             if kind(is) && meet { bits | 1 << n } else { bits }
         })
+    }
+
+    /// IA32_DEBUGCTL.LBR: branches are recorded.
+    pub(crate) fn records_branches(&self) -> bool {
+        self.debugctl & debugctl::LBR != 0
+    }
+
+    /// An interrupt or exception led from `from` to RIP (SDM 3B "Last-Branch, Interrupt, and Exception Recording (P6 Family
+    /// Processors)", AMD APM 2 "Control-Transfer Recording").
+    pub(crate) fn record_event(&mut self, from: u64) {
+        let [a, b, ..] = self.lbr;
+        self.lbr = [from, self.rip, a, b];
     }
 
     /// Notes that a trap is due after this instruction.
@@ -150,6 +162,9 @@ pub(crate) fn before_insn<E: GuestEnv<Cpu = CpuState>>(env: &mut E) -> Result<bo
         return take_pending(env).map(|()| true);
     }
     let entered = !held && at_instruction(env)?;
+    if !entered && env.cpu_ref().records_branches() {
+        env.cpu().branch = branches(env).then_some(env.cpu_ref().rip);
+    }
     let cpu = env.cpu();
     // TF counts as it is before the instruction: POPF that clears it still traps.
     if !entered && cpu.eflags & bit::TF != 0 && (cpu.debugctl & debugctl::BTF == 0 || branches(env)) {
@@ -210,6 +225,9 @@ fn at_instruction<E: GuestEnv<Cpu = CpuState>>(env: &mut E) -> Result<bool, Shut
 /// Traps after an instruction: single step, and breakpoints that it met.
 pub(crate) fn after_insn<E: GuestEnv<Cpu = CpuState>>(env: &mut E) -> Result<(), Shutdown> {
     let cpu = env.cpu();
+    if let Some(from) = cpu.branch.take().filter(|_| cpu.records_branches()) {
+        (cpu.lbr[0], cpu.lbr[1]) = (from, cpu.rip);
+    }
     // MOV SS holds traps back until after the next instruction.
     if cpu.shadow == shadow::MOV_SS {
         return Ok(());

@@ -64,7 +64,12 @@ pub fn software_int<E: GuestEnv<Cpu = CpuState>>(env: &mut E, vector: u8, next_r
     if cpu.v86() && source == Source::SoftInt {
         let (iopl, extended) = (cpu.iopl(), cpu.cr4 & cr4::VME != 0);
         if extended && vme::redirected(env, vector)? {
-            return vme::interrupt(env, vector, next_rip);
+            let from = env.cpu_ref().rip;
+            vme::interrupt(env, vector, next_rip)?;
+            if env.cpu_ref().records_branches() {
+                env.cpu().record_event(from);
+            }
+            return Ok(());
         }
         if iopl < 3 {
             return Err(gp(0));
@@ -176,16 +181,24 @@ fn log(cpu: &CpuState, ev: &Event, cr2: u64) {
 fn enter<E: GuestEnv<Cpu = CpuState>>(env: &mut E, ev: &Event) -> Result<Option<Fault>, Fault> {
     let cpu = env.cpu_ref();
     let debug = ev.vector == vector::DB && ev.source == Source::Exception;
+    let (from, record) = (cpu.rip, cpu.records_branches() && ev.vector != vector::DB);
     match (cpu.protected(), cpu.long_mode()) {
         (false, _) => enter_real(env, ev)?,
         (_, true) => enter_long(env, ev)?,
         _ => {
             let gate = gate(env, ev, false)?;
             if gate.kind() == system::TASK {
-                return enter_task(env, ev, &gate);
+                let fault = enter_task(env, ev, &gate)?;
+                if record {
+                    env.cpu().record_event(from);
+                }
+                return Ok(fault);
             }
             enter_protected(env, ev, gate)?;
         }
+    }
+    if record {
+        env.cpu().record_event(from);
     }
     if debug {
         debug_entered(env.cpu());
@@ -208,6 +221,7 @@ fn enter_task<E: GuestEnv<Cpu = CpuState>>(env: &mut E, ev: &Event, gate: &Desc)
 fn debug_entered(cpu: &mut CpuState) {
     cpu.dr[7] &= !dr7::GD;
     cpu.debugctl &= !(debugctl::BTF | debugctl::LBR);
+    cpu.update_mode();
 }
 
 fn enter_real<E: GuestEnv<Cpu = CpuState>>(env: &mut E, ev: &Event) -> Result<(), Fault> {

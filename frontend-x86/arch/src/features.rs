@@ -7,8 +7,8 @@ use crate::cpuid::{WORDS, Word};
 const IMPLEMENTED: [u32; WORDS] = [
     // fpu vme de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat pse36 clflush mmx fxsr sse sse2 ht
     0x178b_fbff,
-    // pni pclmulqdq ssse3 fma cx16 pcid sse4.1 sse4.2 x2apic movbe popcnt tsc-deadline aes xsave avx f16c rdrand hypervisor
-    0xf7fa_3203,
+    // pni pclmulqdq monitor ssse3 fma cx16 pcid sse4.1 sse4.2 x2apic movbe popcnt tsc-deadline aes xsave avx f16c rdrand hypervisor
+    0xf7fa_320b,
     // the copies of 1.EDX, syscall nx mmxext fxsr_opt pdpe1gb rdtscp lm
     0x2fd3_fbff,
     // lahf_lm cmp_legacy abm sse4a 3dnowprefetch

@@ -3,15 +3,20 @@
 use crate::debug;
 use crate::deliver::{self, Event, Source, deliver};
 use crate::fault::vector;
+use crate::ferr;
 use crate::flags::bit;
 use crate::mode::Mode;
 use crate::smm;
 use crate::state::{CpuState, PendingEvent, SegReg, shadow};
 use crate::{dump, paging, refine, x87_image};
 use vm_core::guest::{GuestCpu, GuestEnv, Mapping, PhysMem, Shutdown, X87_IMAGE};
-use vm_core::{Access, Events, Fault, Pa, Va};
+use vm_core::{Access, CpuIo, Events, Fault, Pa, Va};
 
 impl GuestCpu for CpuState {
+    fn announce(&self, io: &dyn CpuIo) {
+        io.set_smm(self.smm);
+    }
+
     fn mode(&self) -> u64 {
         self.mode
     }
@@ -64,7 +69,7 @@ impl GuestCpu for CpuState {
     }
 
     fn single_step(&self) -> bool {
-        self.eflags & bit::TF != 0 || self.pending.valid || self.breakpoints()
+        self.eflags & bit::TF != 0 || self.pending.valid || self.breakpoints() || self.records_branches()
     }
 
     fn deliver_event<E: GuestEnv<Cpu = Self>>(env: &mut E) -> Result<bool, Shutdown> {
@@ -112,6 +117,10 @@ impl GuestCpu for CpuState {
         if cpu.pending.vector == vector::DB {
             cpu.pending = PendingEvent::default();
         }
+        if fault.vector == vector::MF && ferr::report(env) {
+            return Ok(());
+        }
+        let cpu = env.cpu();
         let event = deliver::from_fault(cpu, fault);
         if fault.vector == vector::DB {
             cpu.dr[6] |= fault.addr & debug::dr6::WRITABLE;

@@ -10,6 +10,7 @@ mod dump;
 pub mod far;
 pub mod fault;
 pub mod features;
+pub mod ferr;
 pub mod flags;
 mod guest_cpu;
 pub mod mode;

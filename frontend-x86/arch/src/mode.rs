@@ -36,7 +36,7 @@ impl Mode {
     pub const OSFXSR: u64 = 1 << 12;
     /// CR4.OSXSAVE and XCR0 has AVX state: AVX instructions allowed.
     pub const AVX: u64 = 1 << 13;
-    /// EFLAGS.TF or an enabled breakpoint: blocks of one instruction.
+    /// EFLAGS.TF, an enabled breakpoint or recording of branches: blocks of one instruction.
     pub const STEP: u64 = 1 << 14;
     /// CR4.SMAP set and EFLAGS.AC clear at CPL < 3: supervisor accesses to user pages fault.
     pub const SMAP: u64 = 1 << 15;

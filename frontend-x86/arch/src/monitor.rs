@@ -1,7 +1,7 @@
 //! MONITOR and MWAIT (SDM 2A, 2B): sleep until a store to a line of memory, or any event. A wake-up without a store is allowed
 //! at any time, so the sleep is cut short now and then, and a store that leaves the value as it was may be overlooked that long.
 
-use crate::fault::gp;
+use crate::fault::{gp, ud};
 use crate::state::CpuState;
 use std::time::{Duration, Instant};
 use vm_core::guest::GuestEnv;
@@ -15,7 +15,12 @@ const FIRST_NAP: Duration = Duration::from_micros(20);
 const LAST_NAP: Duration = Duration::from_millis(1);
 
 fn privileged(cpu: &CpuState) -> Result<(), Fault> {
-    if cpu.cpl == 0 { Ok(()) } else { Err(gp(0)) }
+    if cpu.cpl == 0 { Ok(()) } else { Err(ud()) }
+}
+
+/// Extensions asked for: ECX, RCX in 64-bit code.
+fn extensions(cpu: &CpuState) -> u64 {
+    if cpu.mode().is_64() { cpu.gpr[1] } else { cpu.gpr[1] & 0xffff_ffff }
 }
 
 fn look<E: GuestEnv<Cpu = CpuState>>(env: &mut E, va: u64) -> Result<u64, Fault> {
@@ -23,11 +28,10 @@ fn look<E: GuestEnv<Cpu = CpuState>>(env: &mut E, va: u64) -> Result<u64, Fault>
     env.load(Va(va & !u64::from(WATCHED - 1)), WATCHED, ctx)
 }
 
-/// MONITOR of a linear address. Errors: #GP(0), those of a one-byte load.
+/// MONITOR of a linear address. Errors: #UD above CPL 0, #GP(0), those of a one-byte load.
 pub fn monitor<E: GuestEnv<Cpu = CpuState>>(env: &mut E, va: u64) -> Result<(), Fault> {
     privileged(env.cpu_ref())?;
-    if env.cpu_ref().gpr[1] & 0xffff_ffff != 0 {
-        // ECX: no extensions.
+    if extensions(env.cpu_ref()) != 0 {
         return Err(gp(0));
     }
     let value = look(env, va)?;
@@ -35,10 +39,10 @@ pub fn monitor<E: GuestEnv<Cpu = CpuState>>(env: &mut E, va: u64) -> Result<(), 
     Ok(())
 }
 
-/// MWAIT. Bit 0 of ECX: interrupts end it even if masked. Errors: #GP(0).
+/// MWAIT. Bit 0 of ECX: interrupts end it even if masked. Errors: #UD above CPL 0, #GP(0).
 pub fn mwait<E: GuestEnv<Cpu = CpuState>>(env: &mut E) -> Result<(), Fault> {
     privileged(env.cpu_ref())?;
-    if env.cpu_ref().gpr[1] & 0xffff_fffe != 0 {
+    if extensions(env.cpu_ref()) & !1 != 0 {
         return Err(gp(0));
     }
     let Some((va, value)) = env.cpu().monitor.take() else { return Ok(()) };
@@ -87,7 +91,7 @@ mod tests {
     #[test]
     fn only_the_kernel_may_wait_and_only_with_known_extensions() {
         let mut user = Env::long(3);
-        assert_eq!((monitor(&mut user, WORD), mwait(&mut user)), (Err(gp(0)), Err(gp(0))));
+        assert_eq!((monitor(&mut user, WORD), mwait(&mut user)), (Err(ud()), Err(ud())));
         let mut e = Env::long(0);
         e.cpu.gpr[1] = 2;
         assert_eq!((monitor(&mut e, WORD), mwait(&mut e)), (Err(gp(0)), Err(gp(0))));

@@ -27,6 +27,9 @@ pub mod index {
     pub const PERF_STATUS: u32 = 0x198;
     pub const MISC_ENABLE: u32 = 0x1a0;
     pub const DEBUGCTL: u32 = 0x1d9;
+    /// From and to of the last branch, and of the last before an interrupt or exception.
+    pub const LAST_BRANCH_FROM: u32 = 0x1db;
+    pub const LAST_INT_TO: u32 = 0x1de;
     pub const MTRR_PHYS_BASE0: u32 = 0x200;
     pub const MTRR_FIX64K: u32 = 0x250;
     pub const MTRR_FIX16K: u32 = 0x258;
@@ -139,6 +142,7 @@ pub fn rdmsr<E: GuestEnv<Cpu = CpuState>>(env: &mut E, msr: u32) -> Result<u64, 
         index::PERF_STATUS => 1000 | 4 << 40,
         index::MISC_ENABLE => cpu.misc_enable,
         index::DEBUGCTL => cpu.debugctl,
+        index::LAST_BRANCH_FROM..=index::LAST_INT_TO => cpu.lbr[(msr - index::LAST_BRANCH_FROM) as usize],
         index::PAT => cpu.pat,
         index::MTRR_DEF_TYPE => cpu.mtrr_def,
         index::EFER => cpu.efer,
@@ -166,9 +170,14 @@ pub fn rdmsr<E: GuestEnv<Cpu = CpuState>>(env: &mut E, msr: u32) -> Result<u64, 
     })
 }
 
-/// A TSC deadline moved by an offset; 0 is none, and none becomes 0.
+/// A TSC deadline of the machine's in the guest's ticks; 0 is none, and none becomes 0.
 fn shifted(deadline: u64, by: u64) -> u64 {
     if deadline == 0 { 0 } else { deadline.wrapping_add(by).max(1) }
+}
+
+/// A TSC deadline of the guest's in the machine's ticks, `now` being the machine's, and the guest's that and `offset`.
+fn deadline(guest: u64, now: u64, offset: u64) -> u64 {
+    if guest == 0 { 0 } else { now.saturating_add(guest.saturating_sub(now.wrapping_add(offset))).max(1) }
 }
 
 fn has_tsc_aux(cpu: &CpuState) -> bool {
@@ -184,8 +193,8 @@ pub fn wrmsr<E: GuestEnv<Cpu = CpuState>>(env: &mut E, msr: u32, value: u64) -> 
         return Err(missing(msr, "x2APIC mode by write"));
     }
     if of_machine(msr) {
-        let off = env.cpu_ref().tsc_offset.wrapping_neg();
-        let value = if msr == index::TSC_DEADLINE { shifted(value, off) } else { value };
+        let off = env.cpu_ref().tsc_offset;
+        let value = if msr == index::TSC_DEADLINE { deadline(value, env.io().tsc(), off) } else { value };
         let ok = env.io().msr_write(msr, value);
         return if ok { Ok(()) } else { Err(missing(msr, "write")) };
     }
@@ -201,7 +210,7 @@ pub fn wrmsr<E: GuestEnv<Cpu = CpuState>>(env: &mut E, msr: u32, value: u64) -> 
         env.cpu().tsc_offset = new;
         // A deadline is in the guest's ticks: by the machine's it moves.
         if let Some(d) = env.io().msr_read(index::TSC_DEADLINE).filter(|d| *d != 0) {
-            env.io().msr_write(index::TSC_DEADLINE, shifted(d, old.wrapping_sub(new)));
+            env.io().msr_write(index::TSC_DEADLINE, deadline(shifted(d, old), now, new));
         }
         return Ok(());
     }
@@ -241,10 +250,8 @@ fn write_plain(cpu: &mut CpuState, msr: u32, value: u64) -> Result<(), Fault> {
         index::MCG_STATUS if value == 0 => {}
         index::XSS if cpu.has(feature::XSAVES) && value == 0 => {}
         index::DEBUGCTL if value & !debugctl::known(cpu) == 0 => {
-            if value & debugctl::LBR != 0 {
-                dlog!(UNIMP, "IA32_DEBUGCTL={value:#x}: there are no records of last branches");
-            }
             cpu.debugctl = value;
+            cpu.update_mode();
         }
         _ if ignored(cpu, msr) => {}
         _ => return Err(missing(msr, "write")),

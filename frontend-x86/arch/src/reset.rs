@@ -75,6 +75,8 @@ impl CpuState {
             tsc_offset: 0,
             misc_enable: MISC_ENABLE_RESET,
             debugctl: 0,
+            lbr: [0; 4],
+            branch: None,
             mtrr_def: 0,
             mtrr_fixed: [0; 11],
             mtrr_var: [0; 16],

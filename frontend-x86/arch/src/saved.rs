@@ -67,6 +67,8 @@ struct Saved {
     /// Added later: 0 in older files.
     #[serde(default)]
     debugctl: u64,
+    #[serde(default)]
+    lbr: [u64; 4],
     mtrr_def: u64,
     mtrr_fixed: [u64; 11],
     mtrr_var: [u64; 16],
@@ -102,7 +104,7 @@ impl CpuState {
             fop: _, fip: _, fdp: _, fcs: _, fds: _, cpl: _, halted: _, shadow: _, nmi_blocked: _, smm: _, wait_sipi: _,
             a20_masked: _, cr0: _, cr2: _, cr3: _, cr4: _, xcr0: _, pkru: _, efer: _, pdpte: _, dr: _, star: _, lstar: _, cstar: _,
             sfmask: _, kernel_gs_base: _, sysenter_cs: _, sysenter_esp: _, sysenter_eip: _, pat: _, tsc_aux: _,
-            tsc_offset: _, misc_enable: _, debugctl: _, mtrr_def: _, mtrr_fixed: _, mtrr_var: _, smbase: _, pending: _,
+            tsc_offset: _, misc_enable: _, debugctl: _, lbr: _, mtrr_def: _, mtrr_fixed: _, mtrr_var: _, smbase: _, pending: _,
             // In `rflags`.
             eflags: _, cc_dst: _, cc_src: _, cc_aux: _, cc_op: _,
             // Derived from the rest, or scratch of an engine within an instruction.
@@ -110,13 +112,13 @@ impl CpuState {
             // The model's.
             features: _, model: _, apic_id: _, topology: _,
             // Need not survive.
-            monitor: _,
+            monitor: _, branch: _,
         } = self;
         #[rustfmt::skip]
         let saved = same!(
             self, gpr, rip, seg, ldt, tr, gdt, idt, fpr, mxcsr, fcw, fsw, ftw, fop, fip, fdp, fcs, fds, cpl, halted, shadow,
             nmi_blocked, smm, wait_sipi, a20_masked, cr0, cr2, cr3, cr4, xcr0, pkru, efer, pdpte, dr, star, lstar, cstar, sfmask,
-            kernel_gs_base, sysenter_cs, sysenter_esp, sysenter_eip, pat, tsc_aux, tsc_offset, misc_enable, debugctl, mtrr_def,
+            kernel_gs_base, sysenter_cs, sysenter_esp, sysenter_eip, pat, tsc_aux, tsc_offset, misc_enable, debugctl, lbr, mtrr_def,
             mtrr_fixed, mtrr_var, smbase, pending
         );
         Section::pack(&format!("cpu{n}"), VERSION, &saved)
@@ -171,7 +173,7 @@ impl Saved {
         put!(
             gpr, rip, seg, ldt, tr, gdt, idt, fpr, mxcsr, fcw, fsw, ftw, fop, fip, fdp, fcs, fds, cpl, halted, shadow,
             nmi_blocked, smm, wait_sipi, a20_masked, cr0, cr2, cr3, cr4, xcr0, pkru, efer, pdpte, dr, star, lstar, cstar, sfmask,
-            kernel_gs_base, sysenter_cs, sysenter_esp, sysenter_eip, pat, tsc_aux, tsc_offset, misc_enable, debugctl, mtrr_def,
+            kernel_gs_base, sysenter_cs, sysenter_esp, sysenter_eip, pat, tsc_aux, tsc_offset, misc_enable, debugctl, lbr, mtrr_def,
             mtrr_fixed, mtrr_var, smbase, pending
         );
     }

@@ -109,6 +109,7 @@ fn save(map: &Map<'_>, cpu: &CpuState) {
 pub(crate) fn enter<E: GuestEnv<Cpu = CpuState>>(env: &mut E) {
     let (io, cpu) = (env.io(), env.cpu_ref());
     dlog!(INT, "SMI: cpl={} cs:rip={:04x}:{:016x}", cpu.cpl, cpu.seg(SegReg::Cs).selector, cpu.rip);
+    io.set_smm(true);
     save(&Map { io, base: cpu.smbase }, cpu);
     let cpu = env.cpu();
     const FLAT: u32 = Segment::P | Segment::S | Segment::RW | Segment::ACCESSED | Segment::G;
@@ -178,6 +179,7 @@ pub fn rsm<E: GuestEnv<Cpu = CpuState>>(env: &mut E) -> Result<(), Fault> {
         cpu.update_mode();
         return Err(crate::fault::gp(0));
     };
+    env.io().set_smm(cpu.smm);
     *env.cpu() = cpu;
     env.flush(Flush::All);
     Ok(())

@@ -228,6 +228,10 @@ pub struct CpuState {
     pub misc_enable: u64,
     /// IA32_DEBUGCTL: `debug::debugctl`.
     pub debugctl: u64,
+    /// Last branch, from and to; the last before an interrupt or exception, from and to (`debug::record`).
+    pub lbr: [u64; 4],
+    /// RIP of the instruction that runs, if it branches and branches are recorded (need not survive the instruction).
+    pub branch: Option<u64>,
     pub mtrr_def: u64,
     pub mtrr_fixed: [u64; 11],
     /// Base and mask of variable MTRRs 0..8.
@@ -297,7 +301,7 @@ impl CpuState {
         (self.eflags >> 12 & 3) as u8
     }
 
-    /// Recomputes `mode`. Called after any change of CR0, CR4, EFER, XCR0, CS, SS, DS, ES, CPL, MXCSR masks, DR7 or the
+    /// Recomputes `mode`. Called after any change of CR0, CR4, EFER, XCR0, CS, SS, DS, ES, CPL, MXCSR masks, DR7, DEBUGCTL or the
     /// TF, VM, AC, IOPL flags.
     pub fn update_mode(&mut self) {
         let has = |w: u64, b: u64| w & b != 0;
@@ -323,7 +327,7 @@ impl CpuState {
             (has(self.cr0, cr0::MP), Mode::MP),
             (has(self.cr4, cr4::OSFXSR), Mode::OSFXSR),
             (avx, Mode::AVX),
-            (has(self.eflags, bit::TF) || self.breakpoints(), Mode::STEP),
+            (has(self.eflags, bit::TF) || self.breakpoints() || self.records_branches(), Mode::STEP),
             (has(self.cr4, cr4::SMAP) && !ac && self.cpl < 3, Mode::SMAP),
             (has(self.cr0, cr0::AM) && ac && self.cpl == 3, Mode::ALIGN),
             (!self.protected() || self.cpl <= self.iopl() && !self.v86(), Mode::IO_OK),

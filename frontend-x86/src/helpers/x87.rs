@@ -11,12 +11,11 @@ pub mod xsave;
 use super::{ANY, CHECKS, Env, READS, Res, STATE};
 use crate::hostfp::x87::X87Op;
 use arch_x86::fault;
-use arch_x86::state::cr0;
 #[cfg(test)]
 pub(crate) use fxsave::{restore, save};
 use ir::{X87Insn, X87Kind};
 use stack::{Fpu, sw};
-use vm_core::{Fault, Va, dlog, guest::Access};
+use vm_core::{Fault, Va, guest::Access};
 
 rows! {
     topic x87;
@@ -137,16 +136,16 @@ impl Code {
 
 const _: () = assert!(X87Op::ALL.len() < 256);
 
-/// #MF if an unmasked exception is pending. With CR0.NE clear a PC reports it as IRQ 13 through FERR#.
+/// #MF if an unmasked exception is pending, which with CR0.NE clear is FERR#'s business (`arch_x86::ferr`).
 fn check_pending<E: Env>(env: &E) -> Result<(), Fault> {
-    let cpu = env.cpu_ref();
-    if cpu.fsw & sw::ES == 0 {
-        return Ok(());
+    if env.cpu_ref().fsw & sw::ES == 0 || arch_x86::ferr::ignored(env) { Ok(()) } else { Err(fault::mf()) }
+}
+
+/// After what may have ended a pending exception.
+fn settle<E: Env>(env: &E) {
+    if env.cpu_ref().fsw & sw::ES == 0 {
+        arch_x86::ferr::end(env);
     }
-    if cpu.cr0 & cr0::NE == 0 {
-        dlog!(UNIMP, "x87 exception with CR0.NE clear: FERR# and IRQ 13 are missing, #MF raised instead");
-    }
-    Err(fault::mf())
 }
 
 fn x87<E: Env>(env: &mut E, code: u64, addr: u64, ptr: u64) -> Res {
@@ -155,10 +154,12 @@ fn x87<E: Env>(env: &mut E, code: u64, addr: u64, ptr: u64) -> Res {
     if code.form == Form::Control {
         // The pointers of the last instruction stay.
         Fpu(env.cpu()).set_control(addr as u16);
+        settle(env);
         return Ok(0);
     }
+    // What is pending and ignored would be pending in the host's FPU.
     #[cfg(target_arch = "x86_64")]
-    if fast::run(env, code, addr)? {
+    if env.cpu_ref().fsw & sw::ES == 0 && fast::run(env, code, addr)? {
         pointers(env, code, ptr);
         return Ok(0);
     }
@@ -253,11 +254,13 @@ fn chunk(left: usize) -> usize {
 
 fn fnclex<E: Env>(env: &mut E, _: u64, _: u64, _: u64) -> Res {
     env.cpu().fsw &= !(sw::B | sw::ES | sw::SF | sw::FLAGS);
+    settle(env);
     Ok(0)
 }
 
 fn fninit<E: Env>(env: &mut E, _: u64, _: u64, _: u64) -> Res {
     env::init(env.cpu());
+    settle(env);
     Ok(0)
 }
 
@@ -266,6 +269,7 @@ fn fnstenv<E: Env>(env: &mut E, addr: u64, short: u64, _: u64) -> Res {
     store(env, addr, &bytes)?;
     let fcw = env.cpu_ref().fcw | sw::FLAGS;
     Fpu(env.cpu()).set_control(fcw);
+    settle(env);
     Ok(0)
 }
 
@@ -275,6 +279,7 @@ fn fldenv<E: Env>(env: &mut E, addr: u64, short: u64, _: u64) -> Res {
     let n = env::size(short != 0);
     load(env, addr, &mut buf[..n])?;
     env::load_environment(env.cpu(), &buf[..n]);
+    settle(env);
     Ok(0)
 }
 
@@ -286,6 +291,7 @@ fn fnsave<E: Env>(env: &mut E, addr: u64, short: u64, _: u64) -> Res {
     }
     store(env, addr, &bytes)?;
     env::init(env.cpu());
+    settle(env);
     Ok(0)
 }
 
@@ -299,6 +305,7 @@ fn frstor<E: Env>(env: &mut E, addr: u64, short: u64, _: u64) -> Res {
     for (i, r) in buf[n..n + 80].as_chunks::<10>().0.iter().enumerate() {
         cpu.fpr[stack::physical(cpu, i as u8)] = stack::from_bytes(r);
     }
+    settle(env);
     Ok(0)
 }
 
@@ -322,6 +329,7 @@ fn fxrstor_helper<E: Env>(env: &mut E, addr: u64, wide: u64, _: u64) -> Res {
     let mut buf = [0; 512];
     load(env, addr, &mut buf)?;
     fxsave::restore(env.cpu(), &buf, wide != 0)?;
+    settle(env);
     Ok(0)
 }
 

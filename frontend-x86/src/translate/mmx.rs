@@ -73,7 +73,7 @@ fn enabled(tr: &mut Tr<'_>) -> bool {
         tr.raise(vector::NM, None);
         return false;
     }
-    tr.x87_pending();
+    tr.x87_wait();
     true
 }
 

@@ -3,14 +3,11 @@
 use super::Tr;
 use crate::helpers::x87::{Code, FLDENV, FNCLEX, FNINIT, FNSAVE, FNSTENV, FNSTSW, FRSTOR, FXRSTOR, FXSAVE, Form, X87, X87_WAIT};
 use crate::hostfp::x87::X87Op as O;
-use crate::layout::{FCW, FSW};
+use crate::layout::FCW;
 use arch_x86::fault::vector;
 use arch_x86::{Mode, SegReg};
 use iced_x86::{CpuidFeature, MemorySize, Mnemonic as M, Register};
 use ir::{HelperId, Op, Ty, Val, X87Insn, X87Kind};
-
-/// FSW.ES: an unmasked exception is pending.
-const ES: u64 = 1 << 7;
 
 /// Translates the current instruction if it belongs here.
 pub fn translate(tr: &mut Tr<'_>) -> bool {
@@ -44,16 +41,8 @@ impl Tr<'_> {
     }
 
     /// #MF if an unmasked x87 exception is pending.
-    fn x87_wait(&mut self) {
+    pub(super) fn x87_wait(&mut self) {
         self.call(X87_WAIT, &[]);
-    }
-
-    /// The same before the state itself is looked at.
-    pub(super) fn x87_pending(&mut self) {
-        let sw = self.b.get(Ty::I16, FSW, 0);
-        let es = self.b.bin_imm(Op::And, sw, ES);
-        let es = self.b.zext(Ty::I8, es);
-        self.b.raise_if(es, vector::MF, None);
     }
 }
 
@@ -123,7 +112,7 @@ fn area(tr: &mut Tr<'_>, h: HelperId, write: bool) {
     };
     // A pending exception counts before faults of the operand.
     if matches!(tr.insn.mnemonic(), M::Fldenv | M::Frstor) {
-        tr.x87_pending();
+        tr.x87_wait();
     }
     let a = tr.mem_addr(bytes, write);
     // Of an environment its fields; FXSAVE has a rule of its own.

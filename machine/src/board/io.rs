@@ -3,6 +3,7 @@
 use super::{Board, TSC_HZ};
 use devices::irq::Lapic;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use vm_core::{CpuIo, Pa, Ram, Target, VcpuSignals, dlog};
 
 const _: () = assert!(TSC_HZ == 1_000_000_000, "tsc() hands out the clock's nanoseconds");
@@ -19,6 +20,10 @@ impl BoardIo {
     /// Offset in the local APIC's page, if `pa` lies in it.
     fn apic_offset(&self, pa: Pa) -> Option<u64> {
         (self.lapic().mmio_base()? == pa.0 & !APIC_PAGE).then_some(pa.0 & APIC_PAGE)
+    }
+
+    fn map_target(&self, pa: Pa) -> Target {
+        self.0.map.target_in(pa, self.0.in_smm[self.1].load(Ordering::Relaxed))
     }
 
     /// SDM 3A "Local APIC Register Address Map": registers are accessed by aligned 32-bit loads and stores; what other
@@ -55,7 +60,7 @@ impl CpuIo for BoardIo {
         if let Some(offset) = self.apic_offset(pa) {
             return self.apic_read(offset, size);
         }
-        match self.0.map.target(pa) {
+        match self.map_target(pa) {
             Target::Ram { offset, .. } => self.0.ram.read_uint(offset, size),
             Target::Mmio => self.0.mmio.read(pa, size),
         }
@@ -65,7 +70,7 @@ impl CpuIo for BoardIo {
         if let Some(offset) = self.apic_offset(pa) {
             return self.apic_write(offset, size, value);
         }
-        match self.0.map.target(pa) {
+        match self.map_target(pa) {
             Target::Ram { offset, writable: true } => self.0.ram.write_uint(offset, size, value),
             Target::Ram { .. } => dlog!(GUEST_ERRORS, "write of {value:#x} to ROM at {pa:?}"),
             Target::Mmio => self.0.mmio.write(pa, size, value),
@@ -90,7 +95,7 @@ impl CpuIo for BoardIo {
 
     /// The local APIC's page lies over RAM.
     fn target(&self, pa: Pa) -> Target {
-        if self.apic_offset(pa).is_some() { Target::Mmio } else { self.0.map.target(pa) }
+        if self.apic_offset(pa).is_some() { Target::Mmio } else { self.map_target(pa) }
     }
 
     fn ram(&self) -> &Ram {
@@ -107,6 +112,22 @@ impl CpuIo for BoardIo {
 
     fn ack_intr(&self) -> Option<u8> {
         self.lapic().ack()
+    }
+
+    /// Only the bootstrap processor's pins lead anywhere (MP specification 1.4 "Floating Point Exception Interrupt").
+    fn ferr(&self, on: bool) {
+        if self.1 == 0 {
+            self.0.coprocessor.lock().set_ferr(on);
+        }
+    }
+
+    fn ignne(&self) -> bool {
+        self.1 == 0 && self.0.coprocessor.lock().ignne()
+    }
+
+    /// Only this vCPU's own thread asks.
+    fn set_smm(&self, on: bool) {
+        self.0.in_smm[self.1].store(on, Ordering::Relaxed);
     }
 
     fn sipi_vector(&self) -> u8 {

@@ -12,7 +12,7 @@ pub const DEVICES: (u64, u64) = (0xc000_0000, 0x4000_0000);
 /// The ACPI tables: in the range that software searches for the RSDP (ACPI 6.5 "Finding the RSDP on IA-PC Systems").
 pub const ACPI_TABLES: Pa = Pa(0xe_0000);
 
-/// Video memory, which this board does not have: neither RAM nor ROM.
+/// Video memory: neither RAM nor ROM, but for system management mode.
 const VIDEO: Pa = Pa(0xa_0000);
 const VIDEO_END: Pa = Pa(0xc_0000);
 const FOUR_GIB: u64 = 1 << 32;
@@ -42,6 +42,9 @@ pub fn make(bytes: u64, rom: u64) -> Result<(Arc<Ram>, MemMap), BoardError> {
     if rom > 0 {
         map.map_ram(Pa(FOUR_GIB - rom), rom, bytes + room - rom, false);
         map.set_shadow(Arc::default(), bytes + room - (Shadow::END - Shadow::ROM));
+    }
+    if low > VIDEO_END.0 {
+        map.set_smram(Arc::default());
     }
     Ok((Arc::new(ram), map))
 }

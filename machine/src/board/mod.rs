@@ -28,7 +28,7 @@ use devices::chr::uart16550::Uart16550;
 use devices::display::vga::{self, Vga};
 use devices::fw::acpi;
 use devices::input::i8042::{self, I8042};
-use devices::irq::{ApicBus, IoApic, IoApicInputs, Lapic, LapicConfig, Pic, ioapic, pic};
+use devices::irq::{ApicBus, Coprocessor, IoApic, IoApicInputs, Lapic, LapicConfig, Pic, ioapic, pic};
 use devices::net::NetBackend;
 use devices::power::PowerSink;
 use devices::power::debug_exit::DebugExit;
@@ -43,6 +43,7 @@ use parking_lot::Mutex;
 use ports::Ports;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use vm_core::{Clock, Device, DeviceCell, Dma, Events, IrqLine, MemMap, MmioBus, Pa, PortBus, Ram, Shadow, VcpuSignals};
 use wires::Wires;
 
@@ -52,6 +53,8 @@ pub const TSC_HZ: u64 = 1_000_000_000;
 const ECAM_BUSES: u64 = 256;
 /// Advanced power management control and status.
 const APM: u16 = 0xb2;
+/// A write ends the coprocessor's interrupt.
+const COPROCESSOR_ERROR: u16 = 0xf0;
 /// SMI_EN and SMI_STS, behind the first power management register.
 const SMI_EN: u16 = 0x30;
 /// COM1 to COM4: name, first port, ISA interrupt.
@@ -118,6 +121,9 @@ pub struct Board {
     pub rtc: SharedRtc,
     apic_ids: Vec<u32>,
     pub vga: Option<Arc<Mutex<Vga>>>,
+    coprocessor: Arc<Mutex<Coprocessor>>,
+    /// Which CPUs are in system management mode.
+    in_smm: Vec<AtomicBool>,
     ports: PortBus,
     mmio: MmioBus,
     pic: Arc<Mutex<Pic>>,
@@ -185,6 +191,8 @@ impl Board {
         b.ports(&pic, &[(0x20, 2, pic::REGION_MASTER), (0xa0, 2, pic::REGION_SLAVE), (0x4d0, 2, pic::REGION_ELCR)])?;
         b.mmio(&ioapic, Pa(acpi::IO_APIC_BASE.into()), ioapic::MMIO_LEN);
         let rtc = add_timers(&mut b, config, &out, &wires, &map)?;
+        let coprocessor = Arc::new(Mutex::new(Coprocessor::new(wires.isa(13))));
+        b.ports(&coprocessor, &[(COPROCESSOR_ERROR, 1, 0)])?;
         let (pm, typist) = add_power(&mut b, &out, &wires)?;
         let pci_bus = pci::add_bus(&mut b, config, &out, &map)?;
         let uarts = add_serials(&mut b, &out, &wires)?;
@@ -205,8 +213,10 @@ impl Board {
             typist,
             uarts,
             rtc,
+            in_smm: apic_ids.iter().map(|_| AtomicBool::default()).collect(),
             apic_ids,
             vga,
+            coprocessor,
             ports,
             mmio,
             pic,

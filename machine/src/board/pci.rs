@@ -8,7 +8,7 @@ use crate::options::{DeviceSpec, MachineConfig, MachineKind, PciSlot};
 use devices::block::Disk;
 use devices::fw::acpi;
 use devices::net::{Absent, NetBackend};
-use devices::pci::{Bridge, Pam, PciBus, PciEcam, PciPorts, PciWires};
+use devices::pci::{Bridge, Pam, PciBus, PciEcam, PciPorts, PciWires, Smm};
 use devices::virtio::blk::MAX_QUEUES;
 use devices::virtio::{Blk, BlkConfig, Net, NetConfig, PciOptions, Rng, VirtioPci};
 use parking_lot::Mutex;
@@ -31,7 +31,8 @@ pub fn isa_device(kind: MachineKind) -> u8 {
 pub fn add_bus(b: &mut Builder, config: MachineConfig, out: &Outside, map: &MemMap) -> Result<Arc<PciBus>, BoardError> {
     let bus = PciBus::new();
     let pam = map.shadow().map(|shadow| Pam { shadow: shadow.clone(), changed: out.remap.clone() });
-    let host = Arc::new(Mutex::new(Bridge::host(Some(ECAM), pam)));
+    let smm = map.smram().map(|smram| Smm { smram: smram.clone(), end: super::memory::sizes(map).0, changed: out.remap.clone() });
+    let host = Arc::new(Mutex::new(Bridge::host(Some(ECAM), pam, smm)));
     let isa = Arc::new(Mutex::new(match config.kind {
         MachineKind::Pc => Bridge::piix(),
         MachineKind::Q35 => Bridge::ich9(acpi::PM1A_EVT),

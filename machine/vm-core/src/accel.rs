@@ -36,6 +36,14 @@ pub trait CpuIo: Sync {
     fn sipi_vector(&self) -> u8 {
         0
     }
+    /// The processor's FERR# output (SDM 1 "MS-DOS Compatibility Sub-mode").
+    fn ferr(&self, _on: bool) {}
+    /// Its IGNNE# input.
+    fn ignne(&self) -> bool {
+        false
+    }
+    /// The processor is in system management mode, and sees the memory that is kept for it.
+    fn set_smm(&self, _on: bool) {}
     /// Virtual time-stamp counter before the guest's offset, in `tsc_hz` ticks since power-on.
     fn tsc(&self) -> u64;
     /// Guest time follows the instructions that are executed (`-icount`): it stands still while an instruction waits.

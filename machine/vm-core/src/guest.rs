@@ -63,6 +63,8 @@ pub const X87_IMAGE: usize = 108;
 
 /// Guest CPU state, as engines see it.
 pub trait GuestCpu: Send + 'static {
+    /// Tells the machine, before the CPU runs, what of its state shows outside.
+    fn announce(&self, _io: &dyn CpuIo) {}
     /// Every bit of state that translation may read; part of the block key.
     fn mode(&self) -> u64;
     /// Access context (0..CTX_COUNT) of ordinary data accesses and fetches in `mode`.

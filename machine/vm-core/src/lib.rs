@@ -30,7 +30,7 @@ pub use dma::Dma;
 pub use guest::{Access, Fault, GuestCpu, GuestEnv};
 pub use icount::InsnCounter;
 pub use irq::{IrqLine, IrqSink, MsiSink};
-pub use memmap::{MemMap, Shadow, Target};
+pub use memmap::{MemMap, Shadow, Smram, SmramParts, Target};
 pub use ram::{PageBits, Ram};
 pub use saved::{LoadError, Section};
 pub use signals::{Events, VcpuSignals};

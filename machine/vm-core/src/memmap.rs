@@ -51,12 +51,62 @@ impl Shadow {
     }
 }
 
-/// Page-granular map from guest-physical addresses to RAM offsets; what it does not name is MMIO. Copies share `Shadow`.
+/// RAM that only system management mode sees: behind video memory, and below the end of RAM. It changes as `Shadow` does.
+#[derive(Debug, Default)]
+pub struct Smram(AtomicU32);
+
+/// What of it there is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SmramParts {
+    /// The range A0000h to C0000h is RAM in system management mode.
+    pub low: bool,
+    /// Everybody sees what there is.
+    pub open: bool,
+    /// MiB below 4 GiB that are kept for system management mode: the first, and how many (0..=255).
+    pub top: (u16, u8),
+}
+
+impl Smram {
+    pub const START: u64 = 0xa_0000;
+    pub const END: u64 = 0xc_0000;
+
+    pub fn set(&self, parts: SmramParts) {
+        let (first, count) = parts.top;
+        let v = u32::from(parts.low) | u32::from(parts.open) << 1 | u32::from(first & 0xfff) << 4 | u32::from(count) << 16;
+        self.0.store(v, Ordering::SeqCst);
+    }
+
+    pub fn get(&self) -> SmramParts {
+        let v = self.0.load(Ordering::SeqCst);
+        SmramParts { low: v & 1 != 0, open: v & 2 != 0, top: ((v >> 4 & 0xfff) as u16, (v >> 16) as u8) }
+    }
+}
+
+impl SmramParts {
+    /// First address and end of the part below the end of RAM.
+    fn top(&self) -> (u64, u64) {
+        let (first, count) = (u64::from(self.top.0) << 20, u64::from(self.top.1) << 20);
+        (first, first + count)
+    }
+
+    /// `Some(true)`: RAM, `Some(false)`: nothing, `None`: what the map says otherwise.
+    fn at(&self, pa: u64, smm: bool) -> Option<bool> {
+        let seen = smm || self.open;
+        if (Smram::START..Smram::END).contains(&pa) {
+            return (self.low && seen).then_some(true);
+        }
+        let (start, end) = self.top();
+        ((start..end).contains(&pa) && !seen).then_some(false)
+    }
+}
+
+/// Page-granular map from guest-physical addresses to RAM offsets; what it does not name is MMIO. Copies share `Shadow` and `Smram`.
 #[derive(Clone, Debug, Default)]
 pub struct MemMap {
     ranges: Vec<Range>,
     /// Beside it where in RAM the ROM's bytes for `Shadow::ROM` lie.
     shadow: Option<(Arc<Shadow>, u64)>,
+    smram: Option<Arc<Smram>>,
 }
 
 impl MemMap {
@@ -88,10 +138,20 @@ impl MemMap {
         self.shadow.as_ref().map(|(s, _)| s)
     }
 
-    /// The same map with a `Shadow` of its own.
+    /// Lets `smram` decide about memory of system management mode; RAM behind video memory lies at its own address.
+    pub fn set_smram(&mut self, smram: Arc<Smram>) {
+        self.smram = Some(smram);
+    }
+
+    pub fn smram(&self) -> Option<&Arc<Smram>> {
+        self.smram.as_ref()
+    }
+
+    /// The same map with a `Shadow` and a `Smram` of its own.
     pub fn detached(&self) -> Self {
         let shadow = self.shadow.as_ref().map(|(s, rom)| (Arc::new(Shadow(s.get().into())), *rom));
-        Self { shadow, ..self.clone() }
+        let smram = self.smram.as_ref().map(|s| Arc::new(Smram(s.0.load(Ordering::SeqCst).into())));
+        Self { shadow, smram, ..self.clone() }
     }
 
     /// What lies at an address that is not plain RAM because the chipset says so.
@@ -110,7 +170,16 @@ impl MemMap {
     }
 
     pub fn target(&self, pa: Pa) -> Target {
-        self.shadowed(pa.0).unwrap_or_else(|| self.base(pa))
+        self.target_in(pa, false)
+    }
+
+    /// As `target`, for a processor in system management mode.
+    pub fn target_in(&self, pa: Pa, smm: bool) -> Target {
+        match self.smram.as_ref().and_then(|s| s.get().at(pa.0, smm)) {
+            Some(true) => Target::Ram { offset: pa.0, writable: true },
+            Some(false) => Target::Mmio,
+            None => self.shadowed(pa.0).unwrap_or_else(|| self.base(pa)),
+        }
     }
 
     fn base(&self, pa: Pa) -> Target {
@@ -123,10 +192,23 @@ impl MemMap {
 
     /// As `target`, with the number of bytes from `pa` on to which the same applies; at least 1.
     pub fn extent(&self, pa: Pa) -> (Target, u64) {
+        if let Some(s) = &self.smram {
+            // Up to where the answer may be another.
+            let (start, end) = s.get().top();
+            let edges = [Smram::START, Smram::END, start, end];
+            let room = edges.iter().filter(|e| **e > pa.0).map(|e| e - pa.0).min().unwrap_or(u64::MAX);
+            let (target, len) = self.shadowed_extent(pa);
+            let target = if s.get().at(pa.0, false).is_some() { self.target(pa) } else { target };
+            return (target, len.min(room));
+        }
+        self.shadowed_extent(pa)
+    }
+
+    fn shadowed_extent(&self, pa: Pa) -> (Target, u64) {
         let (target, len) = self.base_extent(pa);
         match &self.shadow {
             Some(_) if pa.0 < Shadow::START => (target, len.min(Shadow::START - pa.0)),
-            Some(_) if pa.0 < Shadow::END => (self.target(pa), len.min(Shadow::AREA - pa.0 % Shadow::AREA)),
+            Some(_) if pa.0 < Shadow::END => (self.shadowed(pa.0).unwrap_or(target), len.min(Shadow::AREA - pa.0 % Shadow::AREA)),
             _ => (target, len),
         }
     }
@@ -151,6 +233,32 @@ impl MemMap {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn system_management_mode_sees_memory_of_its_own() {
+        let mut m = MemMap::default();
+        m.map_ram(Pa(0), 0xa_0000, 0, true);
+        m.map_ram(Pa(0xc_0000), 0xff4_0000, 0xc_0000, true);
+        let smram = Arc::new(Smram::default());
+        m.set_smram(smram.clone());
+        let both = |m: &MemMap, pa| [false, true].map(|smm| m.target_in(Pa(pa), smm) != Target::Mmio);
+        assert_eq!((both(&m, 0xa_0000), both(&m, 0xf80_0000)), ([false, false], [true, true]));
+        smram.set(SmramParts { low: true, open: false, top: (0xf8, 8) });
+        assert_eq!((both(&m, 0xa_0000), both(&m, 0xb_ffff), both(&m, 0xc_0000)), ([false, true], [false, true], [true, true]));
+        assert_eq!(
+            (both(&m, 0xf7f_ffff), both(&m, 0xf80_0000), both(&m, 0xfff_ffff)),
+            ([true, true], [false, true], [false, true])
+        );
+        assert_eq!(m.target_in(Pa(0xa_1234), true), Target::Ram { offset: 0xa_1234, writable: true });
+        assert_eq!(m.extent(Pa(0xa_1000)), (Target::Mmio, 0x1_f000));
+        assert_eq!(m.extent(Pa(0xf7f_f000)), (Target::Ram { offset: 0xf7f_f000, writable: true }, 0x1000));
+        assert_eq!(m.extent(Pa(0xf80_0000)), (Target::Mmio, 8 << 20));
+        let other = m.detached();
+        smram.set(SmramParts { open: true, ..smram.get() });
+        assert_eq!((both(&m, 0xa_0000), both(&m, 0xf80_0000)), ([true, true], [true, true]));
+        assert_eq!(m.extent(Pa(0xa_0000)), (Target::Ram { offset: 0xa_0000, writable: true }, 0x2_0000));
+        assert_eq!((both(&other, 0xa_0000), other.smram().unwrap().get().top), ([false, true], (0xf8, 8)));
+    }
 
     #[test]
     fn later_mappings_split_earlier_ones() {

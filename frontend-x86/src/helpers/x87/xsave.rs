@@ -190,6 +190,7 @@ pub fn restore<E: Env>(env: &mut E, addr: u64, asked: u64, how: u64) -> Result<(
     if mask & PKRU != 0 {
         control::set_pkru(env, u64::from_le_bytes(keys) as u32);
     }
+    super::settle(env);
     Ok(())
 }
 
