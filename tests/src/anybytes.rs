@@ -133,11 +133,16 @@ impl AnyBytes {
 
     /// Makes the CPU ready for the string at an offset in its page.
     fn once(&mut self, r: &mut Rng, mode: usize, offset: u64) {
+        let start = &self.starts[mode].image.cpu;
         let cpu = self.machine.engine.cpu();
-        cpu.clone_from(&self.starts[mode].image.cpu);
+        // What the TLB holds is still good, or as stale as it may be in a guest.
+        let kept = offset != 0 && translation(cpu) == translation(start);
+        cpu.clone_from(start);
         cpu.rip += offset;
         registers(r, cpu);
-        self.machine.engine.cpu_changed();
+        if !kept {
+            self.machine.engine.cpu_changed();
+        }
         let long = self.jit || r.next_u64() >> 60 == 0;
         self.counter.set_limit(self.counter.executed() + INSTRUCTIONS[usize::from(long)]);
     }
@@ -177,6 +182,11 @@ impl Start {
             bytes.chunks_mut(STRING).for_each(|c| shape(r, c));
         }
     }
+}
+
+/// Registers that translations of addresses depend on.
+fn translation(c: &CpuState) -> ([u64; 4], [u64; 4], u32, bool, bool) {
+    ([c.cr0, c.cr3, c.cr4, c.efer], c.pdpte, c.pkru, c.a20_masked, c.smm)
 }
 
 /// Half of the strings begin with something that random bytes seldom begin with.
