@@ -119,13 +119,16 @@ fn prefix_or_escape(bits: Bits, opcode: u8) -> bool {
     rex || vex || matches!(opcode, 0x0f | 0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3 | 0x9b)
 }
 
-const SYSTEM: &str = "tests/tests/system_mode.rs and the unit tests of arch-x86, by the manual";
-const FILES: &str = "tests/filetests/x86, by the manual";
+const SYSTEM: &str = "tests/kernel and the unit tests of arch-x86, by the manual";
+/// Where forms are tested that the host cannot run but in user mode could be.
+pub const FILES: &str = "tests/filetests/x86, by the manual";
 
 /// Instructions that cannot be compared: what they are, what tests them instead.
 fn left_out(code: Code) -> Option<(&'static str, &'static str)> {
     let missing = code.cpuid_features().iter().find_map(|f| missing(*f));
-    missing.or(match code.mnemonic() {
+    // These are told apart before the host is asked.
+    let kernels = matches!(code.mnemonic(), M::Monitor | M::Mwait);
+    missing.filter(|(why, _)| !kernels || *why == NOT_OURS).or(match code.mnemonic() {
         M::Syscall | M::Sysenter | M::Int => Some(("enters the host's kernel", SYSTEM)),
         M::Iret | M::Iretd | M::Iretq | M::Retf | M::Sysexit | M::Sysexitq | M::Sysret | M::Sysretq => {
             Some(("loads CS, which the host's kernel owns", SYSTEM))
@@ -134,6 +137,7 @@ fn left_out(code: Code) -> Option<(&'static str, &'static str)> {
         M::Lar | M::Lsl | M::Verr | M::Verw => Some(("reads the host's descriptor tables", SYSTEM)),
         M::Sgdt | M::Sidt | M::Sldt | M::Str | M::Smsw => Some(("the host's kernel emulates it for user mode", SYSTEM)),
         M::Rdfsbase | M::Wrfsbase | M::Rdgsbase | M::Wrgsbase => Some(("touches our thread's own segment bases", FILES)),
+        M::Monitor | M::Mwait => Some(("for the kernel alone, with rules of their own", SYSTEM)),
         M::Int1 => Some(("a virtual host's own return address differs", SYSTEM)),
         M::Reservednop if format!("{code:?}").ends_with("0F0D") => Some(("a no-op on Intel's, #UD on AMD's processors", FILES)),
         M::Cpuid | M::Xgetbv => Some(("tells of the machine", "the unit tests of arch-x86")),
@@ -196,6 +200,7 @@ const FEATURES: &[(F, &str)] = &[
     (F::RDTSCP, "rdtscp"),
     (F::RDPID, "rdpid"),
     (F::FSGSBASE, "fsgsbase"),
+    (F::MONITOR, "monitor"),
     (F::CLFSH, "clflush"),
     (F::CLFLUSHOPT, "clflushopt"),
     (F::CLWB, "clwb"),
