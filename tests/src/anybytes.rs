@@ -23,7 +23,7 @@ pub enum Mode {
 
 pub const MODES: [Mode; 6] = [Mode::Real, Mode::V86, Mode::Protected16, Mode::Protected32, Mode::Long, Mode::LongUser];
 
-/// Instructions that a string of bytes may run for: most of them in the interpreter, one of sixteen and all others.
+/// Instructions that a string of bytes may run for: most of them in the interpreter, one of 32 and all others.
 const INSTRUCTIONS: [u64; 2] = [1, 12];
 /// Strings begin this far apart. What one of them leads to beyond is the next.
 const STRING: usize = 64;
@@ -143,7 +143,7 @@ impl AnyBytes {
         if !kept {
             self.machine.engine.cpu_changed();
         }
-        let long = self.jit || r.next_u64() >> 60 == 0;
+        let long = self.jit || r.next_u64() >> 59 == 0;
         self.counter.set_limit(self.counter.executed() + INSTRUCTIONS[usize::from(long)]);
     }
 

@@ -82,7 +82,8 @@ fn every_form_and_memory_operand_has_a_filetest() {
     // Those that no host runs, which the report says are tested there.
     let elsewhere = [Bits::B64, Bits::B32].into_iter().flat_map(forms::all);
     let elsewhere = elsewhere.filter(|f| f.left_out.is_some_and(|(_, by)| by == forms::FILES));
-    missing.extend(elsewhere.filter(|f| !have.contains(&(f.code as u32, None))).map(|f| format!("{:?} (no host runs it)", f.code)));
+    missing
+        .extend(elsewhere.filter(|f| !have.contains(&(f.code as u32, None))).map(|f| format!("{:?} (no host runs it)", f.code)));
     assert!(faults > 1000, "{faults} memory operands");
     assert!(missing.is_empty(), "{} cases are missing (see docs/campaigns.md): {missing:#?}", missing.len());
 }
