@@ -21,6 +21,7 @@ pub fn hot_path<C: GuestCpu, F: Frontend>(fe: Arc<F>, mode: u64, code: &[u8]) ->
         version: 0,
         also: Vec::new(),
         known: Some(vec![(0, crate::MAX_INSNS)]),
+        apart: Vec::new(),
         single: false,
         taken: Arc::default(),
     };

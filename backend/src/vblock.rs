@@ -49,6 +49,8 @@ pub enum Why {
     Miss = 7,
     /// `Engine::budget` does not suffice for the block at the program counter.
     Budget = 8,
+    /// As `Leave`: accesses that were taken to lie in one page do not (`tier1::share`).
+    Crossed = 9,
 }
 
 impl Why {
@@ -62,6 +64,7 @@ impl Why {
             6 => Why::Edge,
             7 => Why::Miss,
             8 => Why::Budget,
+            9 => Why::Crossed,
             _ => Why::Lookup,
         }
     }

@@ -11,6 +11,7 @@
 //! in `graveyard` until the dispatcher, which holds none of these pointers, empties it.
 #![allow(unsafe_code)]
 
+mod apart;
 mod code;
 
 pub use code::Tier1Code;
@@ -167,6 +168,8 @@ pub struct Cache {
     pub arena: Option<Arena>,
     /// Writes to code by the instruction that runs alone: first byte, length.
     writes: Vec<(u64, u64)>,
+    /// Instructions to be left out of groups.
+    pub apart: apart::Apart,
     pub invalidations: u64,
     pub insns: u64,
     /// The vCPU among others of its machine, if there are any.

@@ -433,7 +433,10 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
                 }
                 Ok(())
             }
-            Why::Leave => {
+            Why::Leave | Why::Crossed => {
+                if b.eng.why == Why::Crossed {
+                    b.accesses_crossed();
+                }
                 b.eng.stats.leaves += 1;
                 self.locate_fault(b);
                 b.observed_again();
@@ -537,6 +540,16 @@ fn same_page(from: &Record, to: &Record) -> bool {
 }
 
 impl<C: GuestCpu> VcpuBlock<C> {
+    /// The instruction at the program counter did what `Why::Crossed` says.
+    fn accesses_crossed(&mut self) {
+        let va = self.cpu.linear(self.cpu.pc()).0;
+        let Some(offset) = self.quick(va, 1, vm_core::Access::Execute, C::mode_ctx(self.eng.mode)) else { return };
+        if self.cache.apart.crossed(offset) {
+            let ram = self.machine().ram();
+            self.cache.invalidate(ram, offset, 1);
+        }
+    }
+
     fn note_event(&mut self, delivered: bool) {
         self.eng.stats.events += u64::from(delivered);
     }

@@ -35,6 +35,8 @@ pub struct Job {
     pub also: Vec<BlockKey>,
     /// Blocks that may join, as (page offset, instructions); `None`: whatever can be reached.
     pub known: Option<Vec<(u32, u32)>>,
+    /// Page offsets of instructions that cross pages: see `tier1::Env`.
+    pub apart: Vec<u32>,
     /// Compile the entry alone.
     pub single: bool,
     /// Taken by the first who sets it: the compile thread, or the vCPU that cannot wait.
@@ -282,6 +284,7 @@ impl<F: Frontend> Compiler<F> {
             counted: self.counted,
             global: false,
             guarded: false,
+            apart: &job.apart,
         };
         let blocks: Vec<_> = members.iter().map(|m| (&m.ir, m.entered.as_ref())).collect();
         emitter.emit_region(&env, &blocks, self.loopless).map(Made::from).unwrap_or_default()

@@ -320,6 +320,7 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
         }
         let layout = fe.layout();
         self.passes.optimize(&mut block, layout, fe.helpers());
+        let apart = b.cache.apart.in_page(key.phys >> 12);
         let env = tier1::Env {
             layout,
             helpers: fe.helpers(),
@@ -332,6 +333,7 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
             counted: self.settings.counter.is_some(),
             global: Self::is_global(b, key.mode),
             guarded: second.is_some(),
+            apart: &apart,
         };
         let code = emitter.emit(&env, &block);
         if log::enabled(Item::OUT_ASM) && log::in_filter(key.phys) {

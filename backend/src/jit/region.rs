@@ -36,6 +36,7 @@ pub fn choose<C: GuestCpu>(b: &VcpuBlock<C>, rec: *mut Record, number: u64, s: &
         version,
         also: Vec::new(),
         known,
+        apart: b.cache.apart.in_page(page),
         single: s.single_block_regions,
         taken,
     }

@@ -6,7 +6,7 @@ use super::{asm, st};
 use crate::cache::Record;
 use crate::far::Far;
 use crate::jit::arena::{COLD, HostCode};
-use ir::{Block, HelperDesc, Inst, Op, StateLayout, Ty, Val};
+use ir::{Block, Effects, HelperDesc, Inst, Op, StateLayout, Ty, Val};
 
 use dynasmrt::{DynasmApi, SimpleAssembler};
 
@@ -29,6 +29,8 @@ pub struct Env<'a> {
     pub global: bool,
     /// The block straddles: it runs only where it is known to be right.
     pub guarded: bool,
+    /// Page offsets of instructions whose accesses cross pages: see `share`.
+    pub apart: &'a [u32],
 }
 
 /// Emitted code of a block; offsets are from its first byte, which is the full entry.
@@ -48,6 +50,8 @@ pub struct Code<'a> {
 pub(super) enum Cold {
     /// A memory check that missed: (end of its jump, where to go on, register of the address, `AccessInfo`).
     Miss { jump: usize, back: usize, va: u8, info: u32 },
+    /// The same of a group: see `share`. `delta`: from `va` to the first access; `most`: as `compare_tag`; `offset`, `rest`: of a leave.
+    Group { jump: usize, back: usize, va: u8, info: u32, delta: i32, most: i32, offset: i32, rest: u32 },
     /// Leaves with the program counter at a page offset: (end of the jump, offset, `Why`, number of the edge, instructions
     /// that were counted and not executed).
     Leave { jump: usize, offset: i32, why: u32, edge: u32, rest: u32 },
@@ -174,10 +178,8 @@ impl Emit<'_> {
     pub(super) fn prepare(&mut self) {
         self.r.reset(self.block.insts.len());
         self.rest = self.block.guest_insns + 1;
+        self.find_last_uses();
         for (i, inst) in self.block.insts.iter().enumerate() {
-            for v in inst.operands() {
-                self.r.last[v.index()] = i as u32;
-            }
             let calls = match inst.op {
                 Op::Call => !self.is_x87(inst),
                 Op::Vec => super::vector::opcode(inst.vec_op()).is_none(),
@@ -197,6 +199,32 @@ impl Emit<'_> {
             }
         }
         self.find_direct();
+    }
+
+    /// Also of the groups' host addresses. What only accesses that others have checked would use is not used.
+    fn find_last_uses(&mut self) {
+        let (block, n) = (self.block, self.block.insts.len());
+        self.r.groups.find(block, self.env);
+        let all = n + self.r.groups.list.len();
+        self.r.loc.resize(all, Loc::None);
+        self.r.last.resize(all, 0);
+        for (k, inst) in block.insts.iter().enumerate().rev() {
+            if self.unused(k, inst) {
+                continue;
+            }
+            let follows = self.r.groups.follows(k as u32);
+            let host = self.r.groups.get(k as u32).map(|(g, ..)| self.host_of(g));
+            // The first operand is the address.
+            for v in inst.operands().skip(usize::from(follows)).chain(host) {
+                let last = &mut self.r.last[v.index()];
+                *last = (*last).max(k as u32);
+            }
+        }
+    }
+
+    /// Whether an op only makes a value that nobody uses.
+    fn unused(&self, k: usize, i: &Inst) -> bool {
+        self.r.last[k] == 0 && i.result().is_some() && i.op != Op::Call && i.effects(self.env.helpers) == Effects::NONE
     }
 
     /// All ops of the block.
@@ -224,6 +252,9 @@ impl Emit<'_> {
 
     fn op(&mut self, i: &Inst) {
         let v = Val(self.at);
+        if self.unused(v.index(), i) {
+            return;
+        }
         match i.op {
             Op::Insn => (self.insn, self.rest) = (i.imm as u32, self.rest - 1),
             Op::Const => self.r.loc[v.index()] = Loc::Const(i.imm as u64 & i.ty.mask()),

@@ -265,17 +265,20 @@ impl Emit<'_> {
                     self.point(jump, here);
                     failed.push(self.miss(back, va, info));
                 }
+                Cold::Group { jump, back, va, info, delta, most, offset, rest } => {
+                    self.point(jump, here);
+                    let (not_filled, crossed) = self.group_missed(back, va, info, delta, most);
+                    failed.push(not_filled);
+                    let here = self.here();
+                    self.point(crossed, here);
+                    leaves.push(self.leave(offset, Why::Crossed as u32, 0, rest));
+                }
                 Cold::Leave { jump, offset, why, edge, rest } => {
                     self.point(jump, here);
-                    if rest != 0 {
-                        let budget = self.eng(offset_of!(Engine, budget));
-                        st!(self, budget; [add QWORD] [, DWORD rest as i32]);
-                    }
                     if why == Why::Edge as u32 {
                         self.edges[edge as usize] = Some((self.offset(jump) as u32, self.offset_at(here) as u32));
                     }
-                    asm!(self; mov ecx, DWORD edge as i32; mov edx, DWORD offset; mov eax, DWORD why as i32);
-                    leaves.push(self.jmp());
+                    leaves.push(self.leave(offset, why, edge, rest));
                 }
             }
         }
@@ -283,8 +286,26 @@ impl Emit<'_> {
         self.tail_of_leaves(&leaves);
     }
 
+    /// Gives the end of the jump to `tail_of_leaves`.
+    fn leave(&mut self, offset: i32, why: u32, edge: u32, rest: u32) -> usize {
+        if rest != 0 {
+            let budget = self.eng(offset_of!(Engine, budget));
+            st!(self, budget; [add QWORD] [, DWORD rest as i32]);
+        }
+        asm!(self; mov ecx, DWORD edge as i32; mov edx, DWORD offset; mov eax, DWORD why as i32);
+        self.jmp()
+    }
+
     /// Has the TLB filled and goes back, or on to where the gate of the result leads: the end of that jump.
     fn miss(&mut self, back: usize, va: u8, info: u32) -> usize {
+        self.fill(va, info);
+        let again = self.jcc(cc::E);
+        self.point(again, back);
+        self.jmp()
+    }
+
+    /// Has the TLB filled for the access at the address in `va`; the host's flags are `E` if it may go on.
+    pub fn fill(&mut self, va: u8, info: u32) {
         let (addr, what) = (self.eng(offset_of!(Engine, slow_addr)), self.eng(offset_of!(Engine, slow_info)));
         let stub = self.eng(offset_of!(Engine, fns) + 8 * func::ACCESS_STUB);
         let status = self.eng(offset_of!(Engine, status));
@@ -292,9 +313,6 @@ impl Emit<'_> {
         st!(self, what; [mov DWORD] [, DWORD info as i32]);
         st!(self, stub; [call QWORD] []);
         self.cmp_state(false, status, 0);
-        let again = self.jcc(cc::E);
-        self.point(again, back);
-        self.jmp()
     }
 
     fn tail_of_failures(&mut self, jumps: &[usize]) {

@@ -2,12 +2,14 @@
 
 use super::emit::{Cold, Emit, Tier1, cc};
 use super::regs::{RAX, RCX, RDX, imm32};
+use super::share::at;
 use super::{asm, st};
 use crate::jit::runtime::{AccessInfo, PURE, func};
 use crate::tlb;
 use crate::vblock::{BASE, Engine};
 use ir::{Effects, Inst, Op, Ty, Val};
 use std::mem::offset_of;
+use vm_core::guest::CTX_COUNT;
 
 /// r8, the fourth operand of a call beside the seam.
 const R8: u8 = 8;
@@ -24,33 +26,35 @@ impl Emit<'_> {
         (self.env.eng)(in_engine)
     }
 
-    fn info(&self, i: &Inst, write: bool) -> u32 {
-        AccessInfo { ty: i.ty, ctx: usize::from(i.aux & 3), write, insn: self.insn, rest: self.rest }.pack()
+    /// Of a probe, of its first bytes.
+    pub fn info(&self, i: &Inst, write: bool) -> u32 {
+        let ty = match i.op {
+            Op::ProbeW => Ty::ALL.into_iter().find(|t| t.bytes() == u32::from(i.aux >> 2)).unwrap_or(Ty::V128),
+            _ => i.ty,
+        };
+        AccessInfo { ty, ctx: usize::from(i.aux & 3), write, insn: self.insn, rest: self.rest }.pack()
     }
 
-    /// Linear address of an access, in the register of its base or in rax.
-    fn address(&mut self, i: &Inst) -> u8 {
+    /// Linear address at a distance from an access's base, in the register of the base or in rax.
+    pub fn address(&mut self, i: &Inst, distance: i64) -> u8 {
         let base = self.gpr(i.a);
-        if i.imm == 0 {
+        if distance == 0 {
             return base;
         }
-        match i32::try_from(i.imm) {
+        match i32::try_from(distance) {
             Ok(imm) => self.lea(RAX, base, imm),
-            Err(_) => asm!(self; mov rax, QWORD i.imm; add rax, Rq(base)),
+            Err(_) => asm!(self; mov rax, QWORD distance; add rax, Rq(base)),
         }
         RAX
     }
 
-    /// Checks an access against the TLB; gives the register of its linear address, to which rcx is then the addend.
-    pub fn check(&mut self, i: &Inst, write: bool) -> u8 {
-        let va = self.address(i);
-        let ctx = usize::from(i.aux & 3).min(2);
-        let table = offset_of!(Engine, tlb) + ctx * tlb::ENTRIES * size_of::<tlb::Entry>();
+    /// Compares the tag of an address's TLB entry with it; the entry is at rcx then. Gives the end of the jump for when they
+    /// differ, or the address is more than `most` bytes into its page.
+    pub fn compare_tag(&mut self, va: u8, ctx: usize, write: bool, most: i32) -> usize {
         let field = if write { offset_of!(tlb::Entry, write) } else { offset_of!(tlb::Entry, read) };
-        let (tag, addend) = (self.eng(table + field) - BASE, self.eng(table + offset_of!(tlb::Entry, addend)) - BASE);
+        let tag = self.entry_field(ctx, field);
         const { assert!(size_of::<tlb::Entry>() == 32) };
         let index = ((tlb::ENTRIES - 1) << 5) as i32;
-        let most = 4096 - i.ty.bytes() as i32;
         // The bits that a rotation brings in at the top are not of the index.
         const { assert!((tlb::ENTRIES - 1) << 5 < 1 << 25) };
         if Tier1::has_rorx() {
@@ -64,50 +68,67 @@ impl Emit<'_> {
             ; sub rdx, [r15 + rcx + tag]
             ; cmp rdx, DWORD most
         );
-        let jump = self.jcc(cc::A);
-        let (back, info) = (self.here(), self.info(i, write));
+        self.jcc(cc::A)
+    }
+
+    fn entry_field(&self, ctx: usize, field: usize) -> i32 {
+        self.eng(offset_of!(Engine, tlb) + ctx * tlb::ENTRIES * size_of::<tlb::Entry>() + field) - BASE
+    }
+
+    /// Loads the addend of the entry at rcx into it.
+    pub fn load_addend(&mut self, ctx: usize) {
+        let addend = self.entry_field(ctx, offset_of!(tlb::Entry, addend));
         asm!(self; mov rcx, [r15 + rcx + addend]);
+    }
+
+    /// Checks an access against the TLB; gives the register of its linear address, to which rcx is then the addend.
+    pub fn check(&mut self, i: &Inst, write: bool) -> u8 {
+        let va = self.address(i, i.imm);
+        let ctx = usize::from(i.aux & 3).min(CTX_COUNT - 1);
+        let jump = self.compare_tag(va, ctx, write, 4096 - i.ty.bytes() as i32);
+        let (back, info) = (self.here(), self.info(i, write));
+        self.load_addend(ctx);
         self.cold.push(Cold::Miss { jump, back, va, info });
         va
     }
 
     pub fn load(&mut self, i: &Inst) {
-        let va = self.check(i, false);
+        let place = self.place(i, false);
         if i.ty == Ty::V128 {
             let d = self.dest_xmm();
-            return asm!(self; movdqu Rx(d), [rcx + Rq(va)]);
+            return at!(self, place; [movdqu Rx(d),] []);
         }
         let d = self.dest();
         match i.ty {
-            Ty::I8 => asm!(self; movzx Rd(d), BYTE [rcx + Rq(va)]),
-            Ty::I16 => asm!(self; movzx Rd(d), WORD [rcx + Rq(va)]),
-            Ty::I32 => asm!(self; mov Rd(d), [rcx + Rq(va)]),
-            _ => asm!(self; mov Rq(d), [rcx + Rq(va)]),
+            Ty::I8 => at!(self, place; [movzx Rd(d), BYTE] []),
+            Ty::I16 => at!(self, place; [movzx Rd(d), WORD] []),
+            Ty::I32 => at!(self, place; [mov Rd(d),] []),
+            _ => at!(self, place; [mov Rq(d),] []),
         }
     }
 
     pub fn store(&mut self, i: &Inst) {
         if i.ty == Ty::V128 {
             let v = self.xmm(i.b);
-            let va = self.check(i, true);
-            return asm!(self; movdqu [rcx + Rq(va)], Rx(v));
+            let place = self.place(i, true);
+            return at!(self, place; [movdqu] [, Rx(v)]);
         }
         if let Some(c) = self.block.as_const(i.b).and_then(|c| imm32(i.ty, c)) {
-            let va = self.check(i, true);
+            let place = self.place(i, true);
             return match i.ty {
-                Ty::I8 => asm!(self; mov BYTE [rcx + Rq(va)], BYTE c as i8),
-                Ty::I16 => asm!(self; mov WORD [rcx + Rq(va)], WORD c as i16),
-                Ty::I32 => asm!(self; mov DWORD [rcx + Rq(va)], DWORD c),
-                _ => asm!(self; mov QWORD [rcx + Rq(va)], DWORD c),
+                Ty::I8 => at!(self, place; [mov BYTE] [, BYTE c as i8]),
+                Ty::I16 => at!(self, place; [mov WORD] [, WORD c as i16]),
+                Ty::I32 => at!(self, place; [mov DWORD] [, DWORD c]),
+                _ => at!(self, place; [mov QWORD] [, DWORD c]),
             };
         }
         let v = self.gpr(i.b);
-        let va = self.check(i, true);
+        let place = self.place(i, true);
         match i.ty {
-            Ty::I8 => asm!(self; mov [rcx + Rq(va)], Rb(v)),
-            Ty::I16 => asm!(self; mov [rcx + Rq(va)], Rw(v)),
-            Ty::I32 => asm!(self; mov [rcx + Rq(va)], Rd(v)),
-            _ => asm!(self; mov [rcx + Rq(va)], Rq(v)),
+            Ty::I8 => at!(self, place; [mov] [, Rb(v)]),
+            Ty::I16 => at!(self, place; [mov] [, Rw(v)]),
+            Ty::I32 => at!(self, place; [mov] [, Rd(v)]),
+            _ => at!(self, place; [mov] [, Rq(v)]),
         }
     }
 
@@ -150,9 +171,11 @@ impl Emit<'_> {
     /// A probe of what an access would touch is the check of that access.
     pub fn probe(&mut self, i: &Inst) {
         let ctx = i.aux & 3;
-        let part = |ty: Ty, at: i64| Inst { ty, aux: ctx, imm: i.imm.wrapping_add(at), ..*i };
+        let part = |ty: Ty, at: i64| Inst { op: Op::Store, ty, aux: ctx, imm: i.imm.wrapping_add(at), ..*i };
         if calls(i) {
             self.probe_by_call(i);
+        } else if self.r.groups.get(self.at).is_some() {
+            self.place(i, true);
         } else if let Some(ty) = Ty::ALL.iter().find(|t| t.bytes() == u32::from(i.aux >> 2)) {
             self.check(&part(*ty, 0), true);
         } else {

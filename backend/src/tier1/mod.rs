@@ -17,6 +17,7 @@ mod memory;
 mod pins;
 mod region;
 mod regs;
+mod share;
 mod vector;
 mod x87;
 

@@ -3,6 +3,7 @@
 
 use super::emit::Emit;
 use super::pins::{Pin, Pins};
+use super::share::Groups;
 use crate::tier1::{asm, st};
 use ir::{Op, Ty, Val};
 
@@ -54,6 +55,7 @@ pub struct Regs {
     /// Slots that live in registers, and values that are to be computed there.
     pub pins: Pins,
     pub direct: Vec<Option<Pin>>,
+    pub groups: Groups,
     /// Registers that the current op needs as they are.
     locked: u16,
     locked_x: u16,
@@ -130,8 +132,8 @@ impl Emit<'_> {
 
     fn spill(&mut self, r: u8) {
         let Some(v) = self.r.gpr[usize::from(r)].take() else { return };
-        let i = &self.block.insts[v.index()];
-        self.r.loc[v.index()] = if i.op == Op::Const {
+        let constant = self.block.insts.get(v.index()).filter(|i| i.op == Op::Const);
+        self.r.loc[v.index()] = if let Some(i) = constant {
             Loc::Const(i.imm as u64 & i.ty.mask())
         } else {
             let off = self.spill_slot();
@@ -376,7 +378,8 @@ impl Emit<'_> {
         // A comparison done here by the op that it is for: its operands die here too.
         let fused = at.checked_sub(1).filter(|p| self.block.insts[*p].op == Op::Cmp && self.fuses(*p));
         let more = fused.into_iter().flat_map(|p| self.block.insts[p].operands());
-        for v in i.operands().chain(more).chain(i.result().map(|_| Val(self.at))) {
+        let host = self.r.groups.get(self.at).map(|(g, ..)| self.host_of(g));
+        for v in i.operands().chain(more).chain(i.result().map(|_| Val(self.at))).chain(host) {
             if self.r.last[v.index()] <= self.at {
                 match std::mem::replace(&mut self.r.loc[v.index()], Loc::None) {
                     Loc::Gpr(r) => self.r.gpr[usize::from(r)] = None,
