@@ -20,6 +20,7 @@ mod tlb;
 mod vblock;
 
 pub use exec::{AT_ONCE, Engine, MAX_INSNS, Settings};
+pub use jit::perfmap::PerfMap;
 pub use peers::{MAX_CPUS, Member, Peers};
 pub use vblock::{Helper, VcpuBlock};
 

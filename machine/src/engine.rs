@@ -117,7 +117,7 @@ fn interp() -> Settings {
         background: false,
         max_insns: backend::MAX_INSNS,
         counter: None,
-        perfmap: false,
+        perfmap: None,
     }
 }
 
@@ -140,7 +140,7 @@ fn jit_settings(jit: &JitConfig, host_cpus: u32) -> Settings {
         background: threshold > 0 && !alone,
         max_insns: backend::MAX_INSNS,
         counter: None,
-        perfmap: false,
+        perfmap: None,
     }
 }
 

@@ -40,12 +40,7 @@ pub struct Profile {
 impl Profile {
     /// Starts anew. `symbols`: an ELF file or a System.map, or empty. `Err`: it cannot be read, or there is no thread to be had.
     pub fn start(&self, control: &Control, symbols: &str) -> Result<(), String> {
-        let found = if symbols.is_empty() {
-            Symbols::default()
-        } else {
-            let file = std::fs::read(Path::new(symbols)).map_err(|e| format!("{symbols}: {e}"))?;
-            Symbols::read(&file).map_err(|e| format!("{symbols}: {e}"))?
-        };
+        let found = if symbols.is_empty() { Symbols::default() } else { Symbols::open(Path::new(symbols))? };
         self.stop();
         *self.symbols.lock() = found;
         *self.samples.lock() = Samples::default();

@@ -23,6 +23,7 @@ use crate::switch::Shared;
 use crate::trace::{self, reader::Symbols};
 use crate::vcpu_thread::Threads;
 use accel_kvm::Vm;
+use backend::PerfMap;
 use std::fs::File;
 use std::io::{self, LineWriter};
 use std::path::{Path, PathBuf};
@@ -57,6 +58,8 @@ pub enum RunError {
     Load(#[from] LoadError),
     #[error("{path}: {source}", path = .0.display(), source = .1)]
     State(PathBuf, #[source] StateError),
+    #[error("-perfmap: {0}")]
+    PerfMap(#[source] io::Error),
     #[error("-trace: {0}")]
     Trace(String),
     #[error("cannot start a thread: {0}")]
@@ -72,7 +75,9 @@ pub fn run(config: Config) -> Result<ExitCode, RunError> {
     let mut choice = engine::choose(&config.accel, config.icount.is_some())?;
     let counter = config.icount.map(|_| Arc::<InsnCounter>::default());
     choice.settings.counter = counter.clone();
-    choice.settings.perfmap = config.perfmap;
+    if config.perfmap {
+        choice.settings.perfmap = Some(Arc::new(PerfMap::open().map_err(RunError::PerfMap)?));
+    }
     let start = Start::of(&config)?;
     let unix_seconds = rtc_base(&config)?;
     let topology = config.cpu.topology;
@@ -206,10 +211,7 @@ fn start_from(runner: &mut Runner, config: &Config) -> Result<(), RunError> {
 /// Has the CPUs observed from now on.
 fn start_trace(runner: &mut Runner, t: &TraceConfig) -> Result<(), RunError> {
     let symbols = match &t.symbols {
-        Some(path) => {
-            let file = std::fs::read(path).map_err(|e| RunError::File(path.clone(), e))?;
-            Symbols::read(&file).map_err(|e| RunError::Trace(format!("{}: {e}", path.display())))?
-        }
+        Some(path) => Symbols::open(path).map_err(RunError::Trace)?,
         None => Symbols::default(),
     };
     let filter =

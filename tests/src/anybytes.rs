@@ -99,7 +99,7 @@ impl AnyBytes {
             // More would be translated for nothing.
             max_insns: if jit { 8 } else { 1 },
             counter: Some(counter.clone()),
-            perfmap: false,
+            perfmap: None,
         };
         let machine = Machine::new(settings)?;
         machine.ram().log_writes();

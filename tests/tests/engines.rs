@@ -356,3 +356,52 @@ fn code_that_string_instructions_replace() {
         assert_eq!((o.stop, o.cpu.gpr[3]), (StopReason::Halted, 150 * 4), "{name}");
     });
 }
+
+/// One check covers the accesses of a step; near the end of a page they lie in two, of which the second is mapped elsewhere.
+#[test]
+fn accesses_of_one_base_go_across_pages() {
+    const STEPS: u64 = 600;
+    let code = assembled(|a| {
+        let mut top = a.create_label();
+        a.set_label(&mut top)?;
+        a.mov(rax, qword_ptr(rdi))?;
+        a.add(rax, qword_ptr(rdi + 8))?;
+        a.mov(qword_ptr(rdi + 16), rax)?;
+        a.add(dword_ptr(rdi + 28), ecx)?;
+        a.push(rax)?;
+        a.pop(rbx)?;
+        a.add(rdi, 8)?;
+        a.dec(ecx)?;
+        a.jnz(top)?;
+        a.hlt()
+    });
+    let mut expected: Vec<u64> = vec![1; STEPS as usize + 4];
+    for k in 0..STEPS as usize {
+        expected[k + 2] = expected[k].wrapping_add(expected[k + 1]);
+        expected[k + 3] = expected[k + 3].wrapping_add((STEPS - k as u64) << 32);
+    }
+    let bytes: Vec<u8> = expected.iter().flat_map(|q| q.to_le_bytes()).collect();
+    let (first, elsewhere) = (at::DATA + 0x800, at::STACK - 0x1000);
+    let pte = at::TABLES + 0x3000 + 0x1000 + 8 * 0x101;
+    on_all(|name, m| {
+        let mut i = image(World::Long, 0, &code);
+        i.put(pte, &(elsewhere | 0x63).to_le_bytes());
+        let ones: Vec<u8> = [1u64; STEPS as usize + 4].iter().flat_map(|q| q.to_le_bytes()).collect();
+        i.put(first, &ones[..0x800]);
+        i.put(elsewhere, &ones[0x800..]);
+        (i.cpu.gpr[1], i.cpu.gpr[7]) = (STEPS, first);
+        for round in 0..8 {
+            let o = m.outcome(&i);
+            assert_eq!((o.stop, o.cpu.gpr[1]), (StopReason::Halted, 0), "{name}, round {round}");
+            let mut now = vec![0; bytes.len()];
+            m.board.ram().read(first, &mut now[..0x800]);
+            m.board.ram().read(elsewhere, &mut now[0x800..]);
+            assert!(now == bytes, "{name}, round {round}");
+        }
+        // The second page may only be read: the first store beyond faults, which is that of the upper half.
+        i.put(pte, &(elsewhere | 0x61).to_le_bytes());
+        i.cpu.cr0 |= 1 << 16;
+        let o = m.outcome(&i);
+        assert_eq!((o.cpu.cr2, o.cpu.gpr[7]), (at::DATA + 0x1004, first + 8 * 253), "{name}");
+    });
+}

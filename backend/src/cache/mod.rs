@@ -14,6 +14,7 @@
 mod apart;
 mod code;
 
+pub use apart::Apart;
 pub use code::Tier1Code;
 
 use crate::jit::arena::{Arena, Range};
@@ -168,8 +169,7 @@ pub struct Cache {
     pub arena: Option<Arena>,
     /// Writes to code by the instruction that runs alone: first byte, length.
     writes: Vec<(u64, u64)>,
-    /// Instructions to be left out of groups.
-    pub apart: apart::Apart,
+    pub apart: Apart,
     pub invalidations: u64,
     pub insns: u64,
     /// The vCPU among others of its machine, if there are any.

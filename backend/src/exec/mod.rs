@@ -10,6 +10,7 @@ mod info;
 
 pub use build::{MAX_INSNS, read_code};
 
+use crate::PerfMap;
 use crate::cache::Record;
 use crate::count::Count;
 use crate::debug::BREAK_BITS;
@@ -63,8 +64,8 @@ pub struct Settings {
     pub max_insns: u32,
     /// Count instructions here, and stop at the limit set here.
     pub counter: Option<Arc<InsnCounter>>,
-    /// Name compiled code for `perf` in /tmp/perf-PID.map.
-    pub perfmap: bool,
+    /// Where compiled code is named for `perf`.
+    pub perfmap: Option<Arc<PerfMap>>,
 }
 
 /// One vCPU of the translating engine.

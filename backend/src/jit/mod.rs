@@ -6,13 +6,13 @@ pub mod compile;
 mod known;
 pub mod lower;
 mod pads;
-mod perfmap;
+pub mod perfmap;
 mod region;
 pub mod runtime;
 mod vector;
 mod vector_special;
 
-use crate::cache::{self, Record, Region, Tier1Code};
+use crate::cache::{self, Apart, Record, Region, Tier1Code};
 use crate::debug::BREAKS;
 use crate::exec::{AT_ONCE, Settings};
 use crate::tier0::form::Handler;
@@ -24,7 +24,6 @@ use compile::{Compiled, Compiler, Job};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use ir::pass::Passes;
 use ir::{Block, BlockKey, Frontend};
-use perfmap::PerfMap;
 use rustc_hash::FxHashMap;
 use std::collections::VecDeque;
 use std::marker::PhantomData;
@@ -66,7 +65,6 @@ pub struct Jit<F: Frontend, C: GuestCpu> {
     number: u64,
     waiting: usize,
     stats: Stats,
-    perfmap: Option<PerfMap>,
     cpu: PhantomData<fn() -> C>,
 }
 
@@ -143,6 +141,7 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
     ) -> std::io::Result<Self> {
         runtime::install(b);
         b.cache.arena = Some(Arena::new()?);
+        b.cache.apart = Apart::new(settings.threshold);
         let eng = VcpuBlock::<C>::eng_offset;
         let counted = settings.counter.is_some();
         let regions = settings.hot != 0 || !settings.tier1;
@@ -168,7 +167,6 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
             number: 0,
             waiting: 0,
             stats: Stats::default(),
-            perfmap: if settings.perfmap { Some(PerfMap::open()?) } else { None },
             cpu: PhantomData,
         })
     }
@@ -245,7 +243,7 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
             return;
         }
         let Some((range, address)) = self.place(b, HostCode { hot: &c.code, cold: &c.cold }) else { return };
-        if let Some(map) = &mut self.perfmap {
+        if let Some(map) = &self.settings.perfmap {
             map.add(address, c.code.len(), c.cold.len(), &format!("guest_ram_{:x}_loop", c.key.phys));
         }
         self.stats.regions += 1;
@@ -341,7 +339,7 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
             log::write(format_args!("OUT: block at RAM {:#x}, {len} bytes\n{text}\n", key.phys));
         }
         if let Some((range, address)) = self.place(b, code.code) {
-            if let Some(map) = &mut self.perfmap {
+            if let Some(map) = &self.settings.perfmap {
                 let at = b.cpu.linear(b.cpu.pc()).0;
                 map.add(address, code.code.hot.len(), code.code.cold.len(), &format!("guest_{at:x}"));
             }

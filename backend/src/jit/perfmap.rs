@@ -6,20 +6,25 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 
 /// The file, to which each vCPU appends.
+#[derive(Debug)]
 pub struct PerfMap(File);
 
 impl PerfMap {
-    /// `Err`: the file cannot be written.
+    /// In place of one that an older process of this number left. `Err`: the file cannot be written.
     pub fn open() -> io::Result<PerfMap> {
         let path = format!("/tmp/perf-{}.map", std::process::id());
-        Ok(PerfMap(OpenOptions::new().create(true).append(true).open(path)?))
+        match std::fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        Ok(PerfMap(OpenOptions::new().create_new(true).append(true).open(path)?))
     }
 
     /// Code at `address`, and `COLD` behind it its slow paths.
-    pub fn add(&mut self, address: u64, hot: usize, cold: usize, name: &str) {
+    pub fn add(&self, address: u64, hot: usize, cold: usize, name: &str) {
         let lines = line(address, hot, name) + &line(address + COLD as u64, cold, &format!("{name}_cold"));
         // A map that lacks a line is no reason to stop the guest.
-        if let Err(e) = self.0.write_all(lines.as_bytes()) {
+        if let Err(e) = (&self.0).write_all(lines.as_bytes()) {
             vm_core::dlog!(UNIMP, "perf map: {e}");
         }
     }

@@ -2,11 +2,12 @@
 
 use super::region::Inside;
 use super::regs::{Loc, Regs};
+use super::share::Copy;
 use super::{asm, st};
 use crate::cache::Record;
 use crate::far::Far;
 use crate::jit::arena::{COLD, HostCode};
-use ir::{Block, Effects, HelperDesc, Inst, Op, StateLayout, Ty, Val};
+use ir::{Block, HelperDesc, Inst, Op, StateLayout, Ty, Val};
 
 use dynasmrt::{DynasmApi, SimpleAssembler};
 
@@ -29,7 +30,7 @@ pub struct Env<'a> {
     pub global: bool,
     /// The block straddles: it runs only where it is known to be right.
     pub guarded: bool,
-    /// Page offsets of instructions whose accesses cross pages: see `share`.
+    /// Page offsets of instructions whose accesses often cross pages: see `share`.
     pub apart: &'a [u32],
 }
 
@@ -51,7 +52,8 @@ pub(super) enum Cold {
     /// A memory check that missed: (end of its jump, where to go on, register of the address, `AccessInfo`).
     Miss { jump: usize, back: usize, va: u8, info: u32 },
     /// The same of a group: see `share`. `delta`: from `va` to the first access; `most`: as `compare_tag`; `offset`, `rest`: of a leave.
-    Group { jump: usize, back: usize, va: u8, info: u32, delta: i32, most: i32, offset: i32, rest: u32 },
+    /// `copy`: the number of the copy to go on in instead.
+    Group { jump: usize, back: usize, va: u8, info: u32, delta: i32, most: i32, offset: i32, rest: u32, copy: Option<usize> },
     /// Leaves with the program counter at a page offset: (end of the jump, offset, `Why`, number of the edge, instructions
     /// that were counted and not executed).
     Leave { jump: usize, offset: i32, why: u32, edge: u32, rest: u32 },
@@ -118,6 +120,9 @@ pub(super) struct Emit<'a> {
     pub x87_ready: bool,
     pub x87_home: bool,
     pub region: Option<Inside>,
+    pub copies: Vec<Copy<'a>>,
+    /// Groups that begin at this op or behind are not used.
+    pub apart_from: u32,
 }
 
 impl Tier1 {
@@ -162,6 +167,8 @@ impl Tier1 {
             x87_ready: false,
             x87_home: false,
             region: None,
+            copies: Vec::new(),
+            apart_from: u32::MAX,
         };
         e.prepare();
         let (linked, forward) = e.entry();
@@ -201,36 +208,26 @@ impl Emit<'_> {
         self.find_direct();
     }
 
-    /// Also of the groups' host addresses. What only accesses that others have checked would use is not used.
+    /// Also of the groups' host addresses.
     fn find_last_uses(&mut self) {
         let (block, n) = (self.block, self.block.insts.len());
         self.r.groups.find(block, self.env);
         let all = n + self.r.groups.list.len();
         self.r.loc.resize(all, Loc::None);
         self.r.last.resize(all, 0);
-        for (k, inst) in block.insts.iter().enumerate().rev() {
-            if self.unused(k, inst) {
-                continue;
-            }
-            let follows = self.r.groups.follows(k as u32);
-            let host = self.r.groups.get(k as u32).map(|(g, ..)| self.host_of(g));
-            // The first operand is the address.
-            for v in inst.operands().skip(usize::from(follows)).chain(host) {
-                let last = &mut self.r.last[v.index()];
-                *last = (*last).max(k as u32);
+        for (k, inst) in (0..).zip(&block.insts) {
+            let host = self.r.groups.get(k).map(|(g, ..)| self.host_of(g));
+            for v in inst.operands().chain(host) {
+                self.r.last[v.index()] = k;
             }
         }
-    }
-
-    /// Whether an op only makes a value that nobody uses.
-    fn unused(&self, k: usize, i: &Inst) -> bool {
-        self.r.last[k] == 0 && i.result().is_some() && i.op != Op::Call && i.effects(self.env.helpers) == Effects::NONE
     }
 
     /// All ops of the block.
     pub(super) fn ops(&mut self) {
         for i in 0..self.block.insts.len() {
             self.at = i as u32;
+            self.note_end();
             self.op(&self.block.insts[i]);
             self.release();
         }
@@ -250,11 +247,8 @@ impl Emit<'_> {
         self.env.layout.slot(i.slot()).offset as i32 + i.imm as i32
     }
 
-    fn op(&mut self, i: &Inst) {
+    pub(super) fn op(&mut self, i: &Inst) {
         let v = Val(self.at);
-        if self.unused(v.index(), i) {
-            return;
-        }
         match i.op {
             Op::Insn => (self.insn, self.rest) = (i.imm as u32, self.rest - 1),
             Op::Const => self.r.loc[v.index()] = Loc::Const(i.imm as u64 & i.ty.mask()),

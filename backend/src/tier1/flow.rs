@@ -251,6 +251,7 @@ impl Emit<'_> {
         self.ways();
         let (mut failed, mut leaves) = (Vec::new(), Vec::new());
         self.split = self.here();
+        self.copies();
         for c in std::mem::take(&mut self.cold) {
             let here = self.here();
             match c {
@@ -265,13 +266,18 @@ impl Emit<'_> {
                     self.point(jump, here);
                     failed.push(self.miss(back, va, info));
                 }
-                Cold::Group { jump, back, va, info, delta, most, offset, rest } => {
+                Cold::Group { jump, back, va, info, delta, most, offset, rest, copy } => {
                     self.point(jump, here);
                     let (not_filled, crossed) = self.group_missed(back, va, info, delta, most);
                     failed.push(not_filled);
-                    let here = self.here();
-                    self.point(crossed, here);
-                    leaves.push(self.leave(offset, Why::Crossed as u32, 0, rest));
+                    if let Some(copy) = copy.and_then(|n| self.copies.get(n)) {
+                        let start = copy.start;
+                        self.point(crossed, start);
+                    } else {
+                        let here = self.here();
+                        self.point(crossed, here);
+                        leaves.push(self.leave(offset, Why::Crossed as u32, 0, rest));
+                    }
                 }
                 Cold::Leave { jump, offset, why, edge, rest } => {
                     self.point(jump, here);

@@ -97,6 +97,8 @@ impl Tier1 {
             x87_ready: false,
             x87_home: false,
             region,
+            copies: Vec::new(),
+            apart_from: u32::MAX,
         };
         let labels: Vec<usize> = (0..blocks.len()).map(|k| e.member(k, blocks[k], &loops)).collect();
         let entries = members.iter().zip(&labels).map(|((b, entered), label)| e.region_entry(b, *entered, *label)).collect();

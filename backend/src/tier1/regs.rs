@@ -39,7 +39,7 @@ const SAVED_FIRST: [u8; 11] = [3, 5, 12, 13, 14, 6, 7, 8, 9, 10, 11];
 const CALLER_SAVED: u16 = 0b1111_1100_0000;
 const XMM_POOL: std::ops::Range<u8> = 2..16;
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Regs {
     pub loc: Vec<Loc>,
     /// Index of the op that uses the value last, 0 if none does.

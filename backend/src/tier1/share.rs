@@ -2,14 +2,16 @@
 //! them looks whether all lie in one page that the TLB has; the others then use the host address that it found. Nothing within a
 //! block takes a mapping back: what flushes the TLB ends its block.
 //!
-//! Where they do not lie in one page the block leaves, and is made anew without (`Cache::crossed`) if that happens again.
+//! Where they do not lie in one page the block leaves. If that happens often (`cache::apart`) the block is made anew with a cold
+//! copy of what follows, in which each access has a check of its own; it meets the block again at the end.
 
-use super::asm;
 use super::emit::{Cold, Emit, Env, cc};
 use super::memory::calls;
-use super::regs::RCX;
+use super::regs::{Loc, RAX, RCX, Regs};
+use super::{asm, st};
 use crate::jit::runtime::AccessInfo;
 use ir::{Block, Effects, Inst, Op, Ty, Val};
+use std::rc::Rc;
 use vm_core::guest::CTX_COUNT;
 
 /// Bytes from the first to the last of a group at most: few groups cross a page then, and one byte of displacement reaches all.
@@ -44,7 +46,7 @@ impl Group {
 }
 
 /// The groups of a block, and which of them each op is in.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Groups {
     pub list: Vec<Group>,
     /// By op: the group, and the access's distance from the root.
@@ -102,13 +104,11 @@ impl Groups {
         self.of.clear();
         self.of.resize(b.insts.len(), None);
         self.open = 0;
-        let mut apart = false;
         for (k, i) in b.insts.iter().enumerate() {
             match i.op {
-                Op::Insn => apart = env.apart.contains(&(i.imm as u32)),
-                Op::Load => self.enter(b, i, k, false, apart),
-                Op::Store => self.enter(b, i, k, true, apart),
-                Op::ProbeW if !calls(i) => self.enter(b, i, k, true, apart),
+                Op::Load => self.enter(b, i, k, false),
+                Op::Store => self.enter(b, i, k, true),
+                Op::ProbeW if !calls(i) => self.enter(b, i, k, true),
                 // What it calls may do anything.
                 Op::Call if env.helpers[usize::from(i.aux)].effects != Effects::NONE => self.open = self.list.len(),
                 _ => {}
@@ -121,7 +121,7 @@ impl Groups {
         }
     }
 
-    fn enter(&mut self, b: &Block, i: &Inst, k: usize, write: bool, apart: bool) {
+    fn enter(&mut self, b: &Block, i: &Inst, k: usize, write: bool) {
         let ((root, off), ctx) = (resolve(b, i), i.aux & 3);
         let len = if i.op == Op::ProbeW { i64::from(i.aux >> 2) } else { i64::from(i.ty.bytes()) };
         let Some(to) = off.checked_add(len) else { return };
@@ -134,15 +134,10 @@ impl Groups {
             let g = &mut self.list[n];
             (g.from, g.to, g.joined) = (g.from.min(off), g.to.max(to), true);
             self.of[k] = Some((n as u16, off));
-        } else if !apart && let Ok(n) = u16::try_from(self.list.len()) {
+        } else if let Ok(n) = u16::try_from(self.list.len()) {
             self.list.push(Group { root, ctx, write, from: off, to, first: k as u32, joined: false });
             self.of[k] = Some((n, off));
         }
-    }
-
-    /// Whether the op needs no address: another has checked it.
-    pub fn follows(&self, k: u32) -> bool {
-        self.get(k).is_some_and(|(_, g, _)| g.first != k)
     }
 
     /// Number and group of the op at `k`, and its access's distance from the root.
@@ -159,7 +154,8 @@ impl Emit<'_> {
 
     /// Sees to it that the bytes of an access, the current op, may be accessed: by its group's check, or by its own.
     pub fn place(&mut self, i: &Inst, write: bool) -> Place {
-        let Some((n, group, off)) = self.r.groups.get(self.at) else {
+        let group = self.r.groups.get(self.at).filter(|(_, g, _)| g.first < self.apart_from);
+        let Some((n, group, off)) = group else {
             return Place::Checked(self.check(i, write));
         };
         let h = if group.first == self.at { self.check_group(i, n, group, off) } else { self.gpr(self.host_of(n)) };
@@ -173,6 +169,7 @@ impl Emit<'_> {
         let ctx = usize::from(group.ctx).min(CTX_COUNT - 1);
         let jump = self.compare_tag(va, ctx, write, most);
         let back = self.here();
+        let copy = self.note_copy();
         self.load_addend(ctx);
         let h = self.take(self.host_of(n));
         match group.middle() {
@@ -182,7 +179,7 @@ impl Emit<'_> {
         let info = self.info(i, write);
         let rest = if self.env.counted { self.rest } else { 0 };
         let (offset, delta) = (self.insn as i32, (off - group.from) as i32);
-        self.cold.push(Cold::Group { jump, back, va, info, delta, most, offset, rest });
+        self.cold.push(Cold::Group { jump, back, va, info, delta, most, offset, rest, copy });
         h
     }
 
@@ -197,5 +194,96 @@ impl Emit<'_> {
         let again = self.jmp();
         self.point(again, back);
         (failed, crossed)
+    }
+}
+
+/// What follows a group's check, to be emitted again with a check for each access.
+pub struct Copy<'a> {
+    block: &'a Block,
+    regs: Regs,
+    at: u32,
+    insn: u32,
+    rest: u32,
+    /// `Emit::fp_ready`, `x87_ready`, `x87_home`.
+    ready: [bool; 3],
+    /// Where the block's end begins, with its values where.
+    end: Option<(usize, Rc<Regs>)>,
+    /// Its first byte.
+    pub start: usize,
+}
+
+impl Emit<'_> {
+    /// Notes that the group of the current instruction needs a copy: its number.
+    fn note_copy(&mut self) -> Option<usize> {
+        if !self.env.apart.contains(&self.insn) {
+            return None;
+        }
+        let ready = [self.fp_ready, self.x87_ready, self.x87_home];
+        let (block, regs) = (self.block, self.r.clone());
+        self.copies.push(Copy { block, regs, at: self.at, insn: self.insn, rest: self.rest, ready, end: None, start: 0 });
+        Some(self.copies.len() - 1)
+    }
+
+    /// Index of the op that the block's end begins with: it leads elsewhere, and copies do not hold it.
+    fn end_of_block(&self) -> u32 {
+        let last = self.block.insts.len().saturating_sub(1);
+        let with_last = last.checked_sub(1).filter(|p| self.block.insts[*p].op == Op::Cmp && self.fuses(*p));
+        with_last.unwrap_or(last) as u32
+    }
+
+    /// To be called before each op.
+    pub fn note_end(&mut self) {
+        if self.copies.last().is_none_or(|c| c.end.is_some()) || self.at != self.end_of_block() {
+            return;
+        }
+        let (here, regs) = (self.here(), Rc::new(self.r.clone()));
+        for c in self.copies.iter_mut().filter(|c| c.end.is_none()) {
+            c.end = Some((here, regs.clone()));
+        }
+    }
+
+    /// Emits the copies.
+    pub fn copies(&mut self) {
+        for n in 0..self.copies.len() {
+            let start = self.here();
+            let c = &mut self.copies[n];
+            c.start = start;
+            (self.block, self.at, self.insn, self.rest) = (c.block, c.at, c.insn, c.rest);
+            [self.fp_ready, self.x87_ready, self.x87_home] = c.ready;
+            let Some((back, end)) = c.end.take() else { continue };
+            self.r = std::mem::take(&mut c.regs);
+            self.r.unlock();
+            self.apart_from = self.at;
+            let last = self.end_of_block();
+            for k in self.at..last {
+                self.at = k;
+                self.op(&self.block.insts[k as usize]);
+                self.release();
+            }
+            self.meet(last, &end);
+            let jump = self.jmp();
+            self.point(jump, back);
+        }
+        self.apart_from = u32::MAX;
+    }
+
+    /// Brings what is used from op `last` on to where it is in `end`.
+    fn meet(&mut self, last: u32, end: &Regs) {
+        let moves = |e: &Self, v: &Val| {
+            let (from, to) = (e.loc(*v), end.loc[v.index()]);
+            end.last[v.index()] >= last && from != to && matches!(to, Loc::Gpr(_) | Loc::Spill(_))
+        };
+        let values: Vec<Val> = (0..last).map(Val).filter(|v| moves(self, v)).collect();
+        for v in &values {
+            self.copy_to(RAX, *v);
+            asm!(self; push rax);
+        }
+        for v in values.iter().rev() {
+            match end.loc[v.index()] {
+                Loc::Gpr(r) => asm!(self; pop Rq(r)),
+                Loc::Spill(off) => st!(self, off; [pop QWORD] []),
+                _ => {}
+            }
+        }
     }
 }

@@ -3,6 +3,7 @@
 use machine::trace::reader::{Symbols, show};
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter};
+use std::path::Path;
 use std::process::ExitCode;
 
 const USAGE: &str = "usage: rhea-trace TRACE [SYMBOLS]   (SYMBOLS: an ELF file, System.map or a copy of /proc/kallsyms)";
@@ -10,10 +11,7 @@ const USAGE: &str = "usage: rhea-trace TRACE [SYMBOLS]   (SYMBOLS: an ELF file, 
 fn run(args: &[String]) -> Result<(), String> {
     let (trace, symbols) = match args {
         [trace] => (trace, Symbols::default()),
-        [trace, file] => {
-            let bytes = std::fs::read(file).map_err(|e| format!("{file}: {e}"))?;
-            (trace, Symbols::read(&bytes).map_err(|e| format!("{file}: {e}"))?)
-        }
+        [trace, file] => (trace, Symbols::open(Path::new(file))?),
         _ => return Err(USAGE.into()),
     };
     let file = File::open(trace).map_err(|e| format!("{trace}: {e}"))?;

@@ -4,16 +4,31 @@ use super::format::{Insn, NAMES, REGS, Records};
 use frontend_x86::X86;
 use goblin::elf::Elf;
 use ir::Frontend;
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
 use std::io::{self, Read, Write};
 use std::ops::Range;
+use std::path::Path;
 use vm_core::observe::Touch;
 
 /// Symbols by address: of an ELF file, or of lines as /proc/kallsyms and System.map have them.
 #[derive(Default)]
 pub struct Symbols(Vec<(u64, String)>);
 
+/// Bytes of a file of symbols at most; that of a kernel with all its debugging data has some hundred million.
+const MOST: u64 = 1 << 30;
+
 impl Symbols {
+    /// Reads a file. `Err`: what is wrong with it, its name first.
+    pub fn open(path: &Path) -> Result<Self, String> {
+        let failed = |e: &dyn Display| format!("{}: {e}", path.display());
+        // Others may have no end.
+        let about = std::fs::metadata(path).map_err(|e| failed(&e))?;
+        if !about.is_file() || about.len() > MOST {
+            return Err(failed(&"not a regular file of at most 1 GiB"));
+        }
+        Self::read(&std::fs::read(path).map_err(|e| failed(&e))?).map_err(|e| failed(&e))
+    }
+
     pub fn read(file: &[u8]) -> Result<Self, String> {
         let mut list = match Elf::parse(file) {
             Ok(elf) => {
@@ -114,5 +129,7 @@ mod tests {
         let said = String::from_utf8(said).unwrap();
         assert!(said.starts_with("0 0000000000001004 <start+0x4> inc %rax  rax=0x2\n"), "{said}");
         assert!(Symbols::read(b"\xff\xfe").is_err());
+        let endless = Symbols::open(Path::new("/dev/zero")).err();
+        assert_eq!(endless.as_deref(), Some("/dev/zero: not a regular file of at most 1 GiB"));
     }
 }

@@ -348,7 +348,7 @@ pub fn engines() -> Vec<(&'static str, Settings)> {
         background,
         max_insns: backend::MAX_INSNS,
         counter: None,
-        perfmap: false,
+        perfmap: None,
     };
     vec![
         ("interp", s(false, 0, false, false)),

@@ -23,7 +23,7 @@ pub fn engine(name: &str) -> Option<(&'static str, Settings)> {
         background: false,
         max_insns: backend::MAX_INSNS,
         counter: None,
-        perfmap: false,
+        perfmap: None,
     };
     Some(match name {
         "interp" => ("interp", s(false, false)),

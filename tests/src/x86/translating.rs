@@ -99,7 +99,7 @@ impl Translating {
             background: false,
             max_insns: backend::MAX_INSNS,
             counter: None,
-            perfmap: false,
+            perfmap: None,
         }
     }
 }
