@@ -77,10 +77,15 @@ impl Emit<'_> {
             (a, b) = (b, a);
         }
         let wide = i.ty == Ty::I64;
+        if let (Op::And, Loc::Const(c)) = (i.op, self.loc(b))
+            && let Some(from) = Ty::ALL.into_iter().find(|t| *t != Ty::V128 && t.bits() < i.ty.bits() && t.mask() == c)
+        {
+            return self.zero_extend(a, from, false);
+        }
         let src = self.src(b, i.ty);
         if let (Op::Add, Src::Imm(imm), false, Loc::Gpr(r)) = (i.op, src, in_place(self, a), self.loc(a)) {
             let d = self.dest();
-            return asm!(self; lea Rq(d), [Rq(r) + imm]);
+            return if wide { asm!(self; lea Rq(d), [Rq(r) + imm]) } else { asm!(self; lea Rd(d), [Rq(r) + imm]) };
         }
         let d = self.dest_from(a);
         match i.op {
@@ -200,36 +205,71 @@ impl Emit<'_> {
     }
 
     fn extend(&mut self, i: &Inst) {
-        let (from, signed) = (self.block.ty(i.a), i.op == Op::SExt);
+        let from = self.block.ty(i.a);
+        if let Loc::Const(c) = self.loc(i.a) {
+            let (d, sh) = (self.dest(), 64 - from.bits());
+            let signed = ((c << sh) as i64 >> sh) as u64;
+            return self.mov_imm(d, if i.op == Op::SExt { signed } else { c & from.mask() });
+        }
+        if i.op == Op::ZExt {
+            return self.zero_extend(i.a, from, self.is_clean(i.a));
+        }
         if let (Loc::State(off), true) = (self.loc(i.a), self.dies(i.a))
             && !self.is_pinned(off)
         {
             let d = self.dest();
-            return match (from, signed) {
-                (Ty::I8, true) => st!(self, off; [movsx Rq(d), BYTE] []),
-                (Ty::I16, true) => st!(self, off; [movsx Rq(d), WORD] []),
-                (Ty::I32, true) => st!(self, off; [movsxd Rq(d), DWORD] []),
-                _ => self.load_state(d, from, off),
+            return match from {
+                Ty::I8 => st!(self, off; [movsx Rq(d), BYTE] []),
+                Ty::I16 => st!(self, off; [movsx Rq(d), WORD] []),
+                _ => st!(self, off; [movsxd Rq(d), DWORD] []),
             };
         }
-        if let Loc::Const(c) = self.loc(i.a) {
-            let d = self.dest();
-            let sh = 64 - from.bits();
-            return self.mov_imm(d, if signed { ((c << sh) as i64 >> sh) as u64 } else { c & from.mask() });
+        let (s, d) = self.source_and_dest(i.a);
+        match from {
+            Ty::I8 => asm!(self; movsx Rq(d), Rb(s)),
+            Ty::I16 => asm!(self; movsx Rq(d), Rw(s)),
+            _ => asm!(self; movsxd Rq(d), Rd(s)),
         }
-        let s = self.gpr(i.a);
-        let in_place = self.dies(i.a) && matches!(self.loc(i.a), Loc::Gpr(_)) && !self.goes_direct();
-        let d = if in_place { self.dest_from(i.a) } else { self.dest() };
-        match (from, signed) {
-            (Ty::I8, true) => asm!(self; movsx Rq(d), Rb(s)),
-            (Ty::I16, true) => asm!(self; movsx Rq(d), Rw(s)),
-            (Ty::I32, true) => asm!(self; movsxd Rq(d), Rd(s)),
-            (Ty::I8, false) => asm!(self; movzx Rd(d), Rb(s)),
-            (Ty::I16, false) => asm!(self; movzx Rd(d), Rw(s)),
-            (Ty::I32, false) => asm!(self; mov Rd(d), Rd(s)),
+    }
+
+    /// The register of an operand, and that of the result, the same if the operand dies.
+    fn source_and_dest(&mut self, a: Val) -> (u8, u8) {
+        let s = self.gpr(a);
+        let in_place = self.dies(a) && matches!(self.loc(a), Loc::Gpr(_)) && !self.goes_direct();
+        (s, if in_place { self.dest_from(a) } else { self.dest() })
+    }
+
+    /// The low bits of a value that is no constant, as many as `from` has; `clean`: the others are zero in its register.
+    fn zero_extend(&mut self, a: Val, from: Ty, clean: bool) {
+        if let (Loc::State(off), true) = (self.loc(a), self.dies(a))
+            && !self.is_pinned(off)
+        {
+            let d = self.dest();
+            return self.load_state(d, from, off);
+        }
+        let (s, d) = self.source_and_dest(a);
+        match from {
+            _ if clean && s == d => {}
+            // The host renames this one.
+            Ty::I8 | Ty::I16 | Ty::I32 if clean => asm!(self; mov Rd(d), Rd(s)),
+            Ty::I8 => asm!(self; movzx Rd(d), Rb(s)),
+            Ty::I16 => asm!(self; movzx Rd(d), Rw(s)),
+            Ty::I32 => asm!(self; mov Rd(d), Rd(s)),
             _ if s != d => asm!(self; mov Rq(d), Rq(s)),
             _ => {}
         }
+    }
+
+    /// Whether the bits beyond its type are zero in the register that holds a value.
+    fn is_clean(&self, v: Val) -> bool {
+        let i = &self.block.insts[v.index()];
+        let narrow = matches!(i.ty, Ty::I8 | Ty::I16 | Ty::I32);
+        matches!(self.loc(v), Loc::Gpr(_) | Loc::Spill(_))
+            && match i.op {
+                Op::Load | Op::ZExt => narrow,
+                Op::Add | Op::Sub | Op::And | Op::Or | Op::Xor | Op::Mul => i.ty == Ty::I32,
+                _ => false,
+            }
     }
 
     /// The low bytes of the same place.
