@@ -272,10 +272,10 @@ impl Emit<'_> {
                     failed.push(not_filled);
                     if let Some(copy) = copy.and_then(|n| self.copies.get(n)) {
                         let start = copy.start;
-                        self.point(crossed, start);
+                        crossed.iter().for_each(|j| self.point(*j, start));
                     } else {
                         let here = self.here();
-                        self.point(crossed, here);
+                        crossed.iter().for_each(|j| self.point(*j, here));
                         leaves.push(self.leave(offset, Why::Crossed as u32, 0, rest));
                     }
                 }

@@ -185,15 +185,18 @@ impl Emit<'_> {
 
     /// A group's check missed: has the TLB filled for the first access and looks again. Gives the ends of the jumps for when that
     /// fails, and for when the group crosses a page.
-    pub fn group_missed(&mut self, back: usize, va: u8, info: u32, delta: i32, most: i32) -> (usize, usize) {
+    pub fn group_missed(&mut self, back: usize, va: u8, info: u32, delta: i32, most: i32) -> (usize, [usize; 2]) {
         let a = AccessInfo::unpack(info);
+        asm!(self; mov edx, Rd(va); and edx, 0xfff; cmp edx, DWORD most);
+        let two_pages = self.jcc(cc::A);
         self.lea(RCX, va, delta);
         self.fill(RCX, info);
         let failed = self.jcc(cc::NE);
-        let crossed = self.compare_tag(va, a.ctx.min(CTX_COUNT - 1), a.write, most);
+        // It may be a page that the debugger watches.
+        let alone = self.compare_tag(va, a.ctx.min(CTX_COUNT - 1), a.write, most);
         let again = self.jmp();
         self.point(again, back);
-        (failed, crossed)
+        (failed, [two_pages, alone])
     }
 }
 
