@@ -54,6 +54,11 @@ pub enum Why {
 }
 
 impl Why {
+    pub const COUNT: usize = 10;
+    /// As `info jit` calls them.
+    pub const NAMES: [&str; Self::COUNT] =
+        ["look up", "link", "leave", "fault", "hot", "kicked", "edge", "jump cache missed", "budget", "crossed"];
+
     pub fn from_code(c: u64) -> Why {
         match c {
             1 => Why::Link,
@@ -202,6 +207,8 @@ pub const SAMPLE: u64 = 64;
 #[derive(Default, Debug, Clone)]
 pub struct Stats {
     pub dispatches: u64,
+    /// What the visits came to, by `Why`.
+    pub ends: [u64; Why::COUNT],
     pub lookups: u64,
     pub leaves: u64,
     pub faults: u64,

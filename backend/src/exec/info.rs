@@ -2,7 +2,7 @@
 
 use super::Driver;
 use crate::jit::Jit;
-use crate::vblock::VcpuBlock;
+use crate::vblock::{VcpuBlock, Why};
 use ir::Frontend;
 use vm_core::guest::GuestCpu;
 
@@ -11,7 +11,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
         let s = &b.eng.stats;
         let live: u64 = b.cache.records().map(|r| u64::from(r.runs) * u64::from(r.insns)).sum();
         let mut text = format!(
-            "blocks               {}\nguest insns in them  {}\ninsns interpreted    {}\ntranslated insns     {}\nwarm-up: building    {:.3} s\nwarm-up: interpreting {:.3} s (sampled)\nwarm-up: compiling   {:.3} s\ndispatcher visits    {}\ncache look-ups       {}\nleaves               {}\nfaults               {}\nevents               {}\ninvalidations        {}\nTLB refills          {}\nTLB flushes          {}\ninsns not kept       {}\nnotes from peers     {}\n",
+            "blocks               {}\nguest insns in them  {}\ninsns interpreted    {}\ntranslated insns     {}\nwarm-up: building    {:.3} s\nwarm-up: interpreting {:.3} s (sampled)\nwarm-up: compiling   {:.3} s\ndispatcher visits    {}\n  ended by           {}\ncache look-ups       {}\nleaves               {}\nfaults               {}\nevents               {}\ninvalidations        {}\nTLB refills          {}\nTLB flushes          {}\ninsns not kept       {}\nnotes from peers     {}\n",
             b.cache.len(),
             b.cache.records().map(|r| u64::from(r.insns)).sum::<u64>(),
             live + s.interpreted_dropped,
@@ -20,6 +20,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
             s.interpret_ns as f64 / 1e9,
             self.jit.as_ref().map_or(0.0, Jit::seconds),
             s.dispatches,
+            ends(&s.ends),
             s.lookups,
             s.leaves,
             s.faults,
@@ -36,4 +37,9 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
         }
         text
     }
+}
+
+fn ends(counts: &[u64; Why::COUNT]) -> String {
+    let met = Why::NAMES.iter().zip(counts).filter(|(_, n)| **n != 0);
+    met.map(|(name, n)| format!("{name} {n}")).collect::<Vec<_>>().join(", ")
 }

@@ -359,6 +359,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
             self.log_entry(b);
             // SAFETY: `find` gives a live record, and sets the page's program counter.
             unsafe { self.enter(b, rec) };
+            b.eng.stats.ends[b.eng.why as usize] += 1;
             let only_jumped = matches!(b.eng.why, Why::Miss | Why::Edge | Why::Link | Why::Hot);
             self.follow_up(b)?;
             if !only_jumped || b.eng.exit.load(Ordering::Relaxed) != 0 || b.cache.dead() > GRAVES || b.out_of_budget() {
