@@ -78,8 +78,14 @@ impl Why {
 /// A slow instruction's code.
 pub type Helper<C> = fn(&mut VcpuBlock<C>, u64, u64, u64) -> Result<u64, Fault>;
 
-/// Entries of the inline jump cache (a power of two).
-pub const JC_ENTRIES: usize = 32768;
+/// log2 of the entries of the inline jump cache.
+const JC_BITS: u32 = 15;
+pub const JC_ENTRIES: usize = 1 << JC_BITS;
+/// Odd, near 2^32 divided by the golden ratio: spreads program counters that are alike, as functions begin at multiples of 16.
+pub const JC_FACTOR: u32 = 0x9e37_79b1;
+/// The top bits of the product, shifted this far, are an entry's offset in bytes; the rest is masked away.
+pub const JC_SHIFT: u32 = 32 - JC_BITS - 5;
+pub const JC_MASK: u32 = (JC_ENTRIES as u32 - 1) << 5;
 
 /// Where a program counter in a mode leads. The record may have been dropped meanwhile: then its code says so.
 #[repr(C)]
@@ -98,7 +104,7 @@ pub const JC_NONE: u16 = u16::MAX;
 pub const JC_MANY: u16 = u16::MAX - 1;
 
 pub const fn jc_index(pc: u64) -> usize {
-    (pc ^ pc >> 12) as usize & (JC_ENTRIES - 1)
+    ((pc as u32).wrapping_mul(JC_FACTOR) >> (32 - JC_BITS)) as usize
 }
 
 impl JcEntry {

@@ -27,7 +27,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
         }
         let e = b.eng.jc[jc_index(pc)];
         // SAFETY: records named by the jump cache are freed only after it was cleared.
-        let known = !one && e.is_of(pc, mode) && !unsafe { (*e.rec).dead };
+        let known = !one && e.is_of(pc, mode) && !unsafe { (*e.rec).dead || (*e.rec).second.is_some() };
         if known && e.holds(pc, mode) {
             // SAFETY: as above.
             b.set_page_pc(pc, unsafe { (*e.rec).start });
@@ -58,11 +58,12 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
             },
         };
         // SAFETY: just found or made.
-        let straddles = unsafe { (*rec).second.is_some() };
+        let (straddles, guarded) = unsafe { ((*rec).second.is_some(), (*rec).tier1.is_some()) };
         if straddles {
             b.open_guard(rec, va);
         }
-        if !one && !straddles && !log::enabled(Item::NOCHAIN) && !b.is_cut(mode, (va.0 & 0xfff) as u32) {
+        // Code of a block that straddles looks for itself where its second page is; nothing else does.
+        if !one && (!straddles || guarded) && !log::enabled(Item::NOCHAIN) && !b.is_cut(mode, (va.0 & 0xfff) as u32) {
             let global = b.fills.global(va.0, ctx);
             b.known_pages.add(va.0, global);
             b.jc_fill(pc, mode, rec, global);

@@ -6,7 +6,7 @@
 
 use crate::atomic::AtomicArgs;
 use crate::far::Far;
-use crate::vblock::{BASE, Engine, JC_ENTRIES, JcEntry, LEAVE, LIVE_SSE, LIVE_X87, VcpuBlock, Why};
+use crate::vblock::{BASE, Engine, JC_FACTOR, JC_MASK, JC_SHIFT, JcEntry, LEAVE, LIVE_SSE, LIVE_X87, VcpuBlock, Why};
 use ir::{FpOp, Rmw, Ty, VecOp};
 use std::arch::naked_asm;
 use std::mem::offset_of;
@@ -392,11 +392,9 @@ macro_rules! through_jump_cache {
     (before: [$($before:literal),*], hit: [$($hit:literal),*], miss: [$($miss:literal),*], $($operands:tt)*) => {
         naked_asm!(
             $($before,)*
-            "mov rax, rdi",
-            "shr rax, 12",
-            "xor eax, edi",
+            "imul eax, edi, {factor}",
+            "shr eax, {shift}",
             "and eax, {mask}",
-            "shl eax, 5",
             "mov rdx, [r15 + {mode}]",
             "cmp rdi, [r15 + rax + {jc_pc}]",
             "jne 2f",
@@ -408,7 +406,9 @@ macro_rules! through_jump_cache {
             $($miss,)*
             "mov rsp, [r15 + {base}]",
             "ret",
-            mask = const JC_ENTRIES - 1,
+            factor = const JC_FACTOR as i32,
+            shift = const JC_SHIFT,
+            mask = const JC_MASK,
             mode = const from_base(offset_of!(Engine, mode)),
             base = const from_base(offset_of!(Engine, stack_base)),
             jc_pc = const from_base(offset_of!(Engine, jc)) + offset_of!(JcEntry, pc) as i32,

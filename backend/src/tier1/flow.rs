@@ -5,7 +5,7 @@ use super::{asm, st};
 use crate::cache::Record;
 use crate::far::{Far, Spaces};
 use crate::jit::runtime::func;
-use crate::vblock::{BASE, Engine, JC_ENTRIES, JcEntry, Why};
+use crate::vblock::{BASE, Engine, JC_FACTOR, JC_MASK, JC_SHIFT, JcEntry, Why};
 use ir::{Inst, Op};
 use std::mem::offset_of;
 
@@ -123,12 +123,12 @@ impl Emit<'_> {
         const { assert!(size_of::<JcEntry>() == 32) };
         let jc = self.eng(offset_of!(Engine, jc)) - BASE;
         let (pc, mode) = (jc + offset_of!(JcEntry, pc) as i32, jc + offset_of!(JcEntry, mode) as i32);
-        let (code, mask) = (jc + offset_of!(JcEntry, code) as i32, JC_ENTRIES as i32 - 1);
+        let (code, factor, mask) = (jc + offset_of!(JcEntry, code) as i32, JC_FACTOR as i32, JC_MASK as i32);
         let miss = self.eng(offset_of!(Engine, fns) + 8 * func::MISS);
         let now = self.eng(offset_of!(Engine, mode));
-        asm!(self; mov rax, rdi; shr rax, BYTE 12);
+        asm!(self; imul eax, edi, DWORD factor; shr eax, BYTE JC_SHIFT as i8);
         st!(self, now; [mov rcx,] []);
-        asm!(self; xor eax, edi; and eax, DWORD mask; shl eax, BYTE 5; cmp rdi, [r15 + rax + pc]);
+        asm!(self; and eax, DWORD mask; cmp rdi, [r15 + rax + pc]);
         let other_pc = self.jcc(cc::NE);
         asm!(self; cmp rcx, [r15 + rax + mode]);
         let other_mode = self.jcc(cc::NE);
