@@ -103,7 +103,8 @@ pub struct JcEntry {
 pub const JC_NONE: u16 = u16::MAX;
 pub const JC_MANY: u16 = u16::MAX - 1;
 
-pub const fn jc_index(pc: u64) -> usize {
+/// The first place of a program counter; the second is beside it.
+const fn jc_index(pc: u64) -> usize {
     ((pc as u32).wrapping_mul(JC_FACTOR) >> (32 - JC_BITS)) as usize
 }
 
@@ -337,9 +338,28 @@ impl<C: GuestCpu> VcpuBlock<C> {
         unsafe { p.as_ref() }
     }
 
+    /// The entry for a program counter in a mode, or else the one in its first place.
+    #[inline]
+    pub fn jc_entry(&self, pc: u64, mode: u64) -> JcEntry {
+        self.eng.jc[self.jc_found(pc, mode).unwrap_or(jc_index(pc))]
+    }
+
+    #[inline]
+    fn jc_found(&self, pc: u64, mode: u64) -> Option<usize> {
+        let first = jc_index(pc);
+        [first, first ^ 1].into_iter().find(|i| self.eng.jc[*i].is_of(pc, mode))
+    }
+
+    /// Where to enter a program counter.
+    fn jc_place(&self, pc: u64, mode: u64) -> usize {
+        let first = jc_index(pc);
+        let free = |i: &usize| matches!(self.eng.jc[*i], e if e.mode == JcEntry::EMPTY.mode || e.code == stale_address());
+        self.jc_found(pc, mode).or_else(|| [first, first ^ 1].into_iter().find(free)).unwrap_or(first)
+    }
+
     /// Enters a block in the jump cache. `global`: its mapping survives address-space switches.
     pub(crate) fn jc_fill(&mut self, pc: u64, mode: u64, rec: *mut Record, global: bool) {
-        let i = jc_index(pc);
+        let i = self.jc_place(pc, mode);
         // SAFETY: the caller found `rec`, so it is live.
         let r = unsafe { &mut *rec };
         self.eng.jc[i] = JcEntry { pc, mode, rec, code: if r.code == 0 { miss_address() } else { r.code } };

@@ -6,7 +6,7 @@
 use super::{Driver, OBSERVED, ONE};
 use crate::cache::Record;
 use crate::mmu::Place;
-use crate::vblock::{VcpuBlock, jc_index};
+use crate::vblock::VcpuBlock;
 use ir::{BlockKey, Frontend};
 use vm_core::guest::GuestCpu;
 use vm_core::log::{self, Item};
@@ -25,7 +25,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
             b.eng.code_base = base;
             b.code_moved();
         }
-        let e = b.eng.jc[jc_index(pc)];
+        let e = b.jc_entry(pc, mode);
         // SAFETY: records named by the jump cache are freed only after it was cleared.
         let known = !one && e.is_of(pc, mode) && !unsafe { (*e.rec).dead || (*e.rec).second.is_some() };
         if known && e.holds(pc, mode) {

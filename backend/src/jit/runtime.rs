@@ -30,8 +30,8 @@ pub mod func {
     pub const FAR: usize = 9;
     pub const ACCESS_STUB: usize = 10;
     pub const HELPER: usize = 11;
-    /// Returns `Why::Miss`.
-    pub const MISS: usize = 12;
+    /// Goes on at a program counter that the jump cache does not have in its first place.
+    pub const SECOND: usize = 12;
     pub const COUNT: usize = 13;
 }
 
@@ -75,7 +75,7 @@ pub fn install<C: GuestCpu>(b: &mut VcpuBlock<C>) {
     b.eng.fns[func::PROBE] = probe::<C> as *const () as usize;
     b.eng.fns[func::VEC] = vec::<C> as *const () as usize;
     b.eng.fns[func::CHAIN] = chain as *const () as usize;
-    b.eng.fns[func::MISS] = miss as *const () as usize;
+    b.eng.fns[func::SECOND] = second as *const () as usize;
     b.eng.fns[func::FAR] = far as *const () as usize;
     b.eng.fp_control = FP_CONTROL;
 }
@@ -397,9 +397,16 @@ macro_rules! through_jump_cache {
             "and eax, {mask}",
             "mov rdx, [r15 + {mode}]",
             "cmp rdi, [r15 + rax + {jc_pc}]",
+            "jne 4f",
+            "cmp rdx, [r15 + rax + {jc_mode}]",
+            "je 5f",
+            "4:",
+            "xor eax, {beside}",
+            "cmp rdi, [r15 + rax + {jc_pc}]",
             "jne 2f",
             "cmp rdx, [r15 + rax + {jc_mode}]",
             "jne 2f",
+            "5:",
             "mov rax, [r15 + rax + {jc_code}]",
             $($hit,)*
             "2:",
@@ -409,6 +416,7 @@ macro_rules! through_jump_cache {
             factor = const JC_FACTOR as i32,
             shift = const JC_SHIFT,
             mask = const JC_MASK,
+            beside = const size_of::<JcEntry>(),
             mode = const from_base(offset_of!(Engine, mode)),
             base = const from_base(offset_of!(Engine, stack_base)),
             jc_pc = const from_base(offset_of!(Engine, jc)) + offset_of!(JcEntry, pc) as i32,
@@ -450,6 +458,31 @@ unsafe extern "C" fn far() {
         code = const offset_of!(Far, code),
         record = const offset_of!(Far, record),
         edge = const offset_of!(Far, edge),
+    )
+}
+
+/// Jumped to by blocks with the program counter in rdi, the mode in rcx, and in rax the offset of an entry of the jump cache that is
+/// not theirs: looks into the one beside it.
+#[cfg(target_arch = "x86_64")]
+#[unsafe(naked)]
+unsafe extern "C" fn second() {
+    naked_asm!(
+        "xor eax, {beside}",
+        "cmp rdi, [r15 + rax + {jc_pc}]",
+        "jne 2f",
+        "cmp rcx, [r15 + rax + {jc_mode}]",
+        "jne 2f",
+        "jmp [r15 + rax + {jc_code}]",
+        "2:",
+        "mov eax, {miss}",
+        "mov rsp, [r15 + {base}]",
+        "ret",
+        beside = const size_of::<JcEntry>(),
+        jc_pc = const from_base(offset_of!(Engine, jc)) + offset_of!(JcEntry, pc) as i32,
+        jc_mode = const from_base(offset_of!(Engine, jc)) + offset_of!(JcEntry, mode) as i32,
+        jc_code = const from_base(offset_of!(Engine, jc)) + offset_of!(JcEntry, code) as i32,
+        miss = const Why::Miss as u32,
+        base = const from_base(offset_of!(Engine, stack_base)),
     )
 }
 

@@ -10,7 +10,7 @@
 
 use super::form::{COp, Edge, Handler};
 use crate::tlb;
-use crate::vblock::{LEAVE, VcpuBlock, Why, jc_index};
+use crate::vblock::{LEAVE, VcpuBlock, Why};
 use ir::{Cond, Op, Ty};
 use std::ptr;
 use std::sync::atomic::Ordering;
@@ -688,8 +688,9 @@ unsafe fn to_pc<C: GuestCpu>(s: *mut u8, pc: u64) -> *mut COp {
     // SAFETY: records in the jump cache are live: it is cleared before they are freed.
     unsafe {
         let b = VcpuBlock::<C>::from_seam(s);
-        let e = b.eng.jc[jc_index(pc)];
-        if e.holds(pc, b.eng.mode) && !b.eng.single {
+        let e = b.jc_entry(pc, b.eng.mode);
+        // A block that straddles is for the dispatcher to check.
+        if e.holds(pc, b.eng.mode) && !b.eng.single && (*e.rec).second.is_none() {
             wr::<u64>(s, b.eng.pc_page_off as u16, pc.wrapping_sub((*e.rec).start.into()));
             return (*e.rec).ops.as_mut_ptr();
         }

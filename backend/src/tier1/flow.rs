@@ -124,7 +124,7 @@ impl Emit<'_> {
         let jc = self.eng(offset_of!(Engine, jc)) - BASE;
         let (pc, mode) = (jc + offset_of!(JcEntry, pc) as i32, jc + offset_of!(JcEntry, mode) as i32);
         let (code, factor, mask) = (jc + offset_of!(JcEntry, code) as i32, JC_FACTOR as i32, JC_MASK as i32);
-        let miss = self.eng(offset_of!(Engine, fns) + 8 * func::MISS);
+        let second = self.eng(offset_of!(Engine, fns) + 8 * func::SECOND);
         let now = self.eng(offset_of!(Engine, mode));
         asm!(self; imul eax, edi, DWORD factor; shr eax, BYTE JC_SHIFT as i8);
         st!(self, now; [mov rcx,] []);
@@ -136,7 +136,7 @@ impl Emit<'_> {
         let here = self.here();
         self.point(other_pc, here);
         self.point(other_mode, here);
-        st!(self, miss; [jmp QWORD] []);
+        st!(self, second; [jmp QWORD] []);
     }
 
     pub fn terminator(&mut self, i: &Inst) {
