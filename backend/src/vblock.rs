@@ -9,7 +9,8 @@ use crate::cache::{Cache, Record};
 use crate::count::Count;
 use crate::debug::Debugging;
 use crate::far::{KnownPages, Spaces};
-use crate::jit::runtime::{func, miss_address, stale_address};
+use crate::jit::asm::{miss_address, stale_address};
+use crate::jit::runtime::func;
 use crate::observe::Observing;
 use crate::tier0::form::{COp, Edge};
 use crate::tlb;
@@ -95,7 +96,7 @@ pub struct JcEntry {
     /// Mode word; all ones in an empty entry.
     pub mode: u64,
     pub rec: *mut Record,
-    /// Its compiled code, or `jit::runtime::miss_address`.
+    /// Its compiled code, or `jit::asm::miss_address`.
     pub code: u64,
 }
 

@@ -29,6 +29,7 @@ const UNSAFE: &[&str] = &[
     "backend/src/exec/mod.rs",
     "backend/src/far.rs",
     "backend/src/jit/arena.rs",
+    "backend/src/jit/asm.rs",
     "backend/src/jit/region.rs",
     "backend/src/jit/runtime.rs",
     "backend/src/tier0/counted.rs",

@@ -18,8 +18,8 @@ pub use apart::Apart;
 pub use code::Tier1Code;
 
 use crate::jit::arena::{Arena, Range};
+use crate::jit::asm::{THUNK, THUNK_FULL};
 use crate::jit::compile::Compiled;
-use crate::jit::runtime::{THUNK, THUNK_FULL};
 use crate::peers::{Member, granules};
 use crate::tier0::form::{COp, Edge, Handler};
 use ir::BlockKey;

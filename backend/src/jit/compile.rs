@@ -2,11 +2,11 @@
 //! the vCPU, so it runs on any thread.
 
 use super::arena::HostCode;
+use super::asm;
 use super::known;
 use super::lower::{self, Env, Member};
 use super::pads;
 use super::region::{MAX_BLOCKS, MAX_INSNS};
-use super::runtime;
 use crate::tier1::{self, Tier1};
 use cranelift_codegen::control::ControlPlane;
 use cranelift_codegen::isa::{CallConv, OwnedTargetIsa};
@@ -193,9 +193,9 @@ impl<F: Frontend> Compiler<F> {
         if !code.is_empty() {
             let l = self.fe.layout();
             let slot = |s| l.slot(s).offset as i32;
-            let slots = runtime::PcSlots { pc: slot(l.pc), page: slot(l.pc_page), mask: (l.pc_mask)(job.key.mode) };
+            let slots = asm::PcSlots { pc: slot(l.pc), page: slot(l.pc_page), mask: (l.pc_mask)(job.key.mode) };
             for (i, m) in members.iter().enumerate() {
-                runtime::push_thunk(&mut code, i, m.start, entries.get(i).copied().unwrap_or(0), &slots);
+                asm::push_thunk(&mut code, i, m.start, entries.get(i).copied().unwrap_or(0), &slots);
             }
         }
         let nanos = cpu_nanos() - t;

@@ -44,7 +44,7 @@ pub fn clif_ty(ty: Ty) -> Type {
     }
 }
 
-/// Signature of a region, which takes the number of the member to start at, and of `runtime::chain`, which takes a
+/// Signature of a region, which takes the number of the member to start at, and of `asm::chain`, which takes a
 /// program counter.
 pub fn signature() -> Signature {
     let mut sig = Signature::new(CallConv::Tail);

@@ -2,6 +2,7 @@
 //! page, loops inside), compiled by Cranelift on a thread of its own, or at once with `threshold=0`.
 
 pub mod arena;
+pub mod asm;
 pub mod compile;
 mod known;
 pub mod lower;

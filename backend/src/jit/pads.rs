@@ -90,7 +90,7 @@ fn push_pad(code: &mut Vec<u8>, info: u32, back: usize, tail: usize, eng: fn(usi
     push_jump(code, &[0xe9], tail);
 }
 
-/// Leaves the region: drops its frame and returns the status. `runtime::enter` restores what the region saved.
+/// Leaves the region: drops its frame and returns the status. `asm::enter` restores what the region saved.
 fn push_tail(code: &mut Vec<u8>, eng: fn(usize) -> i32) {
     // mov eax, [status]; mov rsp, rbp; pop rbp; ret
     push_state(code, [0x41, 0x8b, 0x87], eng(offset_of!(Engine, status)));

@@ -117,7 +117,7 @@ impl Emit<'_> {
         asm!(self; mov eax, DWORD why as i32; ret);
     }
 
-    /// Goes on at the program counter in rdi, which is also in the state, through the jump cache: `runtime::chain` in line,
+    /// Goes on at the program counter in rdi, which is also in the state, through the jump cache: `jit::asm::chain` in line,
     /// so that each jump is predicted for itself. A jump does not change the mode.
     pub fn chain(&mut self) {
         const { assert!(size_of::<JcEntry>() == 32) };
