@@ -405,3 +405,42 @@ fn accesses_of_one_base_go_across_pages() {
         assert_eq!((o.cpu.cr2, o.cpu.gpr[7]), (at::DATA + 0x1004, first + 8 * 253), "{name}");
     });
 }
+
+/// Of a store of 32 bytes that faults in the second of two pages nothing is stored, also where the code was made for such stores.
+#[test]
+fn a_store_into_two_pages_happens_as_a_whole() {
+    const STEPS: u64 = 64;
+    let code = assembled(|a| {
+        let mut top = a.create_label();
+        a.set_label(&mut top)?;
+        a.vmovups(ymmword_ptr(rdi), ymm1)?;
+        a.inc(rdi)?;
+        a.dec(ecx)?;
+        a.jnz(top)?;
+        a.hlt()
+    });
+    let second = at::DATA + 0x1000;
+    let (first, pte) = (second - 48, at::TABLES + 0x3000 + 0x1000 + 8 * 0x101);
+    let pattern: [u8; 32] = std::array::from_fn(|k| k as u8 + 1);
+    on_all(|name, m| {
+        let mut i = image(World::Long, 0, &code);
+        i.put(pte, &(second | 0x63).to_le_bytes());
+        i.cpu.cr4 |= 1 << 18 | 1 << 9;
+        i.cpu.xcr0 = 7;
+        (i.cpu.gpr[1], i.cpu.gpr[7]) = (STEPS, first);
+        let half = |n: usize| u128::from_le_bytes(std::array::from_fn(|k| pattern[n + k]));
+        (i.cpu.xmm[1], i.cpu.ymmh[1]) = (half(0), half(16));
+        i.cpu.update_mode();
+        for round in 0..40 {
+            let o = m.outcome(&i);
+            assert_eq!((o.stop, o.cpu.gpr[1]), (StopReason::Halted, 0), "{name}, round {round}");
+        }
+        i.put(pte, &(second | 0x61).to_le_bytes());
+        i.cpu.cr0 |= 1 << 16;
+        let o = m.outcome(&i);
+        assert_eq!((o.cpu.cr2, o.cpu.gpr[7]), (second, second - 31), "{name}");
+        let mut now = [0; 32];
+        m.board.ram().read(second - 32, &mut now);
+        assert_eq!(now, pattern, "{name}");
+    });
+}

@@ -174,7 +174,7 @@ impl Emit<'_> {
         let part = |ty: Ty, at: i64| Inst { op: Op::Store, ty, aux: ctx, imm: i.imm.wrapping_add(at), ..*i };
         if calls(i) {
             self.probe_by_call(i);
-        } else if self.r.groups.get(self.at).is_some() {
+        } else if self.group().is_some() {
             self.place(i, true);
         } else if let Some(ty) = Ty::ALL.iter().find(|t| t.bytes() == u32::from(i.aux >> 2)) {
             self.check(&part(*ty, 0), true);

@@ -152,10 +152,14 @@ impl Emit<'_> {
         Val((self.block.insts.len() + usize::from(group)) as u32)
     }
 
+    /// The group that the current op is in, if it goes by that: ops of copies do not.
+    pub fn group(&self) -> Option<(u16, Group, i64)> {
+        self.r.groups.get(self.at).filter(|(_, g, _)| g.first < self.apart_from)
+    }
+
     /// Sees to it that the bytes of an access, the current op, may be accessed: by its group's check, or by its own.
     pub fn place(&mut self, i: &Inst, write: bool) -> Place {
-        let group = self.r.groups.get(self.at).filter(|(_, g, _)| g.first < self.apart_from);
-        let Some((n, group, off)) = group else {
+        let Some((n, group, off)) = self.group() else {
             return Place::Checked(self.check(i, write));
         };
         let h = if group.first == self.at { self.check_group(i, n, group, off) } else { self.gpr(self.host_of(n)) };
