@@ -47,6 +47,13 @@ impl BusMaster {
         }
     }
 
+    /// Gives RAM in a range back to the host: its pages read as zeroes from now on. Nothing happens where there is none.
+    pub fn discard(&self, pa: Pa, len: u64) {
+        if self.enabled() {
+            self.dma.discard(pa, len);
+        }
+    }
+
     /// Guest RAM for virtqueues; `None` while the function is no bus master.
     pub fn ram(&self) -> Option<Arc<GuestRam>> {
         self.enabled().then(|| self.dma.guest_ram().clone())

@@ -201,6 +201,13 @@ impl<M: Model> Core<M> {
         }
     }
 
+    /// Lets somebody outside act on the device; what follows from it is in `interrupts`.
+    pub fn with<R>(&mut self, f: impl FnOnce(&mut M, &mut Queues) -> R) -> R {
+        let r = f(&mut self.model, &mut self.queues);
+        self.service();
+        r
+    }
+
     /// Vectors to raise, and ISR bits to set, since the last look.
     pub fn interrupts(&mut self) -> (Vec<u16>, u8) {
         let mut vectors = self.queues.take_fired();

@@ -1,7 +1,7 @@
 //! Virtio over memory-mapped registers, for machines without PCI (virtio 1.2 §4.2.2); the legacy interface (version 1) is not offered.
 
-use super::Model;
 use super::core::{Core, CoreState, Part};
+use super::{Access, Model, Queues};
 use crate::pci::BusMaster;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -95,10 +95,27 @@ impl<M: Model> VirtioMmio<M> {
         })
     }
 
+    /// A way to the model that does not keep the device alive.
+    pub fn access(cell: &Arc<Mutex<Self>>) -> Access<M> {
+        let cell = Arc::downgrade(cell);
+        Arc::new(move |f| {
+            if let Some(d) = cell.upgrade() {
+                d.lock().with(|m, q| f(m, q));
+            }
+        })
+    }
+
     /// Does what work that has been done leads to.
     pub fn service(&mut self) {
         self.core.service();
         self.deliver();
+    }
+
+    /// Lets somebody outside act on the device.
+    pub fn with<R>(&mut self, f: impl FnOnce(&mut M, &mut Queues) -> R) -> R {
+        let r = self.core.with(f);
+        self.deliver();
+        r
     }
 
     pub fn model(&self) -> &M {

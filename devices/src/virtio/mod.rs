@@ -1,24 +1,31 @@
 //! Virtio 1.2: queues, what all devices share, the transports (PCI, memory-mapped), and the devices.
 
+pub mod balloon;
 pub mod blk;
+pub mod console;
 pub mod core;
 mod legacy;
 pub mod mmio;
 pub mod net;
+pub mod p9;
 pub mod pci;
 pub mod queue;
 pub mod rng;
 #[cfg(test)]
 mod testkit;
 
+pub use balloon::{Balloon, BalloonConfig};
 pub use blk::{Blk, BlkConfig};
+pub use console::{Console, PortConfig};
 pub use mmio::{MmioWires, VirtioMmio};
 pub use net::{Net, NetConfig};
+pub use p9::{P9, Share};
 pub use pci::{PciOptions, VirtioPci};
 pub use queue::{Chain, Queues};
 pub use rng::Rng;
 
 use serde_json::Value;
+use std::sync::Arc;
 
 /// VIRTIO_F_NOTIFY_ON_EMPTY and VIRTIO_F_ANY_LAYOUT are for legacy drivers; the others are for all.
 pub const F_ANY_LAYOUT: u64 = 1 << 27;
@@ -38,6 +45,9 @@ pub struct Kind {
     /// PCI base class, sub-class and interface.
     pub class: u32,
 }
+
+/// A way to a device's model from outside, whatever its transport. It takes the device's lock.
+pub type Access<M> = Arc<dyn Fn(&mut dyn FnMut(&mut M, &mut Queues)) + Send + Sync>;
 
 /// A virtio device, less its transport. All calls come with the transport's lock held.
 pub trait Model: Send + 'static {

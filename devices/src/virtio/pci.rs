@@ -1,10 +1,10 @@
 //! Virtio over PCI (virtio 1.2 §4.1): modern registers in memory behind capabilities, and the legacy ones of transitional
 //! devices in I/O space.
 
-use super::Model;
 use super::core::{Core, CoreState, ISR_QUEUE, Part};
 use super::legacy::{self, Then};
 use super::queue::NO_VECTOR;
+use super::{Access, Model, Queues};
 use crate::pci::bus::PciFunction;
 use crate::pci::decode::Decoder;
 use crate::pci::endpoint::{Endpoint, EndpointState, MSIX_BAR, PciWires};
@@ -108,10 +108,27 @@ impl<M: Model> VirtioPci<M> {
         })
     }
 
+    /// A way to the model that does not keep the device alive.
+    pub fn access(cell: &Arc<Mutex<Self>>) -> Access<M> {
+        let cell = Arc::downgrade(cell);
+        Arc::new(move |f| {
+            if let Some(d) = cell.upgrade() {
+                d.lock().with(|m, q| f(m, q));
+            }
+        })
+    }
+
     /// Does what work that has been done leads to.
     pub fn service(&mut self) {
         self.core.service();
         self.deliver();
+    }
+
+    /// Lets somebody outside act on the device.
+    pub fn with<R>(&mut self, f: impl FnOnce(&mut M, &mut Queues) -> R) -> R {
+        let r = self.core.with(f);
+        self.deliver();
+        r
     }
 
     pub fn model(&self) -> &M {

@@ -38,9 +38,9 @@ pub struct Driver<M> {
     pub device: VirtioPci<M>,
     pub ram: Arc<Ram>,
     pub heard: Arc<Heard>,
-    next_desc: [u16; 4],
-    avail: [u16; 4],
-    seen: [u16; 4],
+    next_desc: [u16; 8],
+    avail: [u16; 8],
+    seen: [u16; 8],
     pub legacy: bool,
 }
 
@@ -58,7 +58,7 @@ impl<M: Model> Driver<M> {
         let wires = PciWires { intx: IrqLine::new(heard.clone(), 0), msi: heard.clone(), dma, line: 11 };
         let mut device = VirtioPci::new(model, wires, options);
         device.config_write(4, 2, 7);
-        Self { device, ram, heard, next_desc: [0; 4], avail: [0; 4], seen: [0; 4], legacy }
+        Self { device, ram, heard, next_desc: [0; 8], avail: [0; 8], seen: [0; 8], legacy }
     }
 
     pub fn modern(model: M) -> Self {
@@ -96,7 +96,7 @@ impl<M: Model> Driver<M> {
 
     /// Brings the device up with these features, and with all its queues.
     pub fn start(&mut self, features: u64) {
-        let queues = self.device.bar_read(4, 0x12, 2).min(4);
+        let queues = self.device.bar_read(4, 0x12, 2).min(8);
         if self.legacy {
             self.device.bar_write(0, 18, 1, 3);
             self.device.bar_write(0, 4, 4, features);

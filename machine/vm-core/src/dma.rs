@@ -1,6 +1,6 @@
 //! How devices reach guest RAM: by guest-physical address, without the CPU. Every write is a host write (`Ram::write`).
 
-use crate::addr::Pa;
+use crate::addr::{PAGE_SIZE, Pa};
 use crate::memmap::{MemMap, Target};
 use crate::ram::{HostWrites, Ram};
 use std::sync::Arc;
@@ -87,6 +87,21 @@ impl Dma {
         });
     }
 
+    /// Gives the whole pages of RAM in a range back to the host; they read as zeroes from now on. ROM stays.
+    pub fn discard(&self, pa: Pa, len: u64) {
+        let first = pa.0.checked_next_multiple_of(PAGE_SIZE);
+        let last = pa.0.saturating_add(len) / PAGE_SIZE * PAGE_SIZE;
+        let mut at = first.unwrap_or(last);
+        while at < last {
+            let (target, room) = self.map.extent(Pa(at));
+            let n = room.min(last - at).max(1);
+            if let Target::Ram { offset, writable: true } = target {
+                self.ram.zero(offset, n);
+            }
+            at = at.saturating_add(n);
+        }
+    }
+
     pub fn write(&self, pa: Pa, data: &[u8]) {
         self.parts(pa, data.len(), |target, at, n| {
             if let Target::Ram { offset, writable: true } = target {
@@ -127,6 +142,18 @@ mod tests {
         assert_eq!(buf, [0xff, 9, 0, 0]);
         d.read(Pa(u64::MAX), &mut buf);
         assert_eq!(buf, [0xff, 0, 0, 0]);
+    }
+
+    #[test]
+    fn whole_pages_of_ram_are_discarded() {
+        let d = dma();
+        d.ram.write(0, &[9; 0x4000]);
+        d.discard(Pa(1), u64::MAX);
+        let left: Vec<_> = (0..4).map(|p| d.ram.read_uint(p * 0x1000, 1)).collect();
+        assert_eq!(left, [9, 9, 0, 0], "a page in part, and ROM, stay");
+        d.discard(Pa(u64::MAX), 5);
+        d.discard(Pa(0), 0xfff);
+        assert_eq!(d.ram.read_uint(0, 1), 9);
     }
 
     #[test]
