@@ -3,6 +3,20 @@
 use super::{Disk, Geometry, Job, Op};
 use parking_lot::Mutex;
 use std::sync::Arc;
+use vm_core::{Dma, MemMap, Pa, Ram};
+
+/// Bytes of the memory that tests give controllers.
+pub const RAM: u64 = 1 << 20;
+
+/// A controller's way to memory of its own.
+///
+/// # Panics
+/// If the host has no memory.
+pub fn dma() -> Dma {
+    let mut map = MemMap::default();
+    map.map_ram(Pa(0), RAM, 0, true);
+    Dma::new(Arc::new(Ram::new(RAM).expect("a mebibyte is there")), &map)
+}
 
 #[derive(Default)]
 struct State {

@@ -279,6 +279,24 @@ impl Endpoint {
     }
 }
 
+/// Of a `PciFunction` whose configuration space is that of its field `endpoint`.
+macro_rules! config_by_endpoint {
+    () => {
+        fn config_read(&mut self, offset: u16, size: u8) -> u32 {
+            self.endpoint.config_read(offset, size)
+        }
+
+        fn config_write(&mut self, offset: u16, size: u8, value: u32) {
+            self.endpoint.config_write(offset, size, value);
+        }
+
+        fn decoder(&self) -> Option<Arc<Decoder>> {
+            Some(self.endpoint.decoder())
+        }
+    };
+}
+pub(crate) use config_by_endpoint;
+
 /// The ranges that are enabled, for the bus.
 impl ConfigSpace {
     pub(super) fn ranges(&self) -> Vec<BarRange> {

@@ -8,6 +8,7 @@ mod tests;
 use super::ata::{Completions, Drive};
 use crate::pci::bus::PciFunction;
 use crate::pci::decode::Decoder;
+use crate::pci::endpoint::config_by_endpoint;
 use crate::pci::{BarKind, ConfigSpace, Endpoint, EndpointState, PciWires};
 use parking_lot::Mutex;
 use port::{Port, Saved};
@@ -160,17 +161,7 @@ impl Ahci {
 }
 
 impl PciFunction for Ahci {
-    fn config_read(&mut self, offset: u16, size: u8) -> u32 {
-        self.endpoint.config_read(offset, size)
-    }
-
-    fn config_write(&mut self, offset: u16, size: u8, value: u32) {
-        self.endpoint.config_write(offset, size, value);
-    }
-
-    fn decoder(&self) -> Option<Arc<Decoder>> {
-        Some(self.endpoint.decoder())
-    }
+    config_by_endpoint!();
 
     /// Registers have 32 bits; a wider access is of two, a smaller one reads part of one.
     fn bar_read(&mut self, _: u32, offset: u64, size: u8) -> u64 {

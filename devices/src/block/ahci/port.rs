@@ -365,6 +365,11 @@ impl Port {
         let op = op(fis::gather(&self.master, header, len));
         let kind = match way {
             // Software names the tag by the slot's number.
+            // A tag that is in use stands for the command that has it.
+            Way::Queued(_) if self.state.pending.values().any(|p| p.slot == slot) => {
+                dlog!(GUEST_ERRORS, "ahci: slot {slot} has a command already");
+                return self.fail(slot, error::ABRT, is::TFES);
+            }
             Way::Queued(tag) if u32::from(tag) == slot => Kind::Queued,
             Way::Queued(_) => return self.fail(slot, error::ABRT, is::TFES),
             Way::Pio(_) if !op.writes() => Kind::PioIn,

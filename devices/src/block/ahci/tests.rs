@@ -2,11 +2,10 @@
 
 use super::*;
 use crate::block::ata::Medium;
-use crate::block::testkit::MemoryDisk;
+use crate::block::testkit::{MemoryDisk, RAM, dma};
 use vm_core::testing::{Rng, contract};
-use vm_core::{Dma, IrqLine, IrqSink, MemMap, MsiSink, Pa, Ram};
+use vm_core::{Dma, IrqLine, IrqSink, MsiSink, Pa};
 
-const RAM: u64 = 1 << 20;
 const LIST: u64 = 0x1000;
 const FIS: u64 = 0x2000;
 const TABLES: u64 = 0x4000;
@@ -38,12 +37,6 @@ struct Kit {
     disc: Arc<MemoryDisk>,
     heard: Arc<Heard>,
     dma: Dma,
-}
-
-fn dma() -> Dma {
-    let mut map = MemMap::default();
-    map.map_ram(Pa(0), RAM, 0, true);
-    Dma::new(Arc::new(Ram::new(RAM).unwrap()), &map)
 }
 
 fn drives(disk: &Arc<MemoryDisk>, disc: &Arc<MemoryDisk>) -> [Option<Drive>; PORTS] {
@@ -192,6 +185,20 @@ fn queued_commands_run_together() {
     assert_eq!(k.disk.run(), 3);
     k.hba.service();
     assert_eq!((k.get(P0 + 0x34), k.acknowledge(P0), k.bytes(FIS + 0x58, 1)), (0, 8, vec![0xa1]));
+}
+
+#[test]
+fn a_tag_that_is_in_use_is_refused() {
+    let mut k = kit_with(MemoryDisk::new(1 << 20).holding());
+    // READ FPDMA QUEUED of one sector, tag 3, again and again.
+    let mut fis = Kit::fis(0x60, 0, 3 << 3);
+    fis[3] = 1;
+    k.prepare(3, &fis, 0, 512);
+    for _ in 0..50 {
+        k.set(P0 + 0x34, 1 << 3);
+        k.set(P0 + 0x38, 1 << 3);
+    }
+    assert_eq!((k.get(P0 + 0x20) & 1, k.disk.run()), (1, 1), "the task file has an error, the disk one job");
 }
 
 #[test]

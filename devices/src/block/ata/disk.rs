@@ -166,8 +166,8 @@ impl Disk {
             }
             0xef => self.set_features(t),
             // READ NATIVE MAX ADDRESS.
-            0xf8 => Plan::Address((sectors - 1).min(0xfff_ffff)),
-            0x27 => Plan::Address(sectors - 1),
+            0xf8 => Plan::Address(sectors.saturating_sub(1).min(0xfff_ffff)),
+            0x27 => Plan::Address(sectors.saturating_sub(1)),
             _ => {
                 dlog!(GUEST_ERRORS, "ata: command {:#04x} is not known", t.command);
                 Plan::Abort

@@ -41,6 +41,15 @@ fn identify_tells_size_and_names() {
 }
 
 #[test]
+fn a_disk_without_sectors_has_no_last_one() {
+    let (g, t) = (geometry(0), |command| Task { command, features: 0, count: 1, lba: 0, device: 0x40 });
+    let mut disk = Disk::new(&g);
+    let plans = [0x27, 0xf8, 0x25, 0x20].map(|c| disk.plan(&t(c), &g, &identity(), true));
+    assert_eq!(plans, [Plan::Address(0), Plan::Address(0), Plan::NotFound, Plan::NotFound]);
+    assert_eq!(words(&identify::disk(&g, &identity(), 16, true, 0x45, true))[60], 0);
+}
+
+#[test]
 fn ranges_of_commands() {
     let (k, way) = (512, Way::Pio(512));
     assert_eq!(plan(0x20, 0, 0, 0, DEVICE_LBA), Plan::Read { at: 0, len: 256 * k, way });

@@ -8,6 +8,7 @@ mod tests;
 use super::ata::{Completions, Drive};
 use crate::pci::bus::PciFunction;
 use crate::pci::decode::Decoder;
+use crate::pci::endpoint::config_by_endpoint;
 use crate::pci::{BarKind, ConfigSpace, Endpoint, EndpointState, PciWires};
 use channel::{Channel, Saved};
 use parking_lot::Mutex;
@@ -93,17 +94,7 @@ impl Ide {
 }
 
 impl PciFunction for Ide {
-    fn config_read(&mut self, offset: u16, size: u8) -> u32 {
-        self.endpoint.config_read(offset, size)
-    }
-
-    fn config_write(&mut self, offset: u16, size: u8, value: u32) {
-        self.endpoint.config_write(offset, size, value);
-    }
-
-    fn decoder(&self) -> Option<Arc<Decoder>> {
-        Some(self.endpoint.decoder())
-    }
+    config_by_endpoint!();
 
     fn bar_read(&mut self, _: u32, offset: u64, size: u8) -> u64 {
         (0..u64::from(size)).fold(0, |v, i| {

@@ -2,11 +2,10 @@
 
 use super::*;
 use crate::block::ata::{DEVICE_LBA, Medium, status};
-use crate::block::testkit::MemoryDisk;
+use crate::block::testkit::{MemoryDisk, dma};
 use vm_core::testing::{Rng, contract};
-use vm_core::{Dma, IrqSink, MemMap, Pa, Ram};
+use vm_core::{Dma, IrqSink, Pa};
 
-const RAM: u64 = 1 << 20;
 const READY: u8 = status::DRDY | status::DSC;
 
 #[derive(Default)]
@@ -24,12 +23,6 @@ struct Kit {
     disc: Arc<MemoryDisk>,
     lines: Arc<Lines>,
     dma: Dma,
-}
-
-fn dma() -> Dma {
-    let mut map = MemMap::default();
-    map.map_ram(Pa(0), RAM, 0, true);
-    Dma::new(Arc::new(Ram::new(RAM).unwrap()), &map)
 }
 
 fn controller(disk: Arc<MemoryDisk>, disc: Arc<MemoryDisk>, lines: Arc<Lines>, dma: Dma) -> Ide {

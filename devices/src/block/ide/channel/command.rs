@@ -11,7 +11,9 @@ impl Channel {
         if self.drives[n].is_none() || self.state.control & CONTROL_SRST != 0 {
             return;
         }
-        if busy && code != command::DEVICE_RESET {
+        // Packet devices are reset whatever they do; disks know no such command.
+        let reset = code == command::DEVICE_RESET && self.drives[n].as_ref().is_some_and(|d| d.is_cd());
+        if busy && !reset {
             dlog!(GUEST_ERRORS, "ide: command {code:#04x} while another is under way");
             return;
         }
