@@ -1,14 +1,16 @@
 //! Opens the character back ends of a configuration and connects serial ports, monitors, QMP and debug consoles to them.
 
-use crate::chardev::{Chardev, DeviceFront, Front, Kind, Mux, MuxPort};
+use crate::board::Board;
+use crate::chardev::{Chardev, DeviceFront, Event, Front, Kind, Mux, MuxPort};
 use crate::event_loop::Waker;
 use crate::gdb::{Arch, script};
 use crate::machine::Machine;
 use crate::monitor::Monitor;
-use crate::options::{self, Config, DeviceSpec};
+use crate::options::{self, Config, DeviceSpec, SerialPort};
 use crate::qmp::Qmp;
 use crate::run::RunError;
 use devices::chr::CharSink;
+use devices::virtio::{Access, Console};
 use std::fs::OpenOptions;
 use std::io;
 use std::sync::Arc;
@@ -46,6 +48,8 @@ struct Backend {
 pub struct Consoles {
     backends: Vec<Backend>,
     serials: [Option<End>; 4],
+    /// Ends of the ports of each virtio console device.
+    ports: Vec<Vec<Option<End>>>,
 }
 
 impl Consoles {
@@ -58,7 +62,7 @@ impl Consoles {
             let mux = spec.mux.then(|| Mux::new(dev.clone(), quit.clone()));
             backends.push(Backend { id: spec.id.clone(), dev, mux });
         }
-        Ok(Self { backends, serials: Default::default() })
+        Ok(Self { backends, serials: Default::default(), ports: Vec::new() })
     }
 
     /// A new end of back end `id`.
@@ -87,6 +91,29 @@ impl Consoles {
         config.devices.iter().map(|d| (d.clone(), sink(d))).collect()
     }
 
+    /// Where the ports of virtio console devices write to.
+    pub fn ports(&mut self, config: &Config) -> Vec<Vec<Option<Arc<dyn CharSink>>>> {
+        let end = |p: &SerialPort| p.chardev.as_ref().and_then(|id| self.end(id));
+        self.ports = port_lists(config).map(|ports| ports.iter().map(end).collect()).collect();
+        let sink = |e: &Option<End>| e.as_ref().map(End::sink);
+        self.ports.iter().map(|ports| ports.iter().map(sink).collect()).collect()
+    }
+
+    /// Lets input flow to the ports of virtio console devices.
+    fn connect_ports(&self, config: &Config, board: &Board) {
+        for ((list, ends), access) in port_lists(config).zip(&self.ports).zip(&board.consoles) {
+            for (p, end) in list.iter().zip(ends) {
+                let Some(end) = end else { continue };
+                let front = Arc::new(PortFront { access: access.clone(), nr: p.nr });
+                end.set_front(front.clone());
+                if let End::Port(_) = end {
+                    // What shares a back end with others is always there.
+                    front.event(Event::Opened);
+                }
+            }
+        }
+    }
+
     /// Lets input flow to the serial ports and monitors. Errors are those of making threads.
     pub fn connect(&self, config: &Config, machine: &Arc<Machine>) -> io::Result<()> {
         for (end, uart) in self.serials.iter().zip(&machine.board.uarts) {
@@ -94,6 +121,7 @@ impl Consoles {
                 end.set_front(DeviceFront::new(uart));
             }
         }
+        self.connect_ports(config, &machine.board);
         for end in config.monitors.iter().filter_map(|id| self.end(id)) {
             let monitor = Monitor::new(machine.clone(), end.sink());
             end.set_front(monitor);
@@ -120,6 +148,47 @@ impl Consoles {
     /// Gives the peers a moment to take the last output.
     pub fn drain(&self) {
         self.backends.iter().for_each(|b| b.dev.drain());
+    }
+}
+
+/// The ports of each virtio console device.
+fn port_lists(config: &Config) -> impl Iterator<Item = &Vec<SerialPort>> {
+    config.devices.iter().filter_map(|d| match d {
+        DeviceSpec::VirtioSerial { ports, .. } => Some(ports),
+        _ => None,
+    })
+}
+
+/// A port of a virtio console device as front end.
+struct PortFront {
+    access: Access<Console>,
+    nr: u32,
+}
+
+impl Front for PortFront {
+    fn room(&self) -> usize {
+        let mut room = 0;
+        (self.access)(&mut |c, _| room = c.room(self.nr));
+        room
+    }
+
+    fn receive(&self, bytes: &[u8]) -> usize {
+        let mut taken = 0;
+        (self.access)(&mut |c, queues| taken = c.receive(self.nr, bytes, queues));
+        taken
+    }
+
+    fn event(&self, event: Event) {
+        match event {
+            Event::Opened | Event::Closed => (self.access)(&mut |c, queues| c.set_open(self.nr, event == Event::Opened, queues)),
+            // Whoever gets at the device lets it go on.
+            Event::Drained => (self.access)(&mut |_, _| {}),
+            Event::Break => {}
+        }
+    }
+
+    fn pump(&self) {
+        (self.access)(&mut |_, _| {});
     }
 }
 

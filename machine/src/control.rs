@@ -99,6 +99,8 @@ pub enum Notice {
     Shutdown(Cause),
     /// The power button was pressed.
     Powerdown,
+    /// The guest has so many bytes left beside the balloon.
+    Balloon(u64),
     /// A vCPU, by its number, has stopped for the debugger. `Stop` follows.
     Debug(usize, DebugEvent),
     /// The program ends with this status.

@@ -6,7 +6,7 @@ use crate::chardev::Chardev;
 use crate::control::{Cause, Control, Notice, RunState};
 use crate::gdb::Host;
 use crate::gdb::memory::{read_phys, read_virt};
-use crate::monitor::{CpuInfo, MonitorTarget, Part};
+use crate::monitor::{CpuInfo, MonitorTarget, NO_BALLOON, Part};
 use crate::net::Nets;
 use crate::profile::Profile;
 use crate::runner::Runner;
@@ -20,6 +20,7 @@ use frontend_x86::X86;
 use ir::Frontend;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -100,6 +101,24 @@ impl Machine {
             say!("the CPU does not answer");
         }
     }
+}
+
+/// What a guest tells of its memory, a line for each number (virtio 1.2 §5.5.6.4).
+fn stats(list: &BTreeMap<u16, u64>) -> String {
+    const NAMES: [&str; 10] = [
+        "swap-in",
+        "swap-out",
+        "major-faults",
+        "minor-faults",
+        "free-memory",
+        "total-memory",
+        "available-memory",
+        "disk-caches",
+        "htlb-pgalloc",
+        "htlb-pgfail",
+    ];
+    let one = |(tag, v): (&u16, &u64)| Some(format!("  {}: {v}\n", NAMES.get(usize::from(*tag))?));
+    list.iter().filter_map(one).collect()
 }
 
 /// Loads what `-incoming defer` waits for. The inner error is one of state.
@@ -202,6 +221,19 @@ impl MonitorTarget for Machine {
             format!("virtio-net-pci.{n}: index=0,type=nic,model=virtio-net-pci,macaddr={mac}\n{behind}")
         };
         self.board.cards().into_iter().enumerate().map(card).collect()
+    }
+
+    fn balloon(&self) -> Option<(u64, String)> {
+        let access = self.board.balloon.as_ref()?;
+        let mut told = None;
+        access(&mut |b, _| told = Some((b.actual(), stats(b.stats()))));
+        told
+    }
+
+    fn set_balloon(&self, bytes: u64) -> Result<(), String> {
+        let access = self.board.balloon.as_ref().ok_or(NO_BALLOON)?;
+        access(&mut |b, queues| b.set_target(bytes, queues));
+        Ok(())
     }
 
     fn info_usernet(&self) -> String {

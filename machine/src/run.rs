@@ -1,10 +1,10 @@
 //! Runs the machine that a `Config` describes.
 
 use crate::block::{self, Drives};
-use crate::board::{Board, BoardError, Outside};
+use crate::board::{Board, BoardError, Ends, Outside};
 use crate::chardev::{OpenError, term};
 use crate::consoles::Consoles;
-use crate::control::{Cause, Control, RunState};
+use crate::control::{Cause, Control, Notice, RunState};
 use crate::engine::{self, EngineError, Engines};
 use crate::event_loop::EventLoop;
 use crate::firmware::{FirmwareError, Start};
@@ -17,6 +17,7 @@ use crate::options::{Config, Incoming, LogConfig, RtcBase, RtcClock, TraceConfig
 use crate::profile::Profile;
 use crate::runner::{Policy, Runner};
 use crate::say;
+use crate::share::{ShareError, Shares};
 use crate::state::StateError;
 use crate::state::hash::HashLog;
 use crate::switch::Shared;
@@ -50,6 +51,8 @@ pub enum RunError {
     Drive(#[from] block::OpenError),
     #[error(transparent)]
     Net(#[from] net::NetError),
+    #[error(transparent)]
+    Share(#[from] ShareError),
     #[error(transparent)]
     Board(#[from] BoardError),
     #[error(transparent)]
@@ -98,6 +101,8 @@ pub fn run(config: Config) -> Result<ExitCode, RunError> {
     let (a20, remap) = (control.clone(), control.clone());
     let drives = Arc::new(Drives::open(&config.drives, &control)?);
     let nets = Arc::new(Nets::open(&config.netdevs, &config.dumps)?);
+    let shares = Shares::open(&config.shares)?;
+    let balloon = control.clone();
     let outside = Outside {
         clock,
         cpus: (0..).map(|n| topology.apic_id(n)).zip(signals.iter().cloned()).collect(),
@@ -109,6 +114,11 @@ pub fn run(config: Config) -> Result<ExitCode, RunError> {
         devices: consoles.devices(&config),
         disks: config.drives.iter().filter_map(|d| Some((d.id.clone(), drives.disk(&d.id)?))).collect(),
         nets: nets.backends(),
+        virtio: Ends {
+            sinks: consoles.ports(&config),
+            shares: shares.all(),
+            balloon: Some(Arc::new(move |bytes| balloon.tell(Notice::Balloon(bytes)))),
+        },
         unix_seconds,
     };
     let board = Arc::new(Board::new(config.machine, config.mem_bytes, outside)?);

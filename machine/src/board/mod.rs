@@ -11,6 +11,7 @@ mod storage;
 #[cfg(test)]
 mod tests;
 mod typist;
+mod virtio;
 mod wires;
 
 pub use firmware::Firmware;
@@ -18,6 +19,7 @@ pub use io::BoardIo;
 #[cfg(test)]
 pub use saved::tests::traffic;
 pub use typist::Typist;
+pub use virtio::Ends;
 
 use crate::options::{DeviceSpec, MachineConfig, MachineKind};
 use arch_x86::paging::PHYS_BITS;
@@ -38,6 +40,7 @@ use devices::timer::hpet::{HPET_SIZE, Hpet};
 use devices::timer::pit::{self, Pit};
 use devices::timer::pm::{self, Pm};
 use devices::timer::rtc::Rtc;
+use devices::virtio::{Access, Balloon, Console, Share};
 use memory::ECAM;
 use parking_lot::Mutex;
 use ports::Ports;
@@ -82,6 +85,8 @@ pub enum BoardError {
     NoDrive(String),
     #[error("there is no netdev '{0}'")]
     NoNetdev(String),
+    #[error("there is no fsdev '{0}'")]
+    NoShare(String),
 }
 
 /// What the board is built from, beside the configuration: the ways out of it.
@@ -104,6 +109,8 @@ pub struct Outside {
     pub disks: BTreeMap<String, Arc<dyn Disk>>,
     /// Networks by id.
     pub nets: BTreeMap<String, Arc<dyn NetBackend>>,
+    /// What virtio consoles, balloon and shared folders lead to.
+    pub virtio: Ends,
     /// What the real-time clock shows at guest time 0, in seconds since 1970.
     pub unix_seconds: i64,
 }
@@ -138,6 +145,10 @@ pub struct Board {
     /// What takes note of the ends of jobs, of each controller of disks.
     storage: Vec<pci::Service>,
     cards: Vec<pci::SharedNet>,
+    /// Console devices in the order of their specifications.
+    pub consoles: Vec<Access<Console>>,
+    pub balloon: Option<Access<Balloon>>,
+    shares: BTreeMap<String, Arc<dyn Share>>,
 }
 
 /// Buses and list of devices while the board is built.
@@ -198,8 +209,9 @@ impl Board {
         let uarts = add_serials(&mut b, &out, &wires)?;
         let vga = config.vga.then(|| add_vga(&mut b, &out)).transpose()?;
         add_extra(&mut b, &out)?;
-        let slots = pci::Slots { bus: pci_bus, wires: &wires, msi: bus, dma: dma.clone() };
-        let pci::Added { storage, cards, bootorder } = pci::add_devices(&mut b, config.kind, &out, &slots)?;
+        let (below, above) = memory::sizes(&map);
+        let slots = pci::Slots { bus: pci_bus, wires: &wires, msi: bus, dma: dma.clone(), ram: below + above };
+        let pci::Added { storage, cards, consoles, balloon, bootorder } = pci::add_devices(&mut b, config.kind, &out, &slots)?;
         let Builder { ports, mmio, devices } = b;
         let apic_ids: Vec<u32> = out.cpus.iter().map(|(id, _)| *id).collect();
         let (disks, nets, firmware) = (out.disks, out.nets, out.firmware);
@@ -228,6 +240,9 @@ impl Board {
             firmware: None,
             storage,
             cards,
+            consoles,
+            balloon,
+            shares: out.virtio.shares,
         };
         match firmware {
             Some(f) => this.with_firmware(f, &bootorder, dma),
@@ -244,6 +259,7 @@ impl Board {
     /// Waits until no disk works any more, and tells the devices. The vCPUs stand still.
     pub fn quiesce(&self) {
         self.disks.values().for_each(|d| d.drain());
+        self.shares.values().for_each(|s| s.drain());
         self.storage.iter().for_each(|service| service());
         // Their threads have been told; whoever is at it still holds the lock.
         self.cards.iter().for_each(|c| drop(c.lock()));

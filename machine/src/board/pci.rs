@@ -2,6 +2,7 @@
 
 use super::memory::ECAM;
 use super::storage;
+use super::virtio;
 use super::wires::Wires;
 use super::{BoardError, Builder, ECAM_BUSES, Outside};
 use crate::options::{DeviceSpec, MachineConfig, MachineKind, PciSlot};
@@ -10,7 +11,7 @@ use devices::fw::acpi;
 use devices::net::{Absent, NetBackend};
 use devices::pci::{Bridge, Pam, PciBus, PciEcam, PciPorts, PciWires, Smm};
 use devices::virtio::blk::MAX_QUEUES;
-use devices::virtio::{Blk, BlkConfig, Net, NetConfig, PciOptions, Rng, VirtioPci};
+use devices::virtio::{Access, Balloon, Blk, BlkConfig, Console, Net, NetConfig, PciOptions, Rng, VirtioPci};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use vm_core::{DeviceCell, Dma, MemMap, MsiSink};
@@ -53,6 +54,8 @@ pub struct Slots<'a> {
     pub wires: &'a Wires,
     pub msi: Arc<dyn MsiSink>,
     pub dma: Dma,
+    /// Bytes of RAM.
+    pub ram: u64,
 }
 
 impl Slots<'_> {
@@ -68,7 +71,7 @@ impl Slots<'_> {
     }
 
     /// Device and function of a slot, and its wires.
-    fn take(&self, name: &'static str, slot: &PciSlot) -> Result<(u8, u8, PciWires), BoardError> {
+    pub(super) fn take(&self, name: &'static str, slot: &PciSlot) -> Result<(u8, u8, PciWires), BoardError> {
         let (device, function) = match slot.addr {
             Some(at) => at,
             None => (self.bus.free_device().filter(|d| *d < 31).ok_or(BoardError::NoSlot(name))?, 0),
@@ -80,7 +83,7 @@ impl Slots<'_> {
     }
 }
 
-fn virtio_options(slot: &PciSlot) -> PciOptions {
+pub(super) fn virtio_options(slot: &PciSlot) -> PciOptions {
     PciOptions { legacy: slot.legacy, modern: slot.modern, vectors: slot.vectors }
 }
 
@@ -89,6 +92,8 @@ fn virtio_options(slot: &PciSlot) -> PciOptions {
 pub struct Added {
     pub storage: Vec<Service>,
     pub cards: Vec<SharedNet>,
+    pub consoles: Vec<Access<Console>>,
+    pub balloon: Option<Access<Balloon>>,
     /// Open Firmware paths of what has a boot index, in its order.
     pub bootorder: Vec<String>,
 }
@@ -127,6 +132,9 @@ pub fn add_devices(b: &mut Builder, kind: MachineKind, out: &Outside, slots: &Sl
                 slots.bus.add(device, function, cell.clone());
                 b.devices.push(cell.clone());
                 added.cards.push(cell);
+            }
+            DeviceSpec::VirtioSerial { .. } | DeviceSpec::VirtioBalloon { .. } | DeviceSpec::Virtio9p { .. } => {
+                virtio::add(b, spec, out, slots, &mut added)?;
             }
             DeviceSpec::Ide { .. } | DeviceSpec::IsaDebugExit { .. } | DeviceSpec::IsaDebugcon { .. } => {}
         }

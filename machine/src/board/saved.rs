@@ -1,10 +1,12 @@
 //! Saved state of the board: a section of each device and of each local APIC.
 
-use super::{Board, BoardError, Outside};
+use super::{Board, BoardError, Ends, Outside};
+use crate::share::TrialShare;
 use devices::block::{Absent, Disk};
 use devices::chr::{CharSink, NullSink};
 use devices::net::NetBackend;
 use devices::power::PowerSink;
+use devices::virtio::Share;
 use std::sync::Arc;
 use vm_core::{Clock, LoadError, Section};
 
@@ -64,6 +66,10 @@ impl Board {
             devices: self.extra.iter().map(|d| (d.clone(), Some(sink()))).collect(),
             disks: self.disks.iter().map(|(id, d)| (id.clone(), Arc::new(Absent(d.geometry())) as Arc<dyn Disk>)).collect(),
             nets: self.nets.iter().map(|(id, n)| (id.clone(), absent(n.offloads()))).collect(),
+            virtio: Ends {
+                shares: self.shares.keys().map(|id| (id.clone(), Arc::new(TrialShare) as Arc<dyn Share>)).collect(),
+                ..Ends::default()
+            },
             unix_seconds: 0,
         };
         Board::around(self.ram.clone(), self.map.detached(), self.config, out)
@@ -127,6 +133,7 @@ pub mod tests {
             devices: [0xe9, 0x402].map(debugcon).to_vec(),
             disks: BTreeMap::new(),
             nets: BTreeMap::new(),
+            virtio: Ends::default(),
             unix_seconds: 0,
         };
         Board::new(MachineConfig { kind: MachineKind::Pc, acpi: true, hpet, vga: true }, 2 << 20, out).unwrap()

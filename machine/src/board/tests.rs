@@ -35,6 +35,7 @@ fn outside(power: Arc<Asked>) -> Outside {
         devices: vec![(DeviceSpec::IsaDebugExit { iobase: 0x501, iosize: 2 }, None)],
         disks: BTreeMap::new(),
         nets: Default::default(),
+        virtio: Default::default(),
         unix_seconds: 0,
     }
 }

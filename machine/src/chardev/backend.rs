@@ -348,6 +348,10 @@ impl CharSink for Chardev {
         }
     }
 
+    fn room(&self) -> usize {
+        self.link.lock().output.as_ref().map_or(usize::MAX, Output::room)
+    }
+
     fn input_wanted(&self) {
         self.waker.wake();
     }
@@ -387,6 +391,7 @@ impl Source for Chardev {
                 if let Some(out) = &mut self.link.lock().output {
                     out.flush();
                 }
+                self.tell(Event::Drained);
             }
             _ => self.accept(),
         }

@@ -26,6 +26,8 @@ pub enum Event {
     Opened,
     Closed,
     Break,
+    /// The peer has taken output that had to wait.
+    Drained,
 }
 
 /// Who gets the input of a back end. Runs on the event loop's thread, with no lock of the back end held.

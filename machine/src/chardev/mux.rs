@@ -183,9 +183,13 @@ impl Front for Entry {
     }
 
     fn event(&self, event: Event) {
-        if let Some(m) = self.0.upgrade() {
-            m.tell(event);
+        let Some(m) = self.0.upgrade() else { return };
+        if event == Event::Drained {
+            // What is written does not depend on who has the input.
+            let fronts: Vec<_> = m.state.lock().ports.iter().filter_map(|p| p.front.clone()).collect();
+            return fronts.iter().for_each(|f| f.event(event));
         }
+        m.tell(event);
     }
 
     fn pump(&self) {
@@ -208,6 +212,10 @@ impl MuxPort {
 impl CharSink for MuxPort {
     fn write(&self, bytes: &[u8]) {
         self.mux.dev.write(bytes);
+    }
+
+    fn room(&self) -> usize {
+        self.mux.dev.room()
     }
 
     fn input_wanted(&self) {

@@ -84,6 +84,11 @@ impl Output {
         fits
     }
 
+    /// Bytes that `write` takes without waiting; those for nobody are as many as there are.
+    pub fn room(&self) -> usize {
+        if self.broken { usize::MAX } else { BUFFER.saturating_sub(self.pending.len()) }
+    }
+
     /// Bytes that the peer has not taken yet.
     pub fn backlog(&self) -> usize {
         self.pending.len()

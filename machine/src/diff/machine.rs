@@ -82,15 +82,16 @@ impl Machine {
             remap: Arc::new(move || remap.remap()),
             firmware: start.firmware(),
             serials,
-            // What comes from a network comes at any time: machines that are compared have none.
+            // What comes from a network or a folder comes at any time: machines that are compared have none.
             devices: config
                 .devices
                 .iter()
-                .filter(|d| !matches!(d, DeviceSpec::VirtioNet { .. }))
+                .filter(|d| !matches!(d, DeviceSpec::VirtioNet { .. } | DeviceSpec::Virtio9p { .. }))
                 .map(|d| (d.clone(), Some(null.clone())))
                 .collect(),
             disks: Default::default(),
             nets: Default::default(),
+            virtio: Default::default(),
             unix_seconds: rtc_base(&Config { icount: Some(*time), ..config.clone() })?,
         };
         let board = Arc::new(Board::new(config.machine, config.mem_bytes, outside)?);

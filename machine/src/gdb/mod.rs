@@ -122,7 +122,7 @@ impl Front for Gdb {
         let work = match event {
             Event::Opened => Work::Opened(number),
             Event::Closed => Work::Closed,
-            Event::Break => return,
+            Event::Break | Event::Drained => return,
         };
         q.client = number;
         q.work.push_back(work);

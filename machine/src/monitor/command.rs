@@ -22,6 +22,7 @@ macro_rules! command {
 /// All commands. Arguments come as the text after the name.
 static COMMANDS: &[Command] = &[
     command!("accel", "jit|kvm", "have this engine run the guest from now on", |a, t| outcome(t.accel(&shown(a)))),
+    command!("balloon", "target", "ask the guest to live with so many MiB", |a, t| outcome(balloon(a, t))),
     command!("cont" | "c", "", "resume the machine", |_, t| outcome(t.cont())),
     command!("cpu", "index", "choose the CPU that commands are about", choose_cpu),
     command!("gdbserver", "[device]", "gdb stub on tcp::PORT, unix:PATH or none (tcp::1234)", |a, t| {
@@ -64,6 +65,7 @@ static COMMANDS: &[Command] = &[
 ];
 
 static INFOS: &[Command] = &[
+    command!("balloon", "", "memory that the guest has", |_, t| info_balloon(t)),
     command!("block", "", "drives and their images", |_, t| t.info_block()),
     command!("chardev", "", "character back ends", |_, t| t.info_chardev()),
     command!("cpus", "", "CPUs and their threads", |_, t| cpus(t)),
@@ -99,6 +101,18 @@ fn outcome(r: Result<(), String>) -> String {
 /// What a command is about must be named.
 fn path(args: &str) -> Result<&str, String> {
     if args.is_empty() { Err("a file must be named".into()) } else { Ok(args) }
+}
+
+fn balloon(args: &str, t: &dyn MonitorTarget) -> Result<(), String> {
+    let mib = args.parse::<u64>().ok().filter(|n| *n > 0).and_then(|n| n.checked_mul(1 << 20));
+    t.set_balloon(mib.ok_or("balloon wants a number of MiB")?)
+}
+
+fn info_balloon(t: &dyn MonitorTarget) -> String {
+    match t.balloon() {
+        Some((actual, stats)) => format!("balloon: actual={}\n{stats}", actual >> 20),
+        None => format!("Error: {}\n", super::NO_BALLOON),
+    }
 }
 
 fn migrate(args: &str, t: &dyn MonitorTarget) -> String {

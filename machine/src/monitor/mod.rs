@@ -21,6 +21,9 @@ use std::sync::{Arc, Weak};
 
 pub const PROMPT: &str = "(rhea) ";
 
+/// QEMU's words.
+pub const NO_BALLOON: &str = "No balloon device has been activated";
+
 /// What `info_board` is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
@@ -73,6 +76,14 @@ pub trait MonitorTarget: Send + Sync {
     /// Connections and forwarded ports of user-mode networks.
     fn info_usernet(&self) -> String {
         String::new()
+    }
+    /// Bytes of RAM that the guest has left beside the balloon, and what it tells of its memory; `None`: there is no balloon.
+    fn balloon(&self) -> Option<(u64, String)> {
+        None
+    }
+    /// Asks the guest to live with so many bytes.
+    fn set_balloon(&self, _bytes: u64) -> Result<(), String> {
+        Err(NO_BALLOON.into())
     }
     /// Opens or closes a forwarded port, `[ID] FORWARD`.
     fn hostfwd(&self, _add: bool, _args: &str) -> Result<(), String> {
@@ -221,7 +232,7 @@ impl Front for Monitor {
                 self.print(&format!("\nrhea {} monitor - type 'help' for more information\n{PROMPT}", env!("CARGO_PKG_VERSION")));
             }
             Event::Closed => self.editor.lock().clear(),
-            Event::Break => {}
+            Event::Break | Event::Drained => {}
         }
     }
 

@@ -10,6 +10,7 @@ use super::net;
 use super::smp;
 use super::tree::{Group, Object, Tree, Value};
 use super::value;
+use super::virtio;
 use crate::state::path_of;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -48,6 +49,7 @@ pub fn build(tree: &Tree) -> Result<Config, OptionError> {
         drives: drive::build(tree)?,
         netdevs: net::build(tree)?,
         dumps: net::dumps(tree),
+        shares: virtio::shares(tree)?,
         rtc: rtc(tree)?,
         icount: icount::icount(tree)?,
         log: log(tree)?,
@@ -64,6 +66,7 @@ pub fn build(tree: &Tree) -> Result<Config, OptionError> {
     drive::adopt(tree, &mut config.drives);
     drive::check(tree, &config)?;
     net::check(tree, &config)?;
+    virtio::check(tree, &config)?;
     check_kernel(&config)?;
     icount::check(&config)?;
     if config.loadvm.is_some() && config.incoming.is_some() {
@@ -223,6 +226,10 @@ fn devices(tree: &Tree, kind: MachineKind) -> Result<Vec<DeviceSpec>, OptionErro
     for o in tree.all(Group::Device) {
         let made = match drive::device(o)? {
             None => net::device(tree, o)?,
+            some => some,
+        };
+        let made = match made {
+            None => virtio::device(tree, o)?,
             some => some,
         };
         list.extend(made.or_else(|| device(o)));

@@ -40,6 +40,8 @@ pub struct Config {
     /// Networks, which cards name by id.
     pub netdevs: Vec<NetdevConfig>,
     pub dumps: Vec<DumpConfig>,
+    /// Folders, which devices name by id.
+    pub shares: Vec<ShareConfig>,
     pub rtc: RtcConfig,
     /// Time follows the instructions executed.
     pub icount: Option<IcountConfig>,
@@ -249,6 +251,25 @@ pub enum DeviceSpec {
     VirtioRng {
         slot: PciSlot,
     },
+    /// Consoles and named ports.
+    VirtioSerial {
+        max_ports: u32,
+        ports: Vec<SerialPort>,
+        slot: PciSlot,
+    },
+    VirtioBalloon {
+        deflate_on_oom: bool,
+        reporting: bool,
+        /// How often the guest is asked for numbers; never if `None`.
+        stats: Option<Duration>,
+        slot: PciSlot,
+    },
+    /// A shared folder, which the guest mounts by its tag.
+    Virtio9p {
+        share: String,
+        tag: String,
+        slot: PciSlot,
+    },
     /// Without a `netdev` there is no link.
     VirtioNet {
         netdev: Option<String>,
@@ -257,6 +278,26 @@ pub enum DeviceSpec {
         tx_queue: u16,
         slot: PciSlot,
     },
+}
+
+/// A port of a virtio console device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SerialPort {
+    pub nr: u32,
+    /// A console of the guest's, not a named port.
+    pub console: bool,
+    pub name: String,
+    pub chardev: Option<ChardevId>,
+}
+
+/// A folder of the host's that the guest may use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShareConfig {
+    pub id: String,
+    pub path: PathBuf,
+    pub read_only: bool,
+    /// Owners of files are the guest's, and it is an error if they cannot be; else they are if they can be.
+    pub passthrough: bool,
 }
 
 /// Where a PCI device is, and how it shows itself.

@@ -7,6 +7,7 @@ use super::ide;
 use super::net;
 use super::schema;
 use super::tree::{Group, KeyVal, Object, Tree, Value, keyvals, split_commas, take};
+use super::virtio;
 
 /// Adds what one option means to the tree. `value` is empty for options without one.
 pub fn expand(tree: &mut Tree, name: &'static str, value: &str) -> Result<(), OptionError> {
@@ -52,6 +53,8 @@ pub fn expand(tree: &mut Tree, name: &'static str, value: &str) -> Result<(), Op
         "net" => {
             Err(OptionError::NotBuilt(format!("{origin} {}", Quoted::from(value)), "use -nic, or -netdev and -device".into()))
         }
+        "fsdev" => virtio::fsdev(tree, value, &origin),
+        "virtfs" => virtio::virtfs(tree, value, &origin),
         "object" => net::object(tree, value, &origin),
         "parallel" => {
             if matches!(value, "none" | "null") {

@@ -19,6 +19,7 @@ mod table;
 mod tests;
 pub mod tree;
 mod value;
+mod virtio;
 
 pub use config::*;
 pub use error::OptionError;

@@ -5,6 +5,7 @@ use super::error::{Hint, OptionError};
 use super::ide;
 use super::net;
 use super::tree::Group;
+use super::virtio;
 use arch_x86::{features, models};
 
 /// Type of a property's value.
@@ -254,6 +255,27 @@ pub const DRIVERS: &[DriverSpec] = &[
     driver_spec(Group::Device, "ide-hd", "disk on the IDE controller, of q35 on AHCI", ide::IDE_HD),
     driver_spec(Group::Device, "ide-cd", "CD-ROM drive there", ide::IDE_CD),
     driver_spec(Group::Device, "virtio-rng-pci", "random numbers", drive::VIRTIO_RNG),
+    DriverSpec {
+        group: Group::Device,
+        name: "virtio-serial-pci",
+        aliases: &["virtio-serial"],
+        help: "consoles and named serial ports",
+        props: virtio::SERIAL,
+        missing: None,
+    },
+    driver_spec(Group::Device, "virtconsole", "console of a virtio-serial-pci (hvc0)", virtio::PORT),
+    driver_spec(Group::Device, "virtserialport", "named port of a virtio-serial-pci", virtio::PORT),
+    DriverSpec {
+        group: Group::Device,
+        name: "virtio-balloon-pci",
+        aliases: &["virtio-balloon"],
+        help: "memory that the guest lends goes back to the host",
+        props: virtio::BALLOON,
+        missing: None,
+    },
+    driver_spec(Group::Device, "virtio-9p-pci", "shared folder", virtio::P9),
+    driver_spec(Group::Fsdev, "local", "a folder of the host's", virtio::LOCAL),
+    absent(Group::Fsdev, "proxy", "a folder by another program", "use local"),
     driver_spec(Group::Device, "virtio-net-pci", "network card", net::VIRTIO_NET),
     driver_spec(Group::Netdev, "user", "a network in this process, by the host's sockets", net::USER),
     driver_spec(Group::Netdev, "tap", "a TAP device of the host's", net::TAP),

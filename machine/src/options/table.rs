@@ -52,7 +52,7 @@ pub const OPTIONS: &[OptSpec] = &[
     opt(
         "device",
         "DRIVER[,PROP=V]",
-        "virtio-blk-pci, ide-hd, ide-cd, virtio-net-pci, virtio-rng-pci, isa-debug-exit, isa-debugcon, isa-serial",
+        "virtio-blk-pci, ide-hd, virtio-net-pci, virtio-serial-pci, virtconsole, …; -device help lists them",
     ),
     opt(
         "drive",
@@ -73,6 +73,8 @@ pub const OPTIONS: &[OptSpec] = &[
     opt("netdev", "user|tap|socket|stream|dgram,id=ID[,PROP=V]", "a network for a card; -netdev KIND,help lists properties"),
     opt("nic", "KIND|none[,PROP=V]", "a network and its card, virtio-net-pci (user)"),
     opt("net", "none", "no network; else use -nic"),
+    opt("fsdev", "local,id=ID,path=DIR,security_model=none|passthrough[,readonly=on]", "a folder for a virtio-9p-pci"),
+    opt("virtfs", "local,path=DIR,mount_tag=TAG,security_model=none|passthrough[,readonly=on]", "the same with its device"),
     opt("object", "filter-dump,id=ID,netdev=ID,file=FILE", "a capture of a network's frames"),
     opt("nodefaults", "", "no serial port or monitor unless asked for"),
     opt("no-user-config", "", "accepted"),
@@ -116,8 +118,6 @@ const NOT_BUILT: &[(&str, &str)] = &[
     ("numa", "NUMA"),
     ("mem-path", "file-backed RAM"),
     ("mem-prealloc", "RAM preallocation"),
-    ("virtfs", "shared folders"),
-    ("fsdev", "shared folders"),
     ("tpmdev", "TPM"),
     ("watchdog", "watchdog"),
     ("uuid", "SMBIOS"),

@@ -21,6 +21,7 @@ pub enum Group {
     Device,
     Drive,
     Netdev,
+    Fsdev,
     Object,
     Rtc,
     Icount,

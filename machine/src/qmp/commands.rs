@@ -69,10 +69,12 @@ const QUIT: &str = "quit";
 
 static COMMANDS: &[(&str, Run)] = &[
     (NEGOTIATE, capabilities),
+    ("balloon", balloon),
     ("cont", |a, t| a.end().and_then(|()| t.cont()).map(|()| nothing())),
     ("human-monitor-command", human),
     ("migrate", migrate),
     ("migrate-incoming", |a, t| only(a, "uri").and_then(|uri| t.migrate_incoming(&uri)).map(|()| nothing())),
+    ("query-balloon", |a, t| a.end().and_then(|()| Ok(json!({ "actual": t.balloon().ok_or(monitor::NO_BALLOON)?.0 })))),
     ("query-block", |a, t| a.end().map(|()| t.block().into())),
     ("query-chardev", |a, t| a.end().map(|()| t.chardevs().into())),
     ("query-commands", |a, _| a.end().map(|()| COMMANDS.iter().map(|(n, _)| json!({ "name": n })).collect())),
@@ -157,6 +159,13 @@ fn migrate(a: &mut Args, t: &dyn MonitorTarget) -> Result<Value, String> {
     a.take("detach", "boolean", Value::as_bool)?;
     a.end()?;
     t.migrate(&uri, false).map(|()| nothing())
+}
+
+fn balloon(a: &mut Args, t: &dyn MonitorTarget) -> Result<Value, String> {
+    let bytes = a.integer("value")?.ok_or("Parameter 'value' is missing")?;
+    a.end()?;
+    let bytes = u64::try_from(bytes).ok().filter(|b| *b > 0).ok_or("Parameter 'target' expects a size")?;
+    t.set_balloon(bytes).map(|()| nothing())
 }
 
 /// The one argument of a command.

@@ -8,7 +8,7 @@ mod commands;
 mod framer;
 
 use crate::chardev::{Chardev, Event, Front};
-use crate::control::{Notice, Observer};
+use crate::control::{Cause, Notice, Observer};
 use crate::monitor::MonitorTarget;
 use framer::{Frame, Framer};
 use parking_lot::{Condvar, Mutex};
@@ -114,7 +114,7 @@ impl Front for Qmp {
         let connected = match event {
             Event::Opened => true,
             Event::Closed => false,
-            Event::Break => return,
+            Event::Break | Event::Drained => return,
         };
         let mut s = self.0.session.lock();
         *s = Session { number: s.number + 1, closed: s.closed, ..Session::default() };
@@ -149,19 +149,21 @@ fn greeting() -> Value {
 }
 
 fn event(n: Notice) -> Option<Value> {
-    let (name, cause) = match n {
+    let of = |c: Cause| Some(json!({ "guest": c.by_guest(), "reason": c.name() }));
+    let (name, data) = match n {
         Notice::Stop => ("STOP", None),
         Notice::Resume => ("RESUME", None),
         Notice::Powerdown => ("POWERDOWN", None),
-        Notice::Reset(c) => ("RESET", Some(c)),
-        Notice::Shutdown(c) => ("SHUTDOWN", Some(c)),
+        Notice::Reset(c) => ("RESET", of(c)),
+        Notice::Shutdown(c) => ("SHUTDOWN", of(c)),
+        Notice::Balloon(actual) => ("BALLOON_CHANGE", Some(json!({ "actual": actual }))),
         Notice::Debug(..) | Notice::End(_) => return None,
     };
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let time = json!({ "seconds": now.as_secs(), "microseconds": now.subsec_micros() });
     let mut e = json!({ "event": name, "timestamp": time });
-    if let Some(c) = cause {
-        e["data"] = json!({ "guest": c.by_guest(), "reason": c.name() });
+    if let Some(data) = data {
+        e["data"] = data;
     }
     Some(e)
 }

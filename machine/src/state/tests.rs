@@ -52,6 +52,7 @@ fn make(c: &Config, kernel: &Path) -> Runner {
         devices: vec![],
         disks: Default::default(),
         nets: Default::default(),
+        virtio: Default::default(),
         unix_seconds: 0,
     };
     let board = Arc::new(Board::new(c.machine, c.mem_bytes, out).unwrap());
