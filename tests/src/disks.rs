@@ -20,7 +20,11 @@ const MODULES: [&str; 7] = [
 /// Those for virtio-net, which are loaded by themselves.
 const NET_MODULES: [&str; 3] = ["net/core/failover", "drivers/net/net_failover", "drivers/net/virtio_net"];
 
-/// A kernel and an initial RAM disk with a shell, `/disk/load` and `/disk/load-net` (which load modules) and more files.
+/// Those for consoles and the balloon, which are loaded by themselves.
+const MORE_MODULES: [&str; 2] = ["drivers/char/virtio_console", "drivers/virtio/virtio_balloon"];
+
+/// A kernel and an initial RAM disk with a shell, `/disk/load`, `/disk/load-net` and `/disk/load-more` (which load modules) and more
+/// files.
 pub struct Linux {
     pub kernel: String,
     pub initrd: String,
@@ -45,7 +49,8 @@ impl Linux {
             load.into_bytes()
         };
         let (load, load_net) = (script("mkdir -p /tmp\n", &MODULES), script("", &NET_MODULES));
-        list.extend([("disk/load".to_owned(), load), ("disk/load-net".to_owned(), load_net)]);
+        let load_more = script("", &MORE_MODULES);
+        list.extend([("load", load), ("load-net", load_net), ("load-more", load_more)].map(|(n, s)| (format!("disk/{n}"), s)));
         list.extend(files.iter().map(|(name, text)| (format!("disk/{name}"), text.as_bytes().to_vec())));
         let mut all = std::fs::read(base).ok()?;
         // Archives may follow each other (Documentation/driver-api/early-userspace/buffer-format.rst).

@@ -9,6 +9,7 @@ pub mod counters;
 pub mod disks;
 pub mod engines;
 pub mod filetest;
+pub mod fuzz;
 #[cfg(target_arch = "x86_64")]
 pub mod host;
 pub mod kernel;

@@ -87,6 +87,51 @@ fn a_debian_system_behind_firmware_and_grub() {
     std::fs::remove_file(raw).unwrap();
 }
 
+/// What a guest does with a shared folder: files, links, names, a tree, its own files seen by the host and the other way round.
+const SHARE: &str = "mount -t 9p -o trans=virtio,version=9p2000.L host /mnt && cd /mnt && cat from-host && \
+    for d in $(seq 10); do mkdir d$d; for f in $(seq 50); do echo file $d $f > d$d/$f; done; done; \
+    ln -s ../../etc/passwd out; ln d1/1 hard; mv d2 moved; rm -r d3; chmod 640 d1/2; truncate -s 5 d1/3; \
+    dd if=/dev/urandom of=big bs=1M count=8 2>/dev/null; md5sum big > sum; cp -r d4 copy; sync; \
+    cd /root; umount /mnt; mount -t 9p -o trans=virtio host /mnt; (cd /mnt && md5sum -c sum); \
+    cat /mnt/../mnt/moved/7; cmp /mnt/out /etc/passwd && echo the link is the guest\"\"s; \
+    find /mnt -type f | wc -l; touch /mnt/late; sync; umount /mnt; echo shar''ed";
+
+/// A folder of the host's, by the 9p file system of Debian's kernel; the disk stays as it is.
+#[test]
+#[ignore = "takes debootstrap and minutes"]
+fn a_debian_system_uses_a_shared_folder() {
+    let (dir, folder) = (system(), scratch().join("debian-share"));
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("from-host"), "from the host\n").unwrap();
+    let (kernel, initrd) = (text(dir.join("vmlinuz")), text(dir.join("initrd.img")));
+    let (drive, share) = (
+        format!("file={},format=raw,if=virtio,snapshot=on", text(dir.join("root.img"))),
+        format!("local,path={},mount_tag=host,security_model=none", text(folder.clone())),
+    );
+    let append = "root=/dev/vda rw console=ttyS0 init=/bin/bash";
+    let disk = ["-m", "1G", "-nographic", "-no-reboot", "-kernel", &kernel, "-initrd", &initrd, "-append", append];
+    let mut g = Guest::start("debian-share", &[&disk[..], &["-drive", &drive, "-virtfs", &share]].concat());
+    g.wait_for("# ", LIMIT);
+    g.type_line("export PS1='# '; mount -t proc proc /proc; modprobe 9pnet_virtio; modprobe 9p");
+    g.wait_for("# ", LIMIT);
+    g.type_line(SHARE);
+    let said = g.wait_for("shared", LIMIT);
+    for want in ["from the host", "big: OK", "file 2 7", "the link is the guests"] {
+        assert!(said.contains(want), "{want}: {said}");
+    }
+    g.kill();
+    let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+    assert_eq!(
+        (read("d1/50"), read("moved/1"), read("copy/9")),
+        ("file 1 50\n".into(), "file 2 1\n".into(), "file 4 9\n".into())
+    );
+    assert_eq!((read("d1/3"), read("hard"), read("late")), ("file ".into(), "file 1 1\n".into(), String::new()));
+    assert_eq!(std::fs::read_link(folder.join("out")).unwrap(), PathBuf::from("../../etc/passwd"));
+    assert!(!folder.join("d3").exists() && !folder.join("d2").exists());
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
 #[test]
 #[ignore = "takes debootstrap and minutes"]
 fn a_debian_system_on_a_raw_disk() {

@@ -290,15 +290,19 @@ fn counted(g: &mut Guest) -> [u64; 5] {
     [0, 1, 2, 3, 4].map(|i| each[i] * 1000 / each[0])
 }
 
-#[test]
-fn a_client_that_sets_nothing_changes_no_counter() {
-    let Some(elf) = guest() else { return };
-    let at = socket();
+/// The guest with its monitor on standard output, and the stub's socket.
+fn monitored(name: &str) -> Option<(Guest, PathBuf)> {
+    let (elf, at) = (guest()?, socket());
     let stub = format!("unix:{}", at.display());
     let kernel = elf.display().to_string();
     let args =
         ["-m", "16", "-cpu", "max", "-nographic", "-serial", "none", "-monitor", "stdio", "-gdb", &stub, "-kernel", &kernel];
-    let mut g = Guest::start("gdb-counters", &args);
+    Some((Guest::start(name, &args), at))
+}
+
+#[test]
+fn a_client_that_sets_nothing_changes_no_counter() {
+    let Some((mut g, at)) = monitored("gdb-counters") else { return };
     g.wait_for("(rhea)", LIMIT);
     // Until nothing is translated any more.
     let started = Instant::now();
@@ -401,13 +405,7 @@ fn hostile(n: &mut Numbers) -> Vec<u8> {
 
 #[test]
 fn hostile_clients() {
-    let Some(elf) = guest() else { return };
-    let at = socket();
-    let stub = format!("unix:{}", at.display());
-    let kernel = elf.display().to_string();
-    let args =
-        ["-m", "16", "-cpu", "max", "-nographic", "-serial", "none", "-monitor", "stdio", "-gdb", &stub, "-kernel", &kernel];
-    let mut g = Guest::start("gdb-hostile", &args);
+    let Some((mut g, at)) = monitored("gdb-hostile") else { return };
     let (end, mut n) = (Instant::now() + Duration::from_secs(number("RHEA_GDB_FUZZ_SECONDS", 4)), Numbers(1));
     g.wait_for("(rhea)", LIMIT);
     while Instant::now() < end {

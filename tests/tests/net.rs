@@ -183,7 +183,8 @@ fn use_the_network(case: &Case) -> Option<Guest> {
     g.wait_for("name 1\r\n", LIMIT);
     g.wait_for("host 1\r\n", LIMIT);
     g.wait_for("nobody is there\r\n", LIMIT);
-    g.wait_for("sent back\r\n", LIMIT);
+    // On a host that does much else a mebibyte may take seconds.
+    g.wait_for("sent back\r\n", LIMIT + Duration::from_secs(4 * case.mib as u64));
     g.wait_for("listening\r\n", LIMIT);
     sent.join().unwrap();
     taken.join().unwrap();
@@ -344,7 +345,7 @@ fn a_thousand_connections_64_at_a_time() {
             s.write_all(b"GET /lease HTTP/1.0\r\n\r\n").unwrap();
             let mut back = String::new();
             s.read_to_string(&mut back).unwrap_or_else(|e| panic!("{p} {i}: {e}"));
-            assert!(back.starts_with("HTTP/1.0 200 OK") && back.ends_with(LEASE), "{p} {i}: {back}");
+            assert!(back.starts_with("HTTP/1.") && back.contains(" 200 OK") && back.ends_with(LEASE), "{p} {i}: {back}");
         }
     };
     let all: Vec<_> = (0..64).map(|p| std::thread::spawn(move || call(p))).collect();
