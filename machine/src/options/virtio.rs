@@ -61,7 +61,6 @@ pub const LOCAL: &[PropSpec] = &[
     prop("security_model", Kind::Word(MODELS), "none: owners are set where the host allows it; passthrough: or it is an error"),
     prop("readonly", Kind::Switch, "the guest cannot write (off)"),
     prop("multidevs", Kind::Word(&["remap", "warn"]), "accepted, file numbers are always unique"),
-    prop("writeout", Kind::Word(&[]), ""),
 ];
 
 /// `-fsdev`.
