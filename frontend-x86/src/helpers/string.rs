@@ -239,11 +239,13 @@ fn bulk<E: Env>(env: &mut E, h: &How, left: u64) -> Result<u64, Fault> {
     }
     let (ctx, size, mask) = (cpu.mode().ctx(), u64::from(h.bytes.max(1)), h.mask());
     let (si, di) = (cpu.gpr[SI] & mask, cpu.gpr[DI] & mask);
-    let d = linear(cpu, SegReg::Es, di, size, true)?;
+    // Which of an element's faults comes first is found one by one.
+    let Ok(d) = linear(cpu, SegReg::Es, di, size, true) else { return Ok(0) };
     let mut room = (4096 - (d & 4095)).min(mask.wrapping_sub(di).saturating_add(1));
     let mut s = 0;
     if h.kind == Kind::Movs {
-        s = linear(cpu, h.seg, si, size, false)?;
+        let Ok(at) = linear(cpu, h.seg, si, size, false) else { return Ok(0) };
+        s = at;
         room = room.min(4096 - (s & 4095)).min(mask.wrapping_sub(si).saturating_add(1));
     }
     let n = (room.min(BULK_MAX) / size).min(left);
