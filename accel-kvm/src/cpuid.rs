@@ -29,7 +29,39 @@ pub fn entries(cpu: &CpuState) -> Vec<kvm_cpuid_entry2> {
     list
 }
 
+/// Takes vendor, signature and name from the host's leaves.
+fn rename(list: &mut [kvm_cpuid_entry2], host: &kvm_cpuid_entry2) {
+    let Some(e) = list.iter_mut().find(|e| (e.function, e.index) == (host.function, host.index)) else { return };
+    match host.function {
+        0 | 0x8000_0000 => (e.ebx, e.ecx, e.edx) = (host.ebx, host.ecx, host.edx),
+        1 | 0x8000_0001 => e.eax = host.eax,
+        0x8000_0002..=0x8000_0004 => (e.eax, e.ebx, e.ecx, e.edx) = (host.eax, host.ebx, host.ecx, host.edx),
+        _ => {}
+    }
+}
+
 /// As KVM wants them.
-pub fn for_kvm(cpu: &CpuState) -> Option<CpuId> {
-    CpuId::from_entries(&entries(cpu)).ok()
+pub fn for_kvm<'a>(cpu: &CpuState, names: impl Iterator<Item = &'a kvm_cpuid_entry2>) -> Option<CpuId> {
+    let mut list = entries(cpu);
+    names.for_each(|host| rename(&mut list, host));
+    CpuId::from_entries(&list).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arch_x86::models;
+
+    #[test]
+    fn the_hosts_name_comes_with_the_models_features() {
+        let cpu = CpuState::new(&models::configure("max", &[]).expect("a model"), 0);
+        let host = |function| kvm_cpuid_entry2 { function, eax: 1, ebx: 2, ecx: 3, edx: 4, ..Default::default() };
+        let names = [host(0), host(1), host(7), host(0x8000_0003)];
+        let (with, without) = (for_kvm(&cpu, names.iter()).expect("room"), for_kvm(&cpu, [].iter()).expect("room"));
+        let leaf = |l: &CpuId, f| l.as_slice().iter().find(|e| e.function == f).map(|e| (e.eax, e.ebx, e.ecx, e.edx));
+        let (level, signature) = (leaf(&without, 0).expect("leaf 0").0, leaf(&without, 1).expect("leaf 1"));
+        assert_eq!(leaf(&with, 0), Some((level, 2, 3, 4)));
+        assert_eq!(leaf(&with, 1), Some((1, signature.1, signature.2, signature.3)));
+        assert_eq!((leaf(&with, 7), leaf(&with, 0x8000_0003)), (leaf(&without, 7), Some((1, 2, 3, 4))));
+    }
 }

@@ -2,22 +2,36 @@
 //! Documentation/virt/kvm/api.rst; docs/kvm.md).
 //!
 //! A `Vm` has the machine's RAM as memory slots and a `KvmCpu` for each vCPU. Interrupt controllers and timers are the machine's
-//! own (KVM's are not used), so interrupts come by `CpuIo::ack_intr`. Registers live in KVM while it runs, and in
+//! own, so interrupts come by `CpuIo::ack_intr`; or the local APICs are KVM's (`Irqchip::Split`), and give their state back when
+//! KVM does not run. Registers live in KVM while it runs, and in
 //! `CpuState` otherwise. Where KVM cannot go on, `KvmCpu::run` says why, and the state is exact: another engine may.
 
+mod bells;
+mod chips;
+#[cfg(test)]
+mod chips_tests;
 mod cpuid;
+mod debug;
+mod footprint;
 mod ioctl;
 mod msrs;
+mod port;
 mod regs;
 mod selftest;
+mod state;
 #[cfg(test)]
 mod tests;
 mod vcpu;
 mod vm;
 mod xsave;
 
+pub use bells::Doorbells;
+pub use chips::{Irqchip, PINS};
+pub use debug::BREAKPOINTS;
+pub use footprint::forget_start_up;
+pub use port::{CpuPort, LapicRegs, Latched};
 pub use selftest::self_test;
-pub use vcpu::{Failure, KvmCpu};
+pub use vcpu::{Failure, KvmCpu, Walk};
 pub use vm::Vm;
 
 use kvm_ioctls::Error as Errno;

@@ -4,12 +4,14 @@ use arch_x86::CpuState;
 use arch_x86::flags::bit;
 use arch_x86::state::{DescTable, PendingEvent, SegReg, Segment, cr0, shadow};
 use kvm_bindings::{
+    KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED,
     KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_SHADOW, KVM_X86_SHADOW_INT_MOV_SS, KVM_X86_SHADOW_INT_STI,
-    kvm_debugregs, kvm_dtable, kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events,
+    kvm_debugregs, kvm_dtable, kvm_mp_state, kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events,
 };
 
 /// Vectors below are the processor's own.
 const EXTERNAL: u8 = 32;
+const NMI: u8 = 2;
 
 pub fn regs(cpu: &CpuState) -> kvm_regs {
     let g = &cpu.gpr;
@@ -148,7 +150,9 @@ pub fn events(cpu: &CpuState) -> kvm_vcpu_events {
         _ => 0,
     };
     let p = &cpu.pending;
-    if p.valid && p.vector >= EXTERNAL {
+    if p.valid && p.vector == NMI {
+        e.nmi.injected = 1;
+    } else if p.valid && p.vector >= EXTERNAL {
         (e.interrupt.injected, e.interrupt.nr) = (1, p.vector);
     } else if p.valid {
         (e.exception.injected, e.exception.nr) = (1, p.vector);
@@ -157,7 +161,8 @@ pub fn events(cpu: &CpuState) -> kvm_vcpu_events {
     e
 }
 
-/// What was recognised and not yet delivered. `dr6`, `cr2`: what came with it is there already.
+/// What was recognised and not yet delivered; an NMI that waits for the guest is the caller's. `dr6`, `cr2`: what came with it
+/// is there already.
 pub fn set_events(cpu: &mut CpuState, e: &kvm_vcpu_events) {
     cpu.nmi_blocked = e.nmi.masked != 0;
     cpu.shadow = match u32::from(e.interrupt.shadow) {
@@ -175,9 +180,24 @@ pub fn set_events(cpu: &mut CpuState, e: &kvm_vcpu_events) {
         PendingEvent { valid: true, vector: x.nr, has_error, error, payload }
     } else if e.interrupt.injected != 0 {
         PendingEvent { valid: true, vector: e.interrupt.nr, ..Default::default() }
-    } else if e.nmi.injected != 0 || e.nmi.pending != 0 {
-        PendingEvent { valid: true, vector: 2, ..Default::default() }
+    } else if e.nmi.injected != 0 {
+        PendingEvent { valid: true, vector: NMI, ..Default::default() }
     } else {
         PendingEvent::default()
     };
+}
+
+/// Whether it runs, where KVM has the local APIC.
+pub fn mp_state(cpu: &CpuState) -> kvm_mp_state {
+    let mp_state = match (cpu.wait_sipi, cpu.halted) {
+        (true, _) => KVM_MP_STATE_INIT_RECEIVED,
+        (_, true) => KVM_MP_STATE_HALTED,
+        _ => KVM_MP_STATE_RUNNABLE,
+    };
+    kvm_mp_state { mp_state }
+}
+
+pub fn set_mp_state(cpu: &mut CpuState, s: kvm_mp_state) {
+    cpu.wait_sipi = matches!(s.mp_state, KVM_MP_STATE_INIT_RECEIVED | KVM_MP_STATE_UNINITIALIZED);
+    cpu.halted = s.mp_state == KVM_MP_STATE_HALTED;
 }

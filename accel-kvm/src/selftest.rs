@@ -1,9 +1,9 @@
 //! A guest of a few instructions that does what kernels need, to find out whether the host's KVM can run one: where the processor
 //! cannot virtualise, KVM's emulator runs all that is privileged, and lacks much. Takes milliseconds.
 
-use crate::KvmError;
 use crate::vcpu::KvmCpu;
 use crate::vm::Vm;
+use crate::{Irqchip, KvmError};
 use arch_x86::cpuid::{CpuConfigured, feature};
 use arch_x86::state::{DescTable, SegReg, Segment, cr0, cr4, efer};
 use arch_x86::{CpuState, models};
@@ -276,7 +276,7 @@ pub(crate) fn run_bench(cpu: &mut KvmCpu, io: &Bench, limit: Duration) -> Result
 
 /// Whether the host's KVM can run a kernel.
 pub fn self_test() -> Result<(), KvmError> {
-    let vm = Vm::new()?;
+    let vm = Vm::new(Irqchip::Off)?;
     let io = Bench::new(RAM).map_err(|e| KvmError::SelfTest(e.to_string()))?;
     vm.set_memory(&io.ram, std::iter::once((0, RAM, 0, true)))?;
     for (at, code) in [(0, &MAIN[..]), (INT3_AT, &ON_INT3), (IRQ_AT, &ON_IRQ), (SYSCALL_AT, &ON_SYSCALL)] {

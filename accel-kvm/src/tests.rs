@@ -1,7 +1,7 @@
 //! Small guests on the host's KVM. Where there is none they say so, and do nothing.
 
 use crate::selftest::{Bench, CODE, DATA, STACK, config, long_mode, run_bench, self_test};
-use crate::{Failure, KvmCpu, KvmError, Vm, regs, xsave};
+use crate::{Failure, Irqchip, KvmCpu, KvmError, Vm, regs, xsave};
 use arch_x86::state::{F80, PendingEvent, SegReg, shadow};
 use arch_x86::{CpuState, models};
 use std::io::Write;
@@ -13,13 +13,17 @@ use vm_core::{CpuIo, Events, StopReason};
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// Past the test harness, which keeps what tests print.
-fn say(what: &str) {
+pub(crate) fn say(what: &str) {
     let _ = writeln!(std::io::stderr(), "{what}");
 }
 
 /// A machine with `ram` bytes in which `code` runs in 64-bit mode. `None`: there is no KVM here.
 fn machine(ram: u64, code: &[u8]) -> Option<(Arc<Vm>, Bench, CpuState)> {
-    let vm = match Vm::new() {
+    machine_with(Irqchip::Off, ram, code)
+}
+
+pub(crate) fn machine_with(irqchip: Irqchip, ram: u64, code: &[u8]) -> Option<(Arc<Vm>, Bench, CpuState)> {
+    let vm = match Vm::new(irqchip) {
         Ok(vm) => vm,
         Err(e @ (KvmError::NotThere | KvmError::NoPermission)) => {
             say(&format!("LEFT OUT: no /dev/kvm: {e}"));
@@ -34,7 +38,7 @@ fn machine(ram: u64, code: &[u8]) -> Option<(Arc<Vm>, Bench, CpuState)> {
     Some((vm, io, state))
 }
 
-fn started(vm: &Arc<Vm>, io: &Bench, state: CpuState) -> KvmCpu {
+pub(crate) fn started(vm: &Arc<Vm>, io: &Bench, state: CpuState) -> KvmCpu {
     let cpu = KvmCpu::new(vm, io.index() as u32, state).expect("a vCPU");
     io.signals.set_kick(Box::new(cpu.kick()));
     cpu
@@ -125,17 +129,16 @@ fn in_ring_3(io: &Bench, mut state: CpuState, rounds: u64) -> CpuState {
     state
 }
 
-#[test]
-fn ring_3_computes_at_the_hosts_speed() {
-    const ROUNDS: u64 = 100_000_000;
-    let Some((vm, io, state)) = machine(64 << 10, &XORSHIFT) else { return };
+/// How many times as long as natively it takes, the best of three. `None`: there is no KVM here.
+fn ring_3(rounds: u64) -> Option<f64> {
+    let (vm, io, state) = machine(64 << 10, &XORSHIFT)?;
     let (mut natively, mut took) = (Duration::MAX, Duration::MAX);
     for n in 0..3 {
         let began = Instant::now();
-        let native = xorshift(std::hint::black_box(ROUNDS));
+        let native = xorshift(std::hint::black_box(rounds));
         natively = natively.min(began.elapsed());
         let other = io.sibling(n);
-        let mut cpu = started(&vm, &other, in_ring_3(&other, state.clone(), ROUNDS));
+        let mut cpu = started(&vm, &other, in_ring_3(&other, state.clone(), rounds));
         let began = Instant::now();
         let outcome = run_bench(&mut cpu, &other, LIMIT);
         assert_eq!(outcome, Ok(StopReason::Halted), "{}", vm_core::GuestCpu::dump(cpu.cpu()));
@@ -143,9 +146,20 @@ fn ring_3_computes_at_the_hosts_speed() {
         assert_eq!(io.ram.read_uint(DATA, 8), native);
     }
     let best = took.as_secs_f64() / natively.as_secs_f64();
-    say(&format!("ring 3 under KVM takes {best:.2} times as long as natively"));
+    say(&format!("ring 3 under KVM: {took:.2?}, natively {natively:.2?}: {best:.2} times as long"));
+    Some(best)
+}
+
+#[test]
+fn ring_3_computes_at_the_hosts_speed() {
     // Under other load it may be twice that; one that emulates takes a hundred times as long.
-    assert!(best < 5.0, "{best} times native");
+    assert!(ring_3(100_000_000).is_none_or(|best| best < 5.0));
+}
+
+#[test]
+#[ignore = "wants a host without other load"]
+fn ring_3_computes_for_a_second_at_the_hosts_speed() {
+    assert!(ring_3(600_000_000).is_none_or(|best| best <= 1.1));
 }
 
 #[test]
@@ -221,6 +235,7 @@ fn states_come_back_from_kvms_structures_as_they_went() {
     for pending in [
         PendingEvent::default(),
         PendingEvent { valid: true, vector: 0x61, ..Default::default() },
+        PendingEvent { valid: true, vector: 2, ..Default::default() },
         PendingEvent { valid: true, vector: 14, has_error: true, error: 6, payload: 0xdead_b000 },
     ] {
         c.pending = pending;

@@ -1,16 +1,17 @@
 //! One vCPU of KVM: its run loop, its events, its state.
 
 use crate::ioctl::{self, Kicker, Pio};
+use crate::port::CpuPort;
 use crate::vm::Vm;
-use crate::{KvmError, at, cpuid, msrs, regs, xsave};
+use crate::{KvmError, at, cpuid};
 use arch_x86::CpuState;
 use arch_x86::flags::bit;
 use arch_x86::msr::index::APIC_BASE;
-use arch_x86::state::{cr4, efer};
-use kvm_bindings::{KVM_INTERNAL_ERROR_EMULATION, kvm_xcrs};
+use kvm_bindings::KVM_INTERNAL_ERROR_EMULATION;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use vm_core::debug::DebugEvent;
 use vm_core::guest::{GuestCpu, PhysMem};
 use vm_core::{CpuIo, Events, Pa, StopReason, Va, dlog};
 
@@ -30,7 +31,7 @@ pub struct Failure {
 
 /// Where the registers are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Where {
+pub(crate) enum Where {
     /// In `cpu`; KVM's are to be overwritten.
     Here,
     /// In both, unless `cpu` is changed: `seen` is what KVM has.
@@ -41,19 +42,23 @@ enum Where {
 /// One vCPU. Not a `vm_core::Vcpu` by itself: somebody must decide what a `Failure` leads to.
 pub struct KvmCpu {
     // Before `vm`, so that it goes first.
-    fd: VcpuFd,
-    vm: Arc<Vm>,
+    pub(crate) fd: VcpuFd,
+    pub(crate) vm: Arc<Vm>,
     kicker: Arc<Kicker>,
-    cpu: CpuState,
-    seen: Box<CpuState>,
-    at: Where,
+    pub(crate) cpu: CpuState,
+    pub(crate) seen: Box<CpuState>,
+    pub(crate) at: Where,
     /// An access of the guest is done, but not its instruction.
     open: bool,
-    halted: bool,
-    wait_sipi: bool,
+    pub(crate) halted: bool,
+    pub(crate) wait_sipi: bool,
+    /// An NMI that KVM was given and the guest does not take yet.
+    pub(crate) nmi_waits: bool,
     /// The guest's TSC is in `cpu.tsc_offset`, not in KVM.
-    tsc_here: bool,
+    pub(crate) tsc_here: bool,
     exits: u64,
+    /// Where a debugger wants it to stop.
+    pub(crate) breakpoints: Vec<u64>,
 }
 
 /// What came of a run of KVM.
@@ -63,6 +68,10 @@ enum Step {
     Pio,
     Halt,
     Shutdown,
+    /// A breakpoint of the debugger's.
+    Break,
+    /// A #DB that is the guest's.
+    OwnDebug,
     /// Other things are to be looked at.
     Interrupted,
     Fail(String),
@@ -71,8 +80,9 @@ enum Step {
 impl KvmCpu {
     /// vCPU number `n` of a machine, in the state `cpu`, which also says what CPUID gives.
     pub fn new(vm: &Arc<Vm>, n: u32, cpu: CpuState) -> Result<Self, KvmError> {
-        let mut fd = vm.vcpu(n)?;
-        let leaves = cpuid::for_kvm(&cpu).ok_or(KvmError::Lacks("room for all CPUID leaves"))?;
+        // Interrupts are sent to KVM's local APICs by this number.
+        let mut fd = vm.vcpu(if vm.kernel_lapic() { cpu.apic_id } else { n })?;
+        let leaves = cpuid::for_kvm(&cpu, vm.host_names()).ok_or(KvmError::Lacks("room for all CPUID leaves"))?;
         fd.set_cpuid2(&leaves).map_err(at("KVM_SET_CPUID2"))?;
         if vm.tsc_follows() {
             // Guest time's rate: `CpuIo::tsc`.
@@ -82,7 +92,26 @@ impl KvmCpu {
         kicker.set(&mut fd);
         let seen = Box::new(cpu.clone());
         let (vm, at) = (vm.clone(), Where::Here);
-        Ok(Self { fd, vm, kicker, cpu, seen, at, open: false, halted: false, wait_sipi: false, tsc_here: true, exits: 0 })
+        Ok(Self {
+            fd,
+            vm,
+            kicker,
+            cpu,
+            seen,
+            at,
+            open: false,
+            halted: false,
+            wait_sipi: false,
+            nmi_waits: false,
+            tsc_here: true,
+            exits: 0,
+            breakpoints: Vec::new(),
+        })
+    }
+
+    /// For the machine, while the vCPU does not run.
+    pub fn port(&self) -> Result<CpuPort, KvmError> {
+        ioctl::duplicate(&self.fd).map(CpuPort::new).map_err(at("dup"))
     }
 
     /// Makes a run end soon; for any thread.
@@ -104,13 +133,23 @@ impl KvmCpu {
         self.exits
     }
 
+    /// Rate of the guest's TSC, if KVM says it.
+    pub fn tsc_khz(&self) -> Option<u32> {
+        self.fd.get_tsc_khz().ok().filter(|k| *k > 0)
+    }
+
     /// Runs until there is a reason to stop, or KVM cannot go on. `Stopped` also when `leave` is set, and the vCPU kicked.
     pub fn run(&mut self, io: &dyn CpuIo, leave: &AtomicBool) -> Result<StopReason, Failure> {
         self.kicker.runs_here(true);
         let outcome = self.run_here(io, leave).and_then(|why| {
             if why != StopReason::Halted {
                 self.complete(io)?;
-                self.fetch(Some(io));
+                if self.vm.kernel_lapic() {
+                    // Others may yet send it something: the registers are taken when all stand still.
+                    self.fetch_tsc(io);
+                } else {
+                    self.fetch(Some(io));
+                }
             }
             Ok(why)
         });
@@ -131,9 +170,8 @@ impl KvmCpu {
                 return Ok(StopReason::Limit);
             }
             if pending.contains(Events::CODE) {
-                // Nothing is translated here.
+                // Nothing is translated here. What was written is still there to be asked for.
                 io.signals().clear(Events::CODE);
-                io.ram().take_code_writes(io.index());
             }
             if !self.take_events(io, pending)? {
                 return Ok(StopReason::Halted);
@@ -141,10 +179,11 @@ impl KvmCpu {
             self.send(io)?;
             self.offer_interrupt(io)?;
             match self.step(io) {
-                Step::On | Step::Interrupted => {}
+                Step::On | Step::Interrupted | Step::OwnDebug => {}
                 Step::Pio => self.pio(io),
                 Step::Halt => self.halted = true,
                 Step::Shutdown => return Ok(StopReason::TripleFault),
+                Step::Break => return Ok(StopReason::Debug(DebugEvent::Break { hard: true })),
                 Step::Fail(why) => return Err(why),
             }
         }
@@ -171,10 +210,10 @@ impl KvmCpu {
             self.at = Where::Here;
             self.settle();
         }
-        if self.wait_sipi {
-            if !pending.contains(Events::SIPI) {
-                return Ok(false);
-            }
+        if self.wait_sipi && !pending.contains(Events::SIPI) && !self.vm.kernel_lapic() {
+            return Ok(false);
+        }
+        if self.wait_sipi && pending.contains(Events::SIPI) {
             signals.clear(Events::SIPI);
             self.fetch(Some(io));
             self.cpu.start_up(io.sipi_vector());
@@ -193,6 +232,10 @@ impl KvmCpu {
             self.halted = false;
             self.fd.nmi().map_err(|e| format!("KVM_NMI: {e}"))?;
         }
+        if self.vm.kernel_lapic() {
+            // KVM lets it wait.
+            return Ok(true);
+        }
         if self.halted {
             self.halted = !(pending.contains(Events::INTR) && self.interrupts_on());
         }
@@ -208,10 +251,12 @@ impl KvmCpu {
 
     /// Hands over an interrupt, or asks to be told when the guest can take one.
     fn offer_interrupt(&mut self, io: &dyn CpuIo) -> Result<(), String> {
-        let cr8 = io.cr8();
+        let kernel = self.vm.kernel_lapic();
         let wanted = io.signals().pending().contains(Events::INTR);
         let run = self.fd.get_kvm_run();
-        run.cr8 = cr8.into();
+        if !kernel {
+            run.cr8 = io.cr8().into();
+        }
         let ready = run.ready_for_interrupt_injection != 0 && run.if_flag != 0;
         run.request_interrupt_window = (wanted && !ready).into();
         if wanted && ready {
@@ -229,7 +274,10 @@ impl KvmCpu {
     fn step(&mut self, io: &dyn CpuIo) -> Step {
         self.open = false;
         self.exits += 1;
-        let step = match self.fd.run() {
+        let outcome = self.fd.run();
+        // Before what came after them.
+        self.vm.drain(|pa, data| mmio_write(io, pa, data));
+        let step = match outcome {
             Ok(VcpuExit::IoIn(..) | VcpuExit::IoOut(..)) => Step::Pio,
             Ok(VcpuExit::MmioRead(pa, data)) => {
                 mmio_read(io, pa, data);
@@ -261,6 +309,13 @@ impl KvmCpu {
                 self.open = true;
                 Step::On
             }
+            Ok(VcpuExit::IoapicEoi(vector)) => {
+                io.end_of_interrupt(vector);
+                Step::On
+            }
+            Ok(VcpuExit::Debug(d)) if self.breakpoints.contains(&d.pc) => Step::Break,
+            // The guest's own: its TF, or INT1.
+            Ok(VcpuExit::Debug(_)) => Step::OwnDebug,
             Ok(VcpuExit::Hlt) => Step::Halt,
             Ok(VcpuExit::Shutdown) => Step::Shutdown,
             Ok(VcpuExit::IrqWindowOpen | VcpuExit::Intr | VcpuExit::SetTpr) => Step::Interrupted,
@@ -273,13 +328,25 @@ impl KvmCpu {
         self.after_run(io);
         match step {
             Step::Fail(why) if why.is_empty() => Step::Fail(self.internal_error()),
+            Step::OwnDebug => self.give_back_debug(),
             other => other,
+        }
+    }
+
+    /// The guest gets the #DB that KVM has shown to us.
+    fn give_back_debug(&mut self) -> Step {
+        match self.set_debug(true) {
+            Ok(()) => Step::On,
+            Err(e) => Step::Fail(e.to_string()),
         }
     }
 
     /// The local APIC's registers that the guest can reach without an exit.
     fn after_run(&mut self, io: &dyn CpuIo) {
-        let run = self.fd.get_kvm_run();
+        let (vm, run) = (&self.vm, self.fd.get_kvm_run());
+        if vm.kernel_lapic() {
+            return;
+        }
         let (cr8, base) = (run.cr8 as u8 & 15, run.apic_base);
         if cr8 != io.cr8() {
             io.set_cr8(cr8);
@@ -326,7 +393,7 @@ impl KvmCpu {
                 Step::Pio => self.pio(io),
                 Step::Halt => self.halted = true,
                 Step::Fail(why) => return Err(why),
-                Step::On | Step::Interrupted | Step::Shutdown => {}
+                Step::On | Step::Interrupted | Step::Shutdown | Step::Break | Step::OwnDebug => {}
             }
         }
         Err("an instruction does not come to its end".into())
@@ -338,82 +405,6 @@ impl KvmCpu {
         let byte = |i: u64| self.cpu.debug_walk(Va(rip.wrapping_add(i)), &Walk(io)).map(|pa| io.mmio_read(pa, 1));
         let bytes: Vec<String> = (0..15).map_while(byte).map(|b| format!("{b:02x}")).collect();
         Failure { why, rip, bytes: if bytes.is_empty() { "not mapped".into() } else { bytes.join(" ") } }
-    }
-
-    /// Gives the registers to KVM if it does not have them.
-    fn send(&mut self, io: &dyn CpuIo) -> Result<(), String> {
-        let from = std::mem::replace(&mut self.at, Where::Kvm);
-        if from == Where::Here {
-            self.send_all(io).map_err(|(what, e)| format!("{what}: {e}"))?;
-            // Its exits before that say nothing about this state.
-            self.fd.get_kvm_run().ready_for_interrupt_injection = 0;
-            self.fd.get_kvm_run().cr8 = io.cr8().into();
-        }
-        if std::mem::take(&mut self.tsc_here) {
-            let tsc = io.tsc().wrapping_add(self.cpu.tsc_offset);
-            msrs::push_tsc(&self.fd, tsc);
-        }
-        Ok(())
-    }
-
-    fn send_all(&mut self, io: &dyn CpuIo) -> Result<(), (&'static str, kvm_ioctls::Error)> {
-        let c = &mut self.cpu;
-        let named = |what| move |e| (what, e);
-        let base = io.msr_read(APIC_BASE).unwrap_or(0);
-        self.fd.set_sregs(&regs::sregs(c, io.cr8(), base)).map_err(named("KVM_SET_SREGS"))?;
-        self.fd.set_regs(&regs::regs(c)).map_err(named("KVM_SET_REGS"))?;
-        if c.has(arch_x86::cpuid::feature::XSAVE) {
-            let mut x = kvm_xcrs { nr_xcrs: 1, ..Default::default() };
-            x.xcrs[0].value = c.xcr0;
-            self.fd.set_xcrs(&x).map_err(named("KVM_SET_XCRS"))?;
-        }
-        ioctl::set_xsave(&self.fd, &xsave::pack(c, self.vm.components())).map_err(named("KVM_SET_XSAVE"))?;
-        self.fd.set_debug_regs(&regs::debug_registers(c)).map_err(named("KVM_SET_DEBUGREGS"))?;
-        msrs::push(&self.fd, c);
-        self.fd.set_vcpu_events(&regs::events(c)).map_err(named("KVM_SET_VCPU_EVENTS"))
-    }
-
-    /// Takes the registers from KVM. Without `io` guest time goes on, and the TSC stays in KVM.
-    fn fetch(&mut self, io: Option<&dyn CpuIo>) {
-        if self.at == Where::Kvm {
-            if let Err(e) = self.fetch_all() {
-                dlog!(UNIMP, "KVM does not give its state: {e}");
-            }
-            (self.cpu.halted, self.cpu.wait_sipi) = (self.halted, self.wait_sipi);
-            self.cpu.update_mode();
-            self.at = Where::Both;
-        }
-        let Some(io) = io else {
-            self.seen.clone_from(&Box::new(self.cpu.clone()));
-            return;
-        };
-        if !std::mem::replace(&mut self.tsc_here, true)
-            && let Some(tsc) = msrs::tsc(&self.fd)
-        {
-            self.cpu.tsc_offset = tsc.wrapping_sub(io.tsc());
-        }
-        let c = &mut self.cpu;
-        if c.paging() && c.cr4 & cr4::PAE != 0 && c.efer & efer::LMA == 0 {
-            let read = |pa| io.mmio_read(Pa(pa), 8);
-            c.pdpte = arch_x86::paging::load_pdptes(c.cr3, read).unwrap_or(c.pdpte);
-        }
-        if self.at == Where::Both {
-            *self.seen = self.cpu.clone();
-        }
-    }
-
-    fn fetch_all(&mut self) -> Result<(), kvm_ioctls::Error> {
-        let c = &mut self.cpu;
-        regs::set_regs(c, &self.fd.get_regs()?);
-        regs::set_sregs(c, &self.fd.get_sregs()?);
-        if c.has(arch_x86::cpuid::feature::XSAVE) {
-            c.xcr0 = self.fd.get_xcrs()?.xcrs[0].value;
-        }
-        xsave::unpack(c, &self.fd.get_xsave()?);
-        regs::set_debug_registers(c, &self.fd.get_debug_regs()?);
-        msrs::pull(&self.fd, c);
-        regs::set_events(c, &self.fd.get_vcpu_events()?);
-        Ok(())
     }
 }
 
@@ -446,7 +437,7 @@ fn mmio_write(io: &dyn CpuIo, pa: u64, data: &[u8]) {
 }
 
 /// Page tables, to look up what lies at an address.
-struct Walk<'a>(&'a dyn CpuIo);
+pub struct Walk<'a>(pub &'a dyn CpuIo);
 
 impl PhysMem for Walk<'_> {
     fn read_u64(&self, pa: Pa) -> u64 {

@@ -1,17 +1,20 @@
 //! Chooses and makes the CPU engine from `-accel` and `-cpu`.
 
+use crate::board::TSC_KHZ;
 use crate::control::Control;
 use crate::options::{AccelConfig, CpuConfig, JitConfig, RegionKind};
 use crate::say;
 use crate::switch::{Shared, Switch};
 use crate::vcpu_thread::Engine;
-use accel_kvm::{KvmCpu, KvmError, Vm};
+use accel_kvm::{CpuPort, Irqchip, KvmCpu, KvmError, Vm};
 use arch_x86::cpuid::{CpuConfigured, Word};
 use arch_x86::{CpuState, features, models};
 use backend::{Peers, Settings, VcpuBlock};
 use frontend_x86::X86;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use vm_core::VcpuSignals;
+
+type Kick = Box<dyn Fn() + Send + Sync>;
 
 /// Runs of a block before tier 1 emits it, and from then, if it may end a loop, before its region is compiled (ADR 0007).
 const THRESHOLD: u32 = 40;
@@ -72,11 +75,14 @@ pub fn choose(accels: &[AccelConfig], counted: bool) -> Result<Choice, EngineErr
     let mut why_not = None;
     while let Some((AccelConfig::Kvm(kvm), rest)) = accels.split_first() {
         let next = rest.iter().find_map(translating);
+        if kvm.irqchip == Irqchip::On {
+            say!("-accel kvm,kernel-irqchip=on: as split; the 8259s and the I/O APIC are the machine's");
+        }
         if counted {
             why_not = Some(EngineError::NotTranslating("-icount"));
         } else {
             let found = if kvm.self_test && next.is_some() { accel_kvm::self_test() } else { Ok(()) };
-            match (found.and_then(|()| Vm::new()), next) {
+            match (found.and_then(|()| Vm::new(kvm.irqchip)), next) {
                 (Ok(vm), Some((_, settings))) => {
                     say!("KVM runs the guest");
                     return Ok(Choice { settings, kvm: Some(Native { vm, fallback: true }) });
@@ -149,7 +155,11 @@ pub struct Engines {
     /// Each CPU at power-on.
     pub cpus: Vec<Engine>,
     pub frontend: Arc<X86>,
+    /// Rate of the guest's TSC.
+    pub tsc_khz: u64,
     pub kvm: Option<(Arc<Vm>, Arc<Shared>)>,
+    /// Of each CPU, where KVM has the local APICs.
+    pub ports: Vec<CpuPort>,
 }
 
 /// What runs the CPUs of a machine.
@@ -159,56 +169,75 @@ pub fn make_all(
     signals: &[Arc<VcpuSignals>],
     control: &Control,
 ) -> Result<Engines, EngineError> {
-    let kvm = choice.kvm.map(|n| (n.vm, Shared::new(n.fallback, control.clone())));
-    let (cpus, frontend) = build(cpu, choice.settings, signals, kvm.as_ref())?;
-    Ok(Engines { cpus, frontend, kvm })
+    let kvm = choice.kvm.map(|n| (n.vm.clone(), Shared::new(n.vm, n.fallback, control.clone())));
+    build(cpu, choice.settings, signals, kvm)
 }
 
 /// Each CPU at power-on and its engine, which translates.
 pub fn make(cpu: &CpuConfig, settings: Settings, signals: &[Arc<VcpuSignals>]) -> Result<(Vec<Engine>, Arc<X86>), EngineError> {
-    build(cpu, settings, signals, None)
+    build(cpu, settings, signals, None).map(|e| (e.cpus, e.frontend))
 }
 
 fn build(
     cpu: &CpuConfig,
     settings: Settings,
     signals: &[Arc<VcpuSignals>],
-    kvm: Option<&(Arc<Vm>, Arc<Shared>)>,
-) -> Result<(Vec<Engine>, Arc<X86>), EngineError> {
+    kvm: Option<(Arc<Vm>, Arc<Shared>)>,
+) -> Result<Engines, EngineError> {
     let tweaks: Vec<_> = cpu.features.iter().map(|(name, on)| (*on, (*name).to_owned())).collect();
     let mut configured = models::configure(cpu.model, &tweaks).map_err(EngineError::Cpu)?;
     configured.topology = cpu.topology;
     for feature in &configured.dropped {
         say!("warning: TCG doesn't support requested feature: {feature}");
     }
-    if let Some((vm, _)) = kvm {
+    if cpu.host && kvm.is_none() {
+        return Err(EngineError::Cpu("host is for KVM, which does not run here; use -cpu max".into()));
+    }
+    if let Some((vm, _)) = &kvm {
+        vm.show_host(cpu.host);
         mask(&mut configured, &vm.features(), cpu.model != "max");
     }
     let frontend = Arc::new(X86::new(configured.features).with_peers(signals.len() > 1));
     let helpers: Arc<[_]> = frontend_x86::helpers::table::<VcpuBlock<CpuState>>().into();
     let peers = Peers::new(signals);
     let mut cpus: Vec<Engine> = Vec::new();
+    let (mut tsc_khz, mut ports) = (TSC_KHZ, Vec::new());
     for (n, signals) in signals.iter().enumerate() {
         let state = CpuState::new(&configured, cpu.topology.apic_id(n as u32));
-        let engine = backend::Engine::new(frontend.clone(), state.clone(), helpers.clone(), settings.clone(), peers.member(n))?;
-        let kick = engine.kick();
-        match kvm {
+        let (frontend, helpers, settings, member) = (frontend.clone(), helpers.clone(), settings.clone(), peers.member(n));
+        let make = move |state| {
+            let engine = backend::Engine::new(frontend, state, helpers, settings, member)?;
+            let kick = engine.kick();
+            Ok::<(Engine, Kick), EngineError>((Box::new(engine), kick))
+        };
+        match &kvm {
             None => {
+                let (engine, kick) = make(state)?;
                 signals.set_kick(kick);
-                cpus.push(Box::new(engine));
+                cpus.push(engine);
             }
             Some((vm, shared)) => {
-                let native = KvmCpu::new(vm, n as u32, state)?;
-                let kick_native = native.kick();
+                let native = KvmCpu::new(vm, n as u32, state.clone())?;
+                if vm.kernel_lapic() {
+                    ports.push(native.port()?);
+                }
+                tsc_khz = native.tsc_khz().map_or(TSC_KHZ, u64::from);
+                let (kick_native, made) = (native.kick(), Arc::<OnceLock<Kick>>::default());
+                let kick_jit = made.clone();
                 signals.set_kick(Box::new(move || {
-                    kick();
                     kick_native();
+                    kick_jit.get().into_iter().for_each(|k| k());
                 }));
-                cpus.push(Box::new(Switch::new(native, Box::new(engine), shared)));
+                let later = move || {
+                    let (engine, kick) = make(state)?;
+                    made.get_or_init(|| kick);
+                    Ok(engine)
+                };
+                cpus.push(Box::new(Switch::new(native, later, shared)));
             }
         }
     }
-    Ok((cpus, frontend))
+    Ok(Engines { cpus, frontend, tsc_khz, kvm, ports })
 }
 
 /// Leaves off what KVM does not give to guests; `tell`: and says so.
@@ -247,7 +276,7 @@ mod tests {
 
     #[test]
     fn kvm_is_passed_over_where_instructions_are_counted() {
-        let kvm = AccelConfig::Kvm(KvmConfig { self_test: true });
+        let kvm = AccelConfig::Kvm(KvmConfig { self_test: true, irqchip: Irqchip::Off });
         assert!(matches!(choose(std::slice::from_ref(&kvm), true), Err(EngineError::NotTranslating(_))));
         let c = choose(&[kvm, AccelConfig::Interp], true).unwrap();
         assert!(!c.settings.jit && c.kvm.is_none());

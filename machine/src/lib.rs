@@ -4,6 +4,7 @@ pub mod block;
 pub mod board;
 pub mod boot;
 pub mod chardev;
+pub mod chips;
 pub mod consoles;
 pub mod control;
 pub mod diff;

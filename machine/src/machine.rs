@@ -303,7 +303,7 @@ impl MonitorTarget for Machine {
     }
 
     fn send_keys(&self, keys: Vec<Key>, ms: u64) -> Result<(), String> {
-        self.board.typist.press(keys, ms)
+        self.board.typist.as_ref().map_or_else(|| Err(format!("{} has no keyboard", self.board.kind())), |t| t.press(keys, ms))
     }
 
     fn nmi(&self) {
@@ -392,7 +392,8 @@ impl MonitorTarget for Machine {
     }
 
     fn powerdown(&self) {
-        self.board.pm.lock().press_power_button();
+        let Some(pm) = &self.board.pm else { return say!("{} has no power button", self.board.kind()) };
+        pm.lock().press_power_button();
         self.control.tell(Notice::Powerdown);
     }
 }

@@ -3,6 +3,7 @@
 use crate::block::{self, Drives};
 use crate::board::{Board, BoardError, Ends, Outside};
 use crate::chardev::{OpenError, term};
+use crate::chips::Chips;
 use crate::consoles::Consoles;
 use crate::control::{Cause, Control, Notice, RunState};
 use crate::engine::{self, EngineError, Engines};
@@ -23,8 +24,9 @@ use crate::state::hash::HashLog;
 use crate::switch::Shared;
 use crate::trace::{self, reader::Symbols};
 use crate::vcpu_thread::Threads;
-use accel_kvm::Vm;
+use accel_kvm::{CpuPort, Vm};
 use backend::PerfMap;
+use devices::display::vga;
 use std::fs::File;
 use std::io::{self, LineWriter};
 use std::path::{Path, PathBuf};
@@ -81,7 +83,7 @@ pub fn run(config: Config) -> Result<ExitCode, RunError> {
     if config.perfmap {
         choice.settings.perfmap = Some(Arc::new(PerfMap::open().map_err(RunError::PerfMap)?));
     }
-    let start = Start::of(&config)?;
+    let mut start = Start::of(&config)?;
     let unix_seconds = rtc_base(&config)?;
     let topology = config.cpu.topology;
     let signals: Vec<Arc<VcpuSignals>> = (0..topology.cpus()).map(|_| Arc::default()).collect();
@@ -91,7 +93,7 @@ pub fn run(config: Config) -> Result<ExitCode, RunError> {
         _ => RunState::Running,
     };
     let control = Control::new(signals.clone(), state);
-    let Engines { cpus: engines, frontend, kvm } = engine::make_all(&config.cpu, choice, &signals, &control)?;
+    let Engines { cpus: engines, frontend, tsc_khz, kvm, ports } = engine::make_all(&config.cpu, choice, &signals, &control)?;
 
     let counting = config.icount.zip(counter);
     let clock = counting.as_ref().map_or_else(Clock::new, |(c, n)| icount::clock(c, n.clone()));
@@ -122,8 +124,11 @@ pub fn run(config: Config) -> Result<ExitCode, RunError> {
         unix_seconds,
     };
     let board = Arc::new(Board::new(config.machine, config.mem_bytes, outside)?);
+    if let Start::Kernel(images) = &mut start {
+        images.cmdline += &board.kernel_args(tsc_khz);
+    }
     signals.iter().for_each(|s| board.ram.add_listener(s.clone()));
-    let kvm = kvm.map(|k| attach(k, &board)).transpose()?;
+    let kvm = kvm.map(|k| attach(k, ports, &board)).transpose()?;
     let policy = Policy {
         reset_ends: config.no_reboot,
         power_off_pauses: config.no_shutdown,
@@ -136,6 +141,7 @@ pub fn run(config: Config) -> Result<ExitCode, RunError> {
     }
     runner.drives = drives.clone();
     runner.nets = nets.clone();
+    runner.meanwhile = kvm.is_some().then_some(accel_kvm::forget_start_up);
     start_from(&mut runner, &config)?;
     if let Some(t) = &config.trace {
         start_trace(&mut runner, t)?;
@@ -176,8 +182,13 @@ pub fn run(config: Config) -> Result<ExitCode, RunError> {
 }
 
 /// Gives KVM the board's memory.
-fn attach((vm, shared): (Arc<Vm>, Arc<Shared>), board: &Board) -> Result<Arc<Shared>, EngineError> {
+fn attach((vm, shared): (Arc<Vm>, Arc<Shared>), ports: Vec<CpuPort>, board: &Arc<Board>) -> Result<Arc<Shared>, EngineError> {
     let (map, ram) = (board.map.clone(), board.ram.clone());
+    shared.set_chips(Chips::new(&vm, board, ports)?);
+    if board.vga.is_some() {
+        // Programs fill the screen; nobody looks before the CPU comes back for something else.
+        vm.coalesce(vga::MEMORY, vga::MEMORY_LEN as u32);
+    }
     let set = move || vm.set_memory(&ram, ranges(&map).into_iter());
     set()?;
     shared.set_ram(&board.ram);

@@ -44,6 +44,8 @@ pub struct Runner {
     pub(crate) trial: Option<Board>,
     pub drives: Arc<Drives>,
     pub nets: Arc<Nets>,
+    /// To be done when the guest has started.
+    pub meanwhile: Option<fn()>,
 }
 
 impl Runner {
@@ -69,6 +71,7 @@ impl Runner {
             trial: None,
             drives: Arc::default(),
             nets: Arc::default(),
+            meanwhile: None,
         };
         r.start_over()?;
         Ok(r)
@@ -258,7 +261,8 @@ impl Runner {
                 continue;
             }
             let cpus = std::mem::take(&mut self.cpus);
-            let out = threads.run(cpus, &self.control).map_err(|Panicked| RunError::Panicked)?;
+            let meanwhile = self.meanwhile.take();
+            let out = threads.run(cpus, &self.control, meanwhile).map_err(|Panicked| RunError::Panicked)?;
             self.cpus = out.cpus;
             if let Some((cpu, event)) = out.debug {
                 self.control.tell(Notice::Debug(cpu, event));

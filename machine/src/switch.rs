@@ -1,20 +1,32 @@
 //! A vCPU that KVM runs natively, and the translating engine where KVM cannot: after a failure, for a debugger or a trace, or
 //! when the monitor says so. All vCPUs of a machine are on the same engine, as only one of them sees all writes to code.
 
+use crate::chips::Chips;
 use crate::control::Control;
+use crate::engine::EngineError;
 use crate::say;
 use crate::vcpu_thread::Engine;
-use accel_kvm::KvmCpu;
+use accel_kvm::{BREAKPOINTS, KvmCpu, KvmError, Vm, Walk};
 use arch_x86::CpuState;
 use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use vm_core::debug::{Go, SharedPlan};
+use vm_core::debug::{DebugEvent, Go, SharedPlan, Stops};
 use vm_core::observe::Observer;
-use vm_core::{CpuIo, Events, Pa, Ram, StopReason, Va, Vcpu};
+use vm_core::{CpuIo, Events, GuestCpu, Pa, Ram, StopReason, Va, Vcpu, dlog};
 
 /// Gives KVM the memory map as it is now.
 type Remap = Box<dyn Fn() -> Result<(), String> + Send + Sync>;
+
+#[derive(Default)]
+struct Inside {
+    /// vCPUs in KVM.
+    count: usize,
+    /// KVM has run the guest since the other engine did.
+    ran: bool,
+    /// The other engine has run the guest: it may have translations.
+    translated: bool,
+}
 
 /// What the vCPUs of a machine agree on.
 pub struct Shared {
@@ -24,28 +36,31 @@ pub struct Shared {
     translate: AtomicBool,
     /// vCPUs that a debugger or an observer wants something of.
     wanted: AtomicUsize,
-    /// vCPUs in KVM.
-    inside: Mutex<usize>,
+    inside: Mutex<Inside>,
     outside: Condvar,
     kicks: Mutex<Vec<Box<dyn Fn() + Send + Sync>>>,
     /// Another engine may go on when KVM fails.
     fallback: bool,
+    vm: Arc<Vm>,
     ram: Mutex<Option<Arc<Ram>>>,
+    chips: Mutex<Option<Chips>>,
     remap: Mutex<Option<Remap>>,
     control: Control,
 }
 
 impl Shared {
-    pub fn new(fallback: bool, control: Control) -> Arc<Self> {
+    pub fn new(vm: Arc<Vm>, fallback: bool, control: Control) -> Arc<Self> {
         Arc::new(Self {
             leave: false.into(),
             translate: false.into(),
             wanted: 0.into(),
-            inside: Mutex::new(0),
+            inside: Mutex::default(),
             outside: Condvar::new(),
             kicks: Mutex::default(),
             fallback,
+            vm,
             ram: Mutex::default(),
+            chips: Mutex::default(),
             remap: Mutex::default(),
             control,
         })
@@ -54,6 +69,11 @@ impl Shared {
     /// The machine's RAM, before any vCPU runs.
     pub fn set_ram(&self, ram: &Arc<Ram>) {
         *self.ram.lock() = Some(ram.clone());
+    }
+
+    /// What the machine and KVM hand to each other, before any vCPU runs.
+    pub fn set_chips(&self, chips: Chips) {
+        *self.chips.lock() = Some(chips);
     }
 
     /// What to do when the memory map has changed (the chipset's shadow RAM).
@@ -80,40 +100,123 @@ impl Shared {
     /// Counts a vCPU in; `false`: KVM is not to run.
     fn enter(&self) -> bool {
         let mut inside = self.inside.lock();
-        let enters = !self.leave.load(Ordering::SeqCst);
-        *inside += usize::from(enters);
-        enters
+        if self.leave.load(Ordering::SeqCst) {
+            return false;
+        }
+        if inside.count == 0
+            && let Err(e) = self.begin(inside.translated)
+        {
+            self.give_up(&e.to_string());
+            return false;
+        }
+        inside.count += 1;
+        inside.ran = true;
+        true
+    }
+
+    /// The first vCPU enters.
+    fn begin(&self, translated: bool) -> Result<(), KvmError> {
+        // So that few translations are lost when the guest comes back to them.
+        self.vm.log_writes(translated)?;
+        self.chips.lock().as_ref().map_or(Ok(()), Chips::give)
     }
 
     fn exit(&self) {
-        *self.inside.lock() -= 1;
+        let mut inside = self.inside.lock();
+        inside.count -= 1;
+        if inside.count == 0
+            && let Some(Err(e)) = self.chips.lock().as_ref().map(Chips::take)
+        {
+            self.give_up(&e.to_string());
+        }
         self.outside.notify_all();
     }
 
     /// Waits until no vCPU is in KVM: from then on all writes to code are seen.
     fn wait_until_outside(&self) {
         let mut inside = self.inside.lock();
-        while *inside > 0 {
+        while inside.count > 0 {
             self.kicks.lock().iter().for_each(|k| k());
             self.outside.wait_for(&mut inside, std::time::Duration::from_millis(1));
+        }
+        inside.translated = true;
+        if std::mem::take(&mut inside.ran) {
+            self.forget_code();
+        }
+    }
+
+    /// Gives KVM the memory map as it is now. Where it does not take it, it cannot go on. The machine stands still.
+    fn map_memory(&self) {
+        let Some(Err(e)) = self.remap.lock().as_ref().map(|f| f()) else { return };
+        self.give_up(&format!("KVM does not take the memory map: {e}"));
+    }
+
+    /// KVM cannot go on: the other engine does, or the program ends.
+    fn give_up(&self, why: &str) {
+        if self.fallback {
+            if !self.translate.swap(true, Ordering::SeqCst) {
+                say!("KVM: {why}; the guest goes on without it");
+            }
+            self.decide();
+        } else {
+            say!("-accel kvm: {why}; with -accel kvm:jit the guest would go on");
+            self.control.end(1, None);
         }
     }
 
     /// What the guest wrote natively may have been code.
     fn forget_code(&self) {
-        if let Some(ram) = &*self.ram.lock() {
-            ram.all_written();
+        let Some(ram) = self.ram.lock().clone() else { return };
+        match self.vm.take_written() {
+            Ok(Some(pages)) => ram.pages_written(&pages),
+            Ok(None) => ram.all_written(),
+            Err(e) => {
+                dlog!(UNIMP, "{e}");
+                ram.all_written();
+            }
         }
+    }
+}
+
+type Make = Box<dyn FnOnce() -> Result<Engine, EngineError> + Send>;
+
+/// The translating engine, made when it is first needed: starts are quicker, and smaller, without it.
+struct Later {
+    make: Option<Make>,
+    engine: Option<Engine>,
+    /// What it is to be told when it is made.
+    plan: Option<SharedPlan<CpuState>>,
+}
+
+impl Later {
+    /// `None`: the host has no memory for it.
+    fn get(&mut self, control: &Control) -> Option<&mut Engine> {
+        if let Some(make) = self.make.take() {
+            match make() {
+                Ok(mut engine) => {
+                    engine.debug(self.plan.take());
+                    self.engine = Some(engine);
+                }
+                Err(e) => {
+                    say!("{e}");
+                    control.end(1, None);
+                }
+            }
+        }
+        self.engine.as_mut()
     }
 }
 
 /// One vCPU.
 pub struct Switch {
     kvm: KvmCpu,
-    jit: Engine,
+    jit: Later,
     /// Which of them has the state.
     native: bool,
     shared: Arc<Shared>,
+    /// Breakpoints that the debugger calls hardware's.
+    hard: Vec<u64>,
+    /// Breakpoints or watchpoints are set that KVM cannot do.
     planned: bool,
     stepping: bool,
     observed: bool,
@@ -121,10 +224,22 @@ pub struct Switch {
 }
 
 impl Switch {
-    pub fn new(kvm: KvmCpu, jit: Engine, shared: &Arc<Shared>) -> Self {
+    /// `make` makes the engine that translates.
+    pub fn new(kvm: KvmCpu, make: impl FnOnce() -> Result<Engine, EngineError> + Send + 'static, shared: &Arc<Shared>) -> Self {
         shared.kicks.lock().push(Box::new(kvm.kick()));
+        let jit = Later { make: Some(Box::new(make)), engine: None, plan: None };
         let shared = shared.clone();
-        Self { kvm, jit, native: true, shared, planned: false, stepping: false, observed: false, counted: false }
+        Self {
+            kvm,
+            jit,
+            native: true,
+            shared,
+            hard: Vec::new(),
+            planned: false,
+            stepping: false,
+            observed: false,
+            counted: false,
+        }
     }
 
     /// A wish of a debugger or an observer has come or gone.
@@ -137,49 +252,52 @@ impl Switch {
         }
     }
 
-    /// The other engine takes over.
-    fn change(&mut self, native: bool) {
-        if native == std::mem::replace(&mut self.native, native) {
-            return;
+    /// KVM takes over.
+    fn go_native(&mut self) {
+        if let (false, Some(jit)) = (std::mem::replace(&mut self.native, true), &mut self.jit.engine) {
+            self.kvm.cpu().clone_from(jit.cpu());
         }
-        if native {
-            self.kvm.cpu().clone_from(self.jit.cpu());
-        } else {
-            self.shared.forget_code();
-            self.jit.cpu().clone_from(self.kvm.cpu());
-            self.jit.cpu_changed();
+    }
+
+    /// The translating engine takes over. `None`: there is no memory for it.
+    fn go_translating(&mut self, io: &dyn CpuIo) -> Option<&mut Engine> {
+        let jit = self.jit.get(&self.shared.control)?;
+        if std::mem::replace(&mut self.native, false) {
+            // KVM passed over what was written meanwhile.
+            io.signals().raise(Events::CODE);
+            jit.cpu().clone_from(self.kvm.cpu());
+            jit.cpu_changed();
         }
+        Some(jit)
     }
 
     /// KVM's part of a run. `None`: the other engine goes on.
     fn run_native(&mut self, io: &dyn CpuIo) -> Option<StopReason> {
-        self.change(true);
+        self.go_native();
         let outcome = self.kvm.run(io, &self.shared.leave);
         self.shared.exit();
         match outcome {
             Ok(StopReason::Stopped) if !io.signals().pending().contains(Events::STOP) => None,
+            Ok(StopReason::Debug(_)) => {
+                let cpu = self.kvm.cpu();
+                let hard = self.hard.contains(&cpu.linear(cpu.rip).0);
+                Some(StopReason::Debug(DebugEvent::Break { hard }))
+            }
             Ok(why) => Some(why),
-            Err(failure) if self.shared.fallback => {
-                if !self.shared.translate.swap(true, Ordering::SeqCst) {
-                    say!("KVM: {failure}; the guest goes on without it");
-                }
-                self.shared.decide();
-                None
-            }
             Err(failure) => {
-                say!("-accel kvm: {failure}; with -accel kvm:jit the guest would go on");
-                self.shared.control.end(1, None);
-                Some(StopReason::Stopped)
+                self.shared.give_up(&failure.to_string());
+                (!self.shared.fallback).then_some(StopReason::Stopped)
             }
         }
     }
+}
 
-    /// The translating engine has the state too.
-    fn tell_jit(&mut self) {
-        if self.native {
-            self.jit.cpu().clone_from(self.kvm.cpu());
-        }
-    }
+/// Addresses of breakpoints, if the processor's debug registers can do all that is wanted.
+fn natively(stops: &Stops) -> Option<Vec<u64>> {
+    let mut addresses: Vec<u64> = stops.breakpoints().iter().map(|b| b.va).collect();
+    addresses.dedup();
+    let simple = stops.watchpoints().is_empty() && !stops.breakpoints().iter().any(|b| b.conditional);
+    (simple && addresses.len() <= BREAKPOINTS).then_some(addresses)
 }
 
 impl Vcpu for Switch {
@@ -194,53 +312,86 @@ impl Vcpu for Switch {
                 }
             }
             self.shared.wait_until_outside();
-            self.change(false);
-            return self.jit.run(io);
+            return self.go_translating(io).map_or(StopReason::Stopped, |jit| jit.run(io));
         }
     }
 
     fn cpu(&mut self) -> &mut CpuState {
-        if self.native { self.kvm.cpu() } else { self.jit.cpu() }
+        match &mut self.jit.engine {
+            Some(jit) if !self.native => jit.cpu(),
+            _ => self.kvm.cpu(),
+        }
     }
 
     fn cpu_changed(&mut self) {
-        if let Some(Err(e)) = self.shared.remap.lock().as_ref().map(|f| f()) {
-            say!("KVM does not take the memory map: {e}");
+        self.shared.map_memory();
+        if let Some(jit) = &mut self.jit.engine {
+            jit.cpu_changed();
         }
-        self.jit.cpu_changed();
     }
 
     fn observe(&mut self, observer: Option<Box<dyn Observer<CpuState>>>) -> Option<Box<dyn Observer<CpuState>>> {
         self.observed = observer.is_some();
         self.wishes();
-        self.jit.observe(observer)
+        match observer {
+            Some(o) => self.jit.get(&self.shared.control)?.observe(Some(o)),
+            None => self.jit.engine.as_mut()?.observe(None),
+        }
     }
 
     fn debug(&mut self, plan: Option<SharedPlan<CpuState>>) {
-        let stops = |p: &SharedPlan<CpuState>| !p.stops.breakpoints().is_empty() || !p.stops.watchpoints().is_empty();
-        self.planned = plan.as_ref().is_some_and(stops);
+        let stops = plan.as_ref().map(|p| &p.stops);
+        // What KVM cannot do is for the other engine.
+        let native = stops.map_or_else(|| Some(Vec::new()), natively);
+        let taken = native.is_some_and(|addresses| self.kvm.set_breakpoints(&addresses).is_ok());
+        self.planned = !taken;
+        self.hard = stops.into_iter().flat_map(Stops::breakpoints).filter(|b| b.hard).map(|b| b.va).collect();
         self.wishes();
-        self.jit.debug(plan);
+        match &mut self.jit.engine {
+            Some(jit) => jit.debug(plan),
+            None => self.jit.plan = plan,
+        }
     }
 
     fn go(&mut self, go: Go) {
         self.stepping = go != Go::On;
         self.wishes();
-        self.jit.go(go);
+        let jit = if self.stepping { self.jit.get(&self.shared.control) } else { self.jit.engine.as_mut() };
+        if let Some(jit) = jit {
+            jit.go(go);
+        }
     }
 
     fn info_jit(&mut self) -> String {
         let who = if self.native { "KVM" } else { "this engine" };
-        format!("runs the guest       {who}\nexits from KVM       {}\n{}", self.kvm.exits(), self.jit.info_jit())
+        let rest = self.jit.engine.as_mut().map_or_else(String::new, |jit| jit.info_jit());
+        format!("runs the guest       {who}\nexits from KVM       {}\n{rest}", self.kvm.exits())
     }
 
     fn info_tlb(&mut self, io: &dyn CpuIo) -> String {
-        self.tell_jit();
-        self.jit.info_tlb(io)
+        self.cpu().dump_mappings(&Walk(io))
     }
 
     fn debug_translate(&mut self, io: &dyn CpuIo, va: Va) -> Option<Pa> {
-        self.tell_jit();
-        self.jit.debug_translate(io, va)
+        self.cpu().debug_walk(va, &Walk(io))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_core::debug::{Breakpoint, WatchKind, Watchpoint};
+
+    #[test]
+    fn what_debug_registers_can_do() {
+        let at = |va, conditional| Breakpoint { va, hard: false, conditional };
+        let some = |n: u64| (0..n).map(|va| at(va, false)).collect::<Vec<_>>();
+        let watch = Watchpoint { at: 5, len: 1, kind: WatchKind::Any, physical: false };
+        assert_eq!(natively(&Stops::default()), Some(vec![]));
+        assert_eq!(natively(&Stops::new(some(4), vec![])), Some(vec![0, 1, 2, 3]));
+        assert_eq!(natively(&Stops::new([some(4), some(2)].concat(), vec![])), Some(vec![0, 1, 2, 3]), "twice at one place");
+        assert_eq!(natively(&Stops::new(some(5), vec![])), None);
+        assert_eq!(natively(&Stops::new(vec![at(1, true)], vec![])), None);
+        assert_eq!(natively(&Stops::new(some(1), vec![watch])), None);
     }
 }

@@ -13,6 +13,8 @@ use vm_core::{CpuIo, Events, StopReason, Vcpu};
 
 /// A halted vCPU looks around this often even if nothing wakes it.
 pub const NAP: Duration = Duration::from_secs(1);
+/// A guest that has run for so long has started.
+const SETTLED: Duration = Duration::from_millis(50);
 const IF: u64 = 1 << 9;
 
 pub type Engine = Box<dyn Vcpu<Cpu = CpuState>>;
@@ -91,15 +93,23 @@ impl Threads {
         Ok(Self { to, back })
     }
 
-    /// Runs all CPUs until one of them stops for whatever reason, then stops the others. Gives them back.
-    pub fn run(&self, cpus: Vec<Cpu>, control: &Control) -> Result<Outcome, Panicked> {
+    /// Runs all CPUs until one of them stops for whatever reason, then stops the others. Gives them back. `meanwhile` is called
+    /// when they have run for a moment.
+    pub fn run(&self, cpus: Vec<Cpu>, control: &Control, meanwhile: Option<fn()>) -> Result<Outcome, Panicked> {
         let mut home: Vec<Option<Cpu>> = cpus.iter().map(|_| None).collect();
         for (to, cpu) in self.to.iter().zip(cpus) {
             to.send(cpu).map_err(|_| Panicked)?;
         }
+        let mut first = None;
+        if let Some(meanwhile) = meanwhile {
+            match self.back.recv_timeout(SETTLED) {
+                Ok(back) => first = Some(back),
+                Err(_) => meanwhile(),
+            }
+        }
         let (mut triple_fault, mut debug) = (false, None);
         for n in 0..home.len() {
-            let (i, back) = self.back.recv().map_err(|_| Panicked)?;
+            let (i, back) = first.take().map_or_else(|| self.back.recv(), Ok).map_err(|_| Panicked)?;
             home[i] = Some(match back {
                 Back::Stopped(cpu) => cpu,
                 Back::TripleFault(cpu) => {

@@ -104,9 +104,14 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Starts `rhea` with these arguments; `name` is the test's, and that of its transcript.
+    /// Starts `rhea` with these arguments; `name` is the test's, and that of its transcript. Unless they name an engine, it is the
+    /// JIT: what a test says must not depend on the host's KVM. (`RHEA_TEST_ACCEL` names another one.)
     pub fn start(name: &str, args: &[&str]) -> Self {
-        Self::spawn(name, Command::new(program()).args(args))
+        let mut command = Command::new(program());
+        if !args.is_empty() && !args.iter().any(|a| matches!(*a, "-accel" | "--accel" | "-enable-kvm") || a.contains("accel=")) {
+            command.args(["-accel", &std::env::var("RHEA_TEST_ACCEL").unwrap_or_else(|_| "jit".into())]);
+        }
+        Self::spawn(name, command.args(args))
     }
 
     /// Starts a prepared command.

@@ -33,15 +33,19 @@ fn there() -> bool {
 
 /// The guest, with preprocessor names.
 fn guest(name: &str, defines: &[&str]) -> Option<String> {
+    guest_of("guest.S", name, defines)
+}
+
+fn guest_of(source: &str, name: &str, defines: &[&str]) -> Option<String> {
     let elf: PathBuf = scratch().join(format!("kvm-{name}.elf"));
     let mut cc = Command::new("cc");
     cc.current_dir(root().join("tests/kvm"));
-    cc.args(["-m32", "-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none", "-Wl,-T,guest.ld", "guest.S", "-o"]).arg(&elf);
+    cc.args(["-m32", "-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none", "-Wl,-T,guest.ld", source, "-o"]).arg(&elf);
     let Ok(out) = cc.args(defines.iter().map(|d| format!("-D{d}"))).output() else {
         vm_core::testing::left_out("there is no C compiler");
         return None;
     };
-    assert!(out.status.success(), "guest.S does not compile:\n{}", String::from_utf8_lossy(&out.stderr));
+    assert!(out.status.success(), "{source} does not compile:\n{}", String::from_utf8_lossy(&out.stderr));
     Some(elf.display().to_string())
 }
 
@@ -68,17 +72,61 @@ fn the_same_end_on_jit_and_kvm() {
         assert!(errors.contains("KVM runs the guest") || errors.contains("-accel jit, for there is no KVM: "), "{errors}");
         if there() {
             with(&["-accel", "kvm"]);
+            with(&["-accel", "kvm,kernel-irqchip=split"]);
         }
     }
 }
 
+/// A disk whose first block `tests/kvm/micro.S` knows.
+fn known_disk(name: &str) -> (PathBuf, Vec<u8>) {
+    let path = scratch().join(format!("kvm-{name}.img"));
+    let block: Vec<u8> = (0..512u32).map(|i| (i * 7 + 3) as u8).collect();
+    std::fs::write(&path, [&block[..], &[0; 63 * 512]].concat()).expect("a disk");
+    (path, block)
+}
+
+#[test]
+fn a_microvm_reaches_its_disk_on_every_engine() {
+    for (machine, gsi) in [("microvm", "GSI=16"), ("microvm,acpi=off", "GSI=5")] {
+        let Some(kernel) = guest_of("micro.S", &gsi.replace('=', ""), &[gsi]) else { return };
+        for accel in ["jit", "interp", "kvm", "kvm,kernel-irqchip=split"] {
+            if accel.starts_with("kvm") && !there() {
+                continue;
+            }
+            let (path, block) = known_disk("micro");
+            let drive = format!("file={},if=none,id=d,format=raw", path.display());
+            let disk = ["-M", machine, "-drive", &drive, "-device", "virtio-blk-device,drive=d", "-no-reboot"];
+            let args = [&MACHINE[..], &SERIAL, &disk, &["-accel", accel, "-kernel", &kernel]].concat();
+            let out = run("kvm-micro", &args, LIMIT);
+            let errors = String::from_utf8_lossy(&out.stderr);
+            assert_eq!((out.status.code(), &*out.stdout), (Some(RIGHT), &b"begins\nright\n"[..]), "{machine} {accel}: {errors}");
+            let after = std::fs::read(&path).expect("the disk");
+            assert!(after[512..1024].iter().zip(&block).all(|(a, b)| *a == !b), "{machine} {accel}: not written");
+        }
+    }
+}
+
+#[test]
+fn what_microvm_has_not_is_said() {
+    for (args, text) in [
+        (&["-M", "microvm"][..], "no firmware"),
+        (&["-M", "microvm", "-kernel", "k", "-device", "virtio-rng-pci"], "use virtio-rng-device"),
+        (&["-device", "virtio-rng-device"], "use virtio-rng-pci"),
+        (&["-M", "microvm", "-kernel", "k", "-hda", "x"], "no IDE"),
+    ] {
+        let out = run("micro-errors", &[args, &["-display", "none"]].concat(), LIMIT);
+        let errors = String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.code() == Some(1) && errors.contains(text) && errors.lines().count() == 1, "{args:?}: {errors}");
+    }
+}
+
 /// A hundred times from one engine to the other, of the guest with this many CPUs.
-fn moves(name: &str, defines: &[&str], cpus: &str) {
+fn moves(name: &str, defines: &[&str], cpus: &str, engines: &[&str]) {
     let Some(kernel) = guest(name, defines) else { return };
     if !there() {
         return;
     }
-    let args = [&MACHINE[..], &MONITOR, &["-smp", cpus, "-kernel", &kernel], &BOTH].concat();
+    let args = [&MACHINE[..], &MONITOR, &["-smp", cpus, "-kernel", &kernel], engines].concat();
     let mut g = Guest::start(&format!("kvm-{name}"), &args);
     g.wait_for("(rhea)", LIMIT);
     let mut exits = 0;
@@ -101,12 +149,19 @@ fn moves(name: &str, defines: &[&str], cpus: &str) {
 
 #[test]
 fn a_guest_that_runs_moves_a_hundred_times() {
-    moves("moves", &["TICKS=1500"], "1");
+    moves("moves", &["TICKS=1500"], "1", &BOTH);
 }
 
 #[test]
 fn two_cpus_that_run_move_a_hundred_times() {
-    moves("moves2", &["TICKS=1500", "SMP"], "2");
+    moves("moves2", &["TICKS=1500", "SMP"], "2", &BOTH);
+}
+
+/// The local APICs' state goes along.
+#[test]
+fn cpus_with_kvms_local_apics_move_a_hundred_times() {
+    let engines = ["-accel", "kvm,self-test=off,kernel-irqchip=split", "-accel", "jit"];
+    moves("split2", &["TICKS=1500", "SMP"], "2", &engines);
 }
 
 /// Saved on KVM, it goes on anywhere.

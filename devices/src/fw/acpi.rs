@@ -2,6 +2,7 @@
 //! Firmware 3.3 "MCFG"). A pure function from the board's description to bytes.
 
 use super::dsdt;
+use super::reduced::{self, Reduced};
 use acpi_tables::Aml;
 use acpi_tables::fadt::{FADTBuilder, Flags, PmProfile};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
@@ -51,6 +52,8 @@ pub struct AcpiConfig {
     pub pci_mmio32: RangeInclusive<u32>,
     /// Memory above 4 GiB for PCI devices; must be above RAM.
     pub pci_mmio64: Option<RangeInclusive<u64>>,
+    /// A machine without fixed hardware, 8259s, PCI and ISA: of the rest above only processors, I/O APIC and serial ports count.
+    pub reduced: Option<Reduced>,
 }
 
 impl Default for AcpiConfig {
@@ -66,6 +69,7 @@ impl Default for AcpiConfig {
             ecam: Some(Pa(0xb000_0000)),
             pci_mmio32: 0xc000_0000..=0xfebf_ffff,
             pci_mmio64: None,
+            reduced: None,
         }
     }
 }
@@ -108,12 +112,13 @@ pub fn build(cfg: &AcpiConfig, base: Pa) -> AcpiTables {
     // The RSDP names tables that are placed after it: its room is taken first.
     p.place(64, vec![0; RSDP_LEN]);
     let facs = p.place(64, facs());
-    let dsdt = p.place(16, dsdt::build(cfg));
-    let mut tables = vec![p.place(16, fadt(cfg, facs, dsdt)), p.place(16, madt(cfg))];
-    if cfg.hpet {
+    let dsdt = p.place(16, cfg.reduced.as_ref().map_or_else(|| dsdt::build(cfg), |r| reduced::dsdt(cfg, r)));
+    let fadt = cfg.reduced.as_ref().map_or_else(|| fadt(cfg, facs, dsdt), |r| reduced::fadt(r, dsdt));
+    let mut tables = vec![p.place(16, fadt), p.place(16, madt(cfg))];
+    if cfg.hpet && cfg.reduced.is_none() {
         tables.push(p.place(16, hpet()));
     }
-    if let Some(ecam) = cfg.ecam {
+    if let Some(ecam) = cfg.ecam.filter(|_| cfg.reduced.is_none()) {
         tables.push(p.place(16, mcfg(ecam)));
     }
     let rsdt = p.place(16, root(*b"RSDT", tables.iter().map(|t| t.to_le_bytes())));
@@ -174,7 +179,7 @@ fn io(port: u16, bits: u8, access: AccessSize) -> GAS {
 /// IA-PC boot architecture flags.
 const BOOT_LEGACY_DEVICES: u16 = 1 << 0;
 const BOOT_8042: u16 = 1 << 1;
-const BOOT_NO_VGA: u16 = 1 << 2;
+pub(super) const BOOT_NO_VGA: u16 = 1 << 2;
 
 /// Fixed ACPI Description Table. No SMI_CMD: the board is always in ACPI mode.
 fn fadt(cfg: &AcpiConfig, facs: u32, dsdt: u32) -> Vec<u8> {
@@ -223,14 +228,15 @@ const UID_ALL: u8 = 0xff;
 fn madt(cfg: &AcpiConfig) -> Vec<u8> {
     let mut b = LAPIC_BASE.to_le_bytes().to_vec();
     // PCAT_COMPAT: there are 8259s too.
-    b.extend(1u32.to_le_bytes());
+    b.extend(u32::from(cfg.reduced.is_none()).to_le_bytes());
     for (uid, id) in (0..).zip(&cfg.apic_ids) {
         b.extend([0, 8, uid, *id, 1, 0, 0, 0]);
     }
     b.extend([1, 12, cfg.io_apic_id, 0]);
     b.extend(IO_APIC_BASE.to_le_bytes());
     b.extend(0u32.to_le_bytes());
-    for (irq, gsi, flags) in [(0u8, 2u32, INTI_CONFORMING), (SCI_IRQ, SCI_IRQ.into(), INTI_LEVEL_HIGH)] {
+    let isa = [(0u8, 2u32, INTI_CONFORMING), (SCI_IRQ, SCI_IRQ.into(), INTI_LEVEL_HIGH)];
+    for (irq, gsi, flags) in isa.into_iter().filter(|_| cfg.reduced.is_none()) {
         b.extend([2, 10, 0, irq]);
         b.extend(gsi.to_le_bytes());
         b.extend(flags.to_le_bytes());

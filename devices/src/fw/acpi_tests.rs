@@ -14,6 +14,12 @@ fn full() -> AcpiConfig {
     }
 }
 
+fn small() -> AcpiConfig {
+    let virtio = vec![(0xfeb0_0000, 0x200, 16), (0xfeb0_0200, 0x200, 17)];
+    let reduced = Some(Reduced { sleep: 0xfea0_0200, virtio });
+    AcpiConfig { apic_ids: vec![0, 1], reduced, ..AcpiConfig::default() }
+}
+
 fn find<'a>(t: &'a AcpiTables, signature: &[u8; 4]) -> Option<&'a (Pa, Vec<u8>)> {
     t.blobs.iter().find(|(_, b)| b.starts_with(signature))
 }
@@ -28,7 +34,7 @@ fn sum(b: &[u8]) -> u8 {
 
 #[test]
 fn checksums_and_lengths() {
-    for cfg in [AcpiConfig::default(), full()] {
+    for cfg in [AcpiConfig::default(), full(), small()] {
         let t = build(&cfg, Pa(0xe0000));
         for (pa, b) in &t.blobs[1..] {
             let name = String::from_utf8_lossy(&b[..4]).into_owned();
@@ -105,6 +111,23 @@ fn absent_parts_are_not_described() {
     assert!(!has(b"COM1") && !has(b"KBD0") && !has(b"HPET"));
 }
 
+#[test]
+fn a_machine_without_fixed_hardware() {
+    let t = build(&small(), Pa(0xe0000));
+    assert!(find(&t, b"HPET").is_none() && find(&t, b"MCFG").is_none());
+    let f = &find(&t, b"FACP").unwrap().1;
+    assert_eq!(u32_at(f, 112) >> 20 & 1, 1, "HW_REDUCED_ACPI");
+    assert_eq!((f[116], u32_at(f, 120), f[128]), (0, 0xfea0_0202, 0x42), "reset register");
+    assert_eq!((u32_at(f, 248), u32_at(f, 260)), (0xfea0_0200, 0xfea0_0201), "sleep registers");
+    assert_eq!((u32_at(f, 56), u32_at(f, 64), u32_at(f, 76)), (0, 0, 0), "no fixed hardware");
+    let m = &find(&t, b"APIC").unwrap().1;
+    assert_eq!((u32_at(m, 40), m.len()), (0, 44 + 2 * 8 + 12 + 6), "no 8259s, no overrides");
+    let dsdt = &find(&t, b"DSDT").unwrap().1;
+    let count = |n: &[u8]| dsdt.windows(n.len()).filter(|w| *w == n).count();
+    assert_eq!((count(b"LNRO0005"), count(b"ACPI0007"), count(b"COM1"), count(b"PCI0")), (2, 2, 1, 0));
+    assert_eq!(count(&[0, 2, 0xb0, 0xfe, 0, 2, 0, 0]), 1, "address and length");
+}
+
 /// Runs iasl in `dir` and returns what it says.
 fn iasl(dir: &Path, args: &[&str]) -> String {
     let out = Command::new("iasl").current_dir(dir).args(args).output().unwrap();
@@ -142,7 +165,7 @@ fn iasl_understands_every_table() {
     }
     let dir = std::env::temp_dir().join(format!("rhea-acpi-{}", std::process::id()));
     std::fs::create_dir_all(&dir).unwrap();
-    for (kind, cfg) in [("default", AcpiConfig::default()), ("full", full())] {
+    for (kind, cfg) in [("default", AcpiConfig::default()), ("full", full()), ("small", small())] {
         for (_, table) in &build(&cfg, Pa(0xe0000)).blobs[1..] {
             read_by_iasl(&dir, &format!("{}-{kind}", String::from_utf8_lossy(&table[..4])), table);
         }

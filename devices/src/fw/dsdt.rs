@@ -8,7 +8,7 @@ use acpi_tables::aml::*;
 use acpi_tables::{Aml, AmlSink};
 
 /// Already encoded AML.
-struct Raw(Vec<u8>);
+pub(super) struct Raw(pub Vec<u8>);
 
 impl Aml for Raw {
     fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
@@ -26,11 +26,11 @@ impl Aml for IsaIrq {
     }
 }
 
-fn ports(base: u16, len: u8) -> IO {
+pub(super) fn ports(base: u16, len: u8) -> IO {
     IO::new(base, base, 1, len)
 }
 
-fn refs<T: Aml>(v: &[T]) -> Vec<&dyn Aml> {
+pub(super) fn refs<T: Aml>(v: &[T]) -> Vec<&dyn Aml> {
     v.iter().map(|x| x as &dyn Aml).collect()
 }
 
@@ -48,7 +48,7 @@ pub(super) fn build(cfg: &AcpiConfig) -> Vec<u8> {
     acpi::table(*b"DSDT", 2, &body)
 }
 
-fn processor(n: u8) -> Raw {
+pub(super) fn processor(n: u8) -> Raw {
     let hid = Name::new("_HID".into(), &"ACPI0007");
     let uid = Name::new("_UID".into(), &n);
     let path = format!("C{n:03X}");
@@ -166,7 +166,7 @@ fn operating_system_capabilities() -> Raw {
 }
 
 /// First port and interrupt of COM1..COM4.
-const COM: [(u16, u8); 4] = [(0x3f8, 4), (0x2f8, 3), (0x3e8, 4), (0x2e8, 3)];
+pub(super) const COM: [(u16, u8); 4] = [(0x3f8, 4), (0x2f8, 3), (0x3e8, 4), (0x2e8, 3)];
 
 /// The ISA bridge with the port devices.
 fn isa_bridge(cfg: &AcpiConfig) -> Raw {

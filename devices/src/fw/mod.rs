@@ -4,3 +4,4 @@ pub mod acpi;
 mod dsdt;
 pub mod fw_cfg;
 pub mod loader;
+pub mod reduced;

@@ -1,6 +1,7 @@
 //! The bus between local APICs, I/O APICs and MSI senders (SDM 3A "System Bus Vs. APIC Bus", "Issuing IPIs").
 
 use super::lapic::Lapic;
+use super::lapic_image::LapicImage;
 use super::message::{Delivery, Dest, Message, decode_msi};
 use parking_lot::RwLock;
 use std::sync::Arc;
@@ -16,6 +17,8 @@ pub trait EoiSink: Send + Sync {
 pub struct ApicBus {
     lapics: RwLock<Vec<Arc<Lapic>>>,
     eoi: RwLock<Vec<Arc<dyn EoiSink>>>,
+    /// Where messages go while other models of the local APICs have their state. Lock order: I/O APIC < this < local APIC.
+    away: RwLock<Option<Arc<dyn MsiSink>>>,
 }
 
 impl ApicBus {
@@ -56,8 +59,44 @@ impl ApicBus {
         }
     }
 
+    /// Gives the state of all local APICs, by their index, to other models; messages go to `to` from then on. On an error none is given.
+    pub fn hand_over<E>(&self, to: Arc<dyn MsiSink>, mut give: impl FnMut(usize, &LapicImage) -> Result<(), E>) -> Result<(), E> {
+        // Messages wait meanwhile.
+        let mut away = self.away.write();
+        let lapics = self.lapics.read();
+        let mut given = Vec::new();
+        for (i, l) in lapics.iter().enumerate() {
+            let image = l.hand_over();
+            let done = give(i, &image);
+            given.push((l, image));
+            if done.is_err() {
+                given.iter().for_each(|(l, image)| l.take_back(image));
+                return done;
+            }
+        }
+        *away = Some(to);
+        Ok(())
+    }
+
+    /// Takes the state of all local APICs back. Where `take` has an error, that one goes on as it was when it was given.
+    pub fn take_back<E>(&self, mut take: impl FnMut(usize) -> Result<LapicImage, E>) -> Result<(), E> {
+        let mut away = self.away.write();
+        let mut outcome = Ok(());
+        for (i, l) in self.lapics.read().iter().enumerate() {
+            match take(i) {
+                Ok(image) => l.take_back(&image),
+                Err(e) => {
+                    l.take_back(&l.hand_over());
+                    outcome = Err(e);
+                }
+            }
+        }
+        *away = None;
+        outcome
+    }
+
     /// Tells the I/O APICs that a level-triggered vector has ended.
-    pub(super) fn broadcast_eoi(&self, vector: u8) {
+    pub fn broadcast_eoi(&self, vector: u8) {
         self.eoi.read().iter().for_each(|s| s.eoi(vector));
     }
 }
@@ -73,6 +112,9 @@ fn matches(dest: &Dest, index: usize, l: &Lapic) -> bool {
 
 impl MsiSink for ApicBus {
     fn send_msi(&self, addr: u64, data: u32) {
+        if let Some(to) = &*self.away.read() {
+            return to.send_msi(addr, data);
+        }
         if let Some(m) = decode_msi(addr, data) {
             self.send(&m);
         }

@@ -36,16 +36,45 @@ mod rte {
 
 const SAVED_VERSION: u32 = 1;
 
+/// Is told which messages the inputs send. Called with the I/O APIC's lock held.
+pub trait Routes: Send + Sync {
+    /// Input `pin` sends this message (address, data) by level, and waits for its end; `None`: it is masked, or works by edges.
+    fn set(&self, pin: usize, message: Option<(u64, u32)>);
+}
+
 /// The polarity bit is kept but has no effect: inputs are logical levels, `true` is asserted.
 pub struct IoApic {
     out: Arc<dyn MsiSink>,
     s: IoApicState,
+    routes: Option<Arc<dyn Routes>>,
 }
 
 impl IoApic {
     /// `out` takes the messages (the APIC bus).
     pub fn new(out: Arc<dyn MsiSink>) -> Self {
-        Self { out, s: IoApicState::default() }
+        Self { out, s: IoApicState::default(), routes: None }
+    }
+
+    /// Tells `routes` of what the inputs send, now and at each change.
+    pub fn set_routes(&mut self, routes: Arc<dyn Routes>) {
+        self.routes = Some(routes);
+        self.tell_all();
+    }
+
+    fn tell_all(&self) {
+        (0..PINS).for_each(|pin| self.tell(pin));
+    }
+
+    fn tell(&self, pin: usize) {
+        let Some(routes) = &self.routes else { return };
+        let by_level = self.level_pin(pin) && self.s.rte[pin] & rte::MASKED == 0;
+        routes.set(pin, by_level.then(|| self.message(pin, true)).flatten());
+    }
+
+    /// Address and data of what an input sends; `None`: its delivery mode is reserved.
+    fn message(&self, pin: usize, level: bool) -> Option<(u64, u32)> {
+        let e = self.s.rte[pin];
+        Some(compose_msi((e >> rte::DEST_SHIFT) as u8, e & rte::LOGICAL != 0, delivery(e)?, e as u8, level))
     }
 
     /// Level of input `pin` (0..=23; others are ignored).
@@ -93,13 +122,10 @@ impl IoApic {
     }
 
     fn send(&self, pin: usize, level: bool) {
-        let e = self.s.rte[pin];
-        let Some(mode) = delivery(e) else {
-            dlog!(GUEST_ERRORS, "ioapic: pin {pin} has the reserved delivery mode");
-            return;
-        };
-        let (addr, data) = compose_msi((e >> rte::DEST_SHIFT) as u8, e & rte::LOGICAL != 0, mode, e as u8, level);
-        self.out.send_msi(addr, data);
+        match self.message(pin, level) {
+            Some((addr, data)) => self.out.send_msi(addr, data),
+            None => dlog!(GUEST_ERRORS, "ioapic: pin {pin} has the reserved delivery mode"),
+        }
     }
 
     fn read_reg(&self) -> u32 {
@@ -133,6 +159,7 @@ impl IoApic {
             e &= !rte::REMOTE_IRR;
         }
         self.s.rte[pin] = e;
+        self.tell(pin);
         self.service_level(pin);
     }
 }
@@ -177,6 +204,7 @@ impl Device for IoApic {
 
     fn reset(&mut self) {
         self.s = IoApicState::default();
+        self.tell_all();
     }
 
     fn save(&self) -> Section {
@@ -190,6 +218,7 @@ impl Device for IoApic {
             return Err(s.bad("a reserved bit is set"));
         }
         self.s = state;
+        self.tell_all();
         Ok(())
     }
 

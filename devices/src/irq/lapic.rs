@@ -3,11 +3,12 @@
 use super::apic_bus::ApicBus;
 use super::lapic_access::Effect;
 use super::lapic_core::Core;
+use super::lapic_image::LapicImage;
 use super::lapic_regs::{LINT0, LINT1, TIMER, base, esr, lvt, msr, reg};
 use super::lapic_timer::MIN_PERIOD_NS;
 use super::message::{Delivery, Dest, Message};
 use parking_lot::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use vm_core::clock::Ns;
 use vm_core::{Clock, Events, LoadError, Section, Timer, VcpuSignals, dlog};
@@ -48,6 +49,8 @@ pub struct Lapic {
     core: Mutex<Core>,
     /// Address of the register page as `mmio_base` gives it, or `NO_PAGE`.
     page: AtomicU64,
+    /// Another model has the state; here only the pins are served. Changed with the lock held.
+    away: AtomicBool,
 }
 
 const NO_PAGE: u64 = u64::MAX;
@@ -59,7 +62,17 @@ impl Lapic {
         let core = Mutex::new(Core::power_on(config.id, config.bsp));
         let weak_bus = Arc::downgrade(bus);
         let lapic = bus.add(|index| {
-            Arc::new(Self { config, index, signals, bus: weak_bus, extint, timer, core, page: AtomicU64::new(NO_PAGE) })
+            Arc::new(Self {
+                config,
+                index,
+                signals,
+                bus: weak_bus,
+                extint,
+                timer,
+                core,
+                page: AtomicU64::new(NO_PAGE),
+                away: false.into(),
+            })
         });
         lapic.note_page(&lapic.core.lock());
         let weak = Arc::downgrade(&lapic);
@@ -198,8 +211,12 @@ impl Lapic {
     pub fn ack(&self) -> Option<u8> {
         {
             let mut c = self.core.lock();
-            let fixed = c.ack();
-            let external = fixed.is_none() && c.extint_pending();
+            let away = self.is_away();
+            if away && !c.lint[0] {
+                return None;
+            }
+            let fixed = if away { None } else { c.ack() };
+            let external = away || fixed.is_none() && c.extint_pending();
             if external {
                 c.extint = false;
             }
@@ -211,11 +228,42 @@ impl Lapic {
         (self.extint)()
     }
 
+    /// Gives the state to another model, which goes on with it until `take_back`. Meanwhile `Events::INTR` says that the 8259 asks,
+    /// on pin LINT0, and `ack` acknowledges that.
+    pub(super) fn hand_over(&self) -> LapicImage {
+        let mut c = self.core.lock();
+        let image = c.image(self.timer.now());
+        self.away.store(true, Ordering::SeqCst);
+        self.timer.cancel();
+        self.update(&c);
+        image
+    }
+
+    /// Goes on with a state.
+    pub(super) fn take_back(&self, image: &LapicImage) {
+        let mut c = self.core.lock();
+        c.set_image(image, self.base_reserved(), self.timer.now());
+        self.away.store(false, Ordering::SeqCst);
+        self.note_page(&c);
+        self.arm(&c, 0);
+        self.update(&c);
+    }
+
+    fn is_away(&self) -> bool {
+        self.away.load(Ordering::SeqCst)
+    }
+
     /// Level of pin LINT`n` (0 or 1; others are ignored).
     pub fn set_lint(&self, n: usize, level: bool) {
         let mut c = self.core.lock();
         let Some(was) = c.lint.get(n).copied() else { return };
         c.lint[n] = level;
+        if self.is_away() {
+            if n == 1 && level && !was {
+                self.signals.raise(Events::NMI);
+            }
+            return self.update(&c);
+        }
         if level && !was {
             self.lint_edge(&mut c, n);
         }
@@ -323,7 +371,8 @@ impl Lapic {
 
     /// Makes `Events::INTR` the APIC's output.
     fn update(&self, c: &Core) {
-        if c.deliverable().is_some() || c.extint_pending() {
+        let asks = if self.is_away() { c.lint[0] } else { c.deliverable().is_some() || c.extint_pending() };
+        if asks {
             self.signals.raise(Events::INTR);
         } else {
             self.signals.clear(Events::INTR);
@@ -342,6 +391,9 @@ impl Lapic {
 
     fn expired(&self, now: Ns) {
         let mut c = self.core.lock();
+        if self.is_away() {
+            return;
+        }
         c.sync_timer(now);
         self.arm(&c, now.saturating_add(MIN_PERIOD_NS));
         self.update(&c);

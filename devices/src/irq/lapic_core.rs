@@ -26,6 +26,10 @@ impl Vectors {
         Some((i * 32) as u8 + self.0[i].ilog2() as u8)
     }
 
+    pub fn from_words(words: [u32; 8]) -> Self {
+        Self(words)
+    }
+
     /// Word `i` (modulo 8).
     pub fn word(&self, i: u16) -> u32 {
         self.0[usize::from(i & 7)]

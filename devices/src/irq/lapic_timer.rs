@@ -60,6 +60,17 @@ impl TimerState {
         }
     }
 
+    /// Goes on from a current count, as another model of the timer left it; 0: it has expired, or stands still.
+    pub fn go_on(&mut self, mode: Mode, count: u32, now: Ns) {
+        let left = match (mode, count) {
+            (Mode::OneShot | Mode::Periodic, 1..) => Some(Ns::from(count) << self.shift()),
+            // It begins anew at this moment.
+            (Mode::Periodic, 0) if self.initial != 0 => Some(self.period()),
+            _ => None,
+        };
+        self.next = left.map(|l| now.saturating_add(l));
+    }
+
     /// Writing the initial count starts the timer, zero stops it; ignored in TSC-deadline mode.
     pub fn set_initial(&mut self, mode: Mode, v: u32, now: Ns) {
         if mode == Mode::TscDeadline {

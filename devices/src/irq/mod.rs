@@ -6,6 +6,7 @@ pub mod ioapic;
 pub mod lapic;
 mod lapic_access;
 mod lapic_core;
+mod lapic_image;
 mod lapic_regs;
 mod lapic_timer;
 pub mod message;
@@ -23,6 +24,7 @@ mod pic_tests;
 
 pub use apic_bus::{ApicBus, EoiSink};
 pub use coprocessor::Coprocessor;
-pub use ioapic::{IoApic, IoApicInputs};
+pub use ioapic::{IoApic, IoApicInputs, Routes};
 pub use lapic::{ExtInt, Lapic, LapicConfig};
+pub use lapic_image::LapicImage;
 pub use pic::{Pic, PicInputs};

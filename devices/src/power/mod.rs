@@ -2,6 +2,7 @@
 
 pub mod debug_exit;
 pub mod reset;
+pub mod sleep;
 pub mod smi;
 
 /// What devices may ask of the machine. Called with the device's lock held: it only notes the request and returns.

@@ -83,9 +83,9 @@ impl Board {
         text
     }
 
-    /// Registers of the 8259s and the I/O APIC, which are the first devices.
+    /// Registers of the 8259s, if there are any, and the I/O APIC, which are the first devices.
     pub fn describe_interrupts(&self) -> String {
-        self.devices.iter().take(2).map(|d| section(&d.lock().save())).collect()
+        self.devices.iter().take(self.controllers()).map(|d| section(&d.lock().save())).collect()
     }
 
     /// Registers of a CPU's local APIC.

@@ -55,8 +55,10 @@ impl Board {
         add(&mut ports, cell.clone())?;
         self.ports = ports;
         self.devices.push(cell);
-        self.rtc.lock().set_cmos(CMOS_CPUS, (self.apic_ids.len() - 1) as u8);
-        self.rtc.lock().set_cmos(CMOS_TRANSLATION, BY_LBA);
+        if let Some(rtc) = &self.rtc {
+            rtc.lock().set_cmos(CMOS_CPUS, (self.apic_ids.len() - 1) as u8);
+            rtc.lock().set_cmos(CMOS_TRANSLATION, BY_LBA);
+        }
         self.firmware = Some(firmware);
         self.set_boot_order(true);
         Ok(self)
@@ -64,10 +66,10 @@ impl Board {
 
     /// Tells firmware what to boot from; `first`: after power-on, not after a reset.
     pub fn set_boot_order(&self, first: bool) {
-        let Some(f) = &self.firmware else { return };
+        let (Some(f), Some(rtc)) = (&self.firmware, &self.rtc) else { return };
         let once = f.boot.once.as_ref().filter(|_| first);
         let (a, b) = cmos_boot(once.unwrap_or(&f.boot.order));
-        let mut rtc = self.rtc.lock();
+        let mut rtc = rtc.lock();
         rtc.set_cmos(CMOS_BOOT_1_2, a);
         rtc.set_cmos(CMOS_BOOT_3, b);
     }

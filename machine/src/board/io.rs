@@ -116,18 +116,22 @@ impl CpuIo for BoardIo {
 
     /// Only the bootstrap processor's pins lead anywhere (MP specification 1.4 "Floating Point Exception Interrupt").
     fn ferr(&self, on: bool) {
-        if self.1 == 0 {
-            self.0.coprocessor.lock().set_ferr(on);
+        if let (0, Some(c)) = (self.1, &self.0.coprocessor) {
+            c.lock().set_ferr(on);
         }
     }
 
     fn ignne(&self) -> bool {
-        self.1 == 0 && self.0.coprocessor.lock().ignne()
+        self.1 == 0 && self.0.coprocessor.as_ref().is_some_and(|c| c.lock().ignne())
     }
 
     /// Only this vCPU's own thread asks.
     fn set_smm(&self, on: bool) {
         self.0.in_smm[self.1].store(on, Ordering::Relaxed);
+    }
+
+    fn end_of_interrupt(&self, vector: u8) {
+        self.0.apic_bus.broadcast_eoi(vector);
     }
 
     fn sipi_vector(&self) -> u8 {

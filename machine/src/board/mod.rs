@@ -4,6 +4,7 @@ mod describe;
 mod firmware;
 mod io;
 mod memory;
+mod micro;
 mod pci;
 mod ports;
 mod saved;
@@ -16,6 +17,7 @@ mod wires;
 
 pub use firmware::Firmware;
 pub use io::BoardIo;
+pub use micro::TSC_KHZ;
 #[cfg(test)]
 pub use saved::tests::traffic;
 pub use typist::Typist;
@@ -79,6 +81,10 @@ pub enum BoardError {
     Rom(u64),
     #[error("-device {0}: no PCI slot is free")]
     NoSlot(&'static str),
+    #[error("-machine microvm: {0} is not there yet; use -machine pc")]
+    NotHere(&'static str),
+    #[error("-device {0}: microvm has room for 8 virtio devices")]
+    NoPlace(&'static str),
     #[error("-device {0}: PCI device {1:x}.{2} is there already")]
     SlotTaken(&'static str, u8, u8),
     #[error("there is no drive '{0}'")]
@@ -122,18 +128,19 @@ pub struct Board {
     pub clock: Clock,
     /// The local APIC of each CPU.
     pub lapics: Vec<Arc<Lapic>>,
-    pub pm: Arc<Mutex<Pm>>,
-    pub typist: Arc<Typist>,
+    /// The power button, the keyboard and the real-time clock; microvm has none.
+    pub pm: Option<Arc<Mutex<Pm>>>,
+    pub typist: Option<Arc<Typist>>,
+    pub rtc: Option<SharedRtc>,
     pub uarts: [Option<Arc<Mutex<Uart16550>>>; 4],
-    pub rtc: SharedRtc,
     apic_ids: Vec<u32>,
     pub vga: Option<Arc<Mutex<Vga>>>,
-    coprocessor: Arc<Mutex<Coprocessor>>,
+    coprocessor: Option<Arc<Mutex<Coprocessor>>>,
     /// Which CPUs are in system management mode.
     in_smm: Vec<AtomicBool>,
     ports: PortBus,
     mmio: MmioBus,
-    pic: Arc<Mutex<Pic>>,
+    pic: Option<Arc<Mutex<Pic>>>,
     /// All devices but the local APIC, for reset. The 8259s and the I/O APIC, which the others' wires lead to, come first.
     devices: Vec<DeviceCell>,
     config: MachineConfig,
@@ -144,11 +151,15 @@ pub struct Board {
     firmware: Option<Arc<Firmware>>,
     /// What takes note of the ends of jobs, of each controller of disks.
     storage: Vec<pci::Service>,
-    cards: Vec<pci::SharedNet>,
     /// Console devices in the order of their specifications.
     pub consoles: Vec<Access<Console>>,
     pub balloon: Option<Access<Balloon>>,
     shares: BTreeMap<String, Arc<dyn Share>>,
+    cards: Vec<pci::Card>,
+    /// Virtio devices without PCI.
+    slots: Vec<micro::Slot>,
+    pub apic_bus: Arc<ApicBus>,
+    pub ioapic: Arc<Mutex<IoApic>>,
 }
 
 /// Buses and list of devices while the board is built.
@@ -193,29 +204,26 @@ impl Board {
         let dma = Dma::new(ram.clone(), &map);
         let mut b = Builder::default();
         let bus = ApicBus::new();
-        let pic = Arc::new(Mutex::new(Pic::new(IrqLine::new(bus.clone(), 0))));
+        let pic = micro::has_pic(config).then(|| Arc::new(Mutex::new(Pic::new(IrqLine::new(bus.clone(), 0)))));
         let ioapic = Arc::new(Mutex::new(IoApic::new(bus.clone())));
         bus.add_eoi_sink(Arc::new(IoApicInputs(ioapic.clone())));
-        let lapics = add_lapics(&bus, &pic, &out);
+        let lapics = add_lapics(&bus, pic.as_ref(), &out);
         let wires = Wires::new(pic.clone(), ioapic.clone());
-
-        b.ports(&pic, &[(0x20, 2, pic::REGION_MASTER), (0xa0, 2, pic::REGION_SLAVE), (0x4d0, 2, pic::REGION_ELCR)])?;
+        if let Some(pic) = &pic {
+            b.ports(pic, &[(0x20, 2, pic::REGION_MASTER), (0xa0, 2, pic::REGION_SLAVE), (0x4d0, 2, pic::REGION_ELCR)])?;
+        }
         b.mmio(&ioapic, Pa(acpi::IO_APIC_BASE.into()), ioapic::MMIO_LEN);
-        let rtc = add_timers(&mut b, config, &out, &wires, &map)?;
-        let coprocessor = Arc::new(Mutex::new(Coprocessor::new(wires.isa(13))));
-        b.ports(&coprocessor, &[(COPROCESSOR_ERROR, 1, 0)])?;
-        let (pm, typist) = add_power(&mut b, &out, &wires)?;
-        let pci_bus = pci::add_bus(&mut b, config, &out, &map)?;
-        let uarts = add_serials(&mut b, &out, &wires)?;
-        let vga = config.vga.then(|| add_vga(&mut b, &out)).transpose()?;
-        add_extra(&mut b, &out)?;
-        let (below, above) = memory::sizes(&map);
-        let slots = pci::Slots { bus: pci_bus, wires: &wires, msi: bus, dma: dma.clone(), ram: below + above };
-        let pci::Added { storage, cards, consoles, balloon, bootorder } = pci::add_devices(&mut b, config.kind, &out, &slots)?;
+        let place = Place { wires: &wires, msi: bus.clone(), dma: &dma, map: &map };
+        let parts = match config.kind {
+            MachineKind::Microvm => micro::add(&mut b, config, &out, &place)?,
+            MachineKind::Pc | MachineKind::Q35 => add_pc(&mut b, config, &out, &place)?,
+        };
         let Builder { ports, mmio, devices } = b;
         let apic_ids: Vec<u32> = out.cpus.iter().map(|(id, _)| *id).collect();
         let (disks, nets, firmware) = (out.disks, out.nets, out.firmware);
         let (clock, ports, extra) = (out.clock, ports.into_bus(), out.devices.into_iter().map(|(spec, _)| spec).collect());
+        let Parts { pm, typist, rtc, coprocessor, uarts, vga, added, slots } = parts;
+        let pci::Added { storage, cards, consoles, balloon, bootorder } = added;
         let this = Self {
             ram,
             map,
@@ -243,6 +251,9 @@ impl Board {
             consoles,
             balloon,
             shares: out.virtio.shares,
+            slots,
+            apic_bus: bus,
+            ioapic,
         };
         match firmware {
             Some(f) => this.with_firmware(f, &bootorder, dma),
@@ -262,7 +273,9 @@ impl Board {
         self.shares.values().for_each(|s| s.drain());
         self.storage.iter().for_each(|service| service());
         // Their threads have been told; whoever is at it still holds the lock.
-        self.cards.iter().for_each(|c| drop(c.lock()));
+        self.cards.iter().for_each(|card| {
+            card();
+        });
     }
 
     /// Name of the network and address of each card.
@@ -271,14 +284,14 @@ impl Board {
             DeviceSpec::VirtioNet { netdev, .. } => Some(netdev.clone()),
             _ => None,
         });
-        specs.zip(&self.cards).map(|(netdev, c)| (netdev, c.lock().model().mac())).collect()
+        specs.zip(&self.cards).map(|(netdev, card)| (netdev, card())).collect()
     }
 
     /// What firmware would have done before it starts a kernel: the interrupt controllers are wired for the 8259s.
     pub fn prepare_direct_boot(&self) {
         self.lapics[0].set_virtual_wire();
         // The reset of the PIC may have left its output as the local APIC has not seen it.
-        let level = self.pic.lock().intr();
+        let level = self.pic.as_ref().is_some_and(|p| p.lock().intr());
         self.lapics.iter().for_each(|l| l.set_lint(0, level));
     }
 
@@ -297,7 +310,8 @@ impl Board {
         let apic_ids = self.apic_ids.iter().map(|id| *id as u8).collect();
         let isa_bridge = pci::isa_device(self.config.kind);
         let hpet = self.config.hpet;
-        let cfg = acpi::AcpiConfig { apic_ids, hpet, com_ports, isa_bridge, ecam: Some(ECAM), ..Default::default() };
+        let reduced = (self.config.kind == MachineKind::Microvm).then(|| micro::describe(&self.slots));
+        let cfg = acpi::AcpiConfig { apic_ids, hpet, com_ports, isa_bridge, ecam: Some(ECAM), reduced, ..Default::default() };
         self.config.acpi.then_some(cfg)
     }
 
@@ -313,24 +327,86 @@ impl Board {
         match self.config.kind {
             MachineKind::Pc => "pc",
             MachineKind::Q35 => "q35",
+            MachineKind::Microvm => "microvm",
         }
     }
 
-    /// Ranges that are neither RAM nor free for the kernel to give to devices.
+    /// Registers of devices, with a value each, whose writes another thread may make in the guest's place (`ring`).
+    pub fn doorbells(&self) -> Vec<(Pa, u32)> {
+        micro::doorbells(&self.slots)
+    }
+
+    /// Makes the write of a doorbell.
+    pub fn ring(&self, pa: Pa, value: u32) {
+        self.mmio.write(pa, 4, value.into());
+    }
+
+    /// Words that a kernel's command line needs on this board, with a space before each.
+    pub fn kernel_args(&self, tsc_khz: u64) -> String {
+        micro::kernel_args(self.config, &self.slots, tsc_khz)
+    }
+
+    /// A range that is neither RAM nor free for the kernel to give to devices; its length may be 0.
     pub fn ecam(&self) -> (Pa, u64) {
-        (ECAM, ECAM_BUSES * devices::pci::bus::ECAM_BUS_SIZE)
+        let buses = if self.config.kind == MachineKind::Microvm { 0 } else { ECAM_BUSES };
+        (ECAM, buses * devices::pci::bus::ECAM_BUS_SIZE)
     }
 }
 
 type SharedRtc = Arc<Mutex<Rtc>>;
 
-fn add_lapics(bus: &Arc<ApicBus>, pic: &Arc<Mutex<Pic>>, out: &Outside) -> Vec<Arc<Lapic>> {
+/// What the parts of a board are connected to.
+struct Place<'a> {
+    wires: &'a Wires,
+    msi: Arc<ApicBus>,
+    dma: &'a Dma,
+    map: &'a MemMap,
+}
+
+/// Parts that not every board has, or that others must find.
+#[derive(Default)]
+struct Parts {
+    pm: Option<Arc<Mutex<Pm>>>,
+    typist: Option<Arc<Typist>>,
+    rtc: Option<SharedRtc>,
+    coprocessor: Option<Arc<Mutex<Coprocessor>>>,
+    uarts: Uarts,
+    vga: Option<Arc<Mutex<Vga>>>,
+    added: pci::Added,
+    slots: Vec<micro::Slot>,
+}
+
+/// What makes it a PC.
+fn add_pc(b: &mut Builder, config: MachineConfig, out: &Outside, at: &Place) -> Result<Parts, BoardError> {
+    let rtc = add_timers(b, config, out, at.wires, at.map)?;
+    let coprocessor = Arc::new(Mutex::new(Coprocessor::new(at.wires.isa(13))));
+    b.ports(&coprocessor, &[(COPROCESSOR_ERROR, 1, 0)])?;
+    let (pm, typist) = add_power(b, out, at.wires)?;
+    let bus = pci::add_bus(b, config, out, at.map)?;
+    let uarts = add_serials(b, out, at.wires)?;
+    let vga = config.vga.then(|| add_vga(b, out)).transpose()?;
+    add_extra(b, out)?;
+    let (below, above) = memory::sizes(at.map);
+    let slots = pci::Slots { bus, wires: at.wires, msi: at.msi.clone(), dma: at.dma.clone(), ram: below + above };
+    let added = pci::add_devices(b, config.kind, out, &slots)?;
+    let coprocessor = Some(coprocessor);
+    Ok(Parts { pm: Some(pm), typist: Some(typist), rtc: Some(rtc), coprocessor, uarts, vga, added, slots: Vec::new() })
+}
+
+fn add_lapics(bus: &Arc<ApicBus>, pic: Option<&Arc<Mutex<Pic>>>, out: &Outside) -> Vec<Arc<Lapic>> {
     let made = out.cpus.iter().enumerate().map(|(n, (id, signals))| {
         let config = LapicConfig { id: *id, bsp: n == 0, x2apic: true, tsc_hz: TSC_HZ, phys_bits: PHYS_BITS as u8 };
-        let ack = pic.clone();
-        Lapic::new(config, signals.clone(), &out.clock, bus, Arc::new(move || Some(ack.lock().ack())))
+        let ack = pic.cloned();
+        Lapic::new(config, signals.clone(), &out.clock, bus, Arc::new(move || Some(ack.as_ref()?.lock().ack())))
     });
     made.collect()
+}
+
+fn new_pit(out: &Outside, wires: &Wires) -> Arc<Mutex<Pit>> {
+    let pit = Pit::new_shared(wires.isa(0), out.clock.clone());
+    let signals = out.cpus[0].1.clone();
+    pit.lock().wait_while(move || signals.pending().contains(Events::INTR));
+    pit
 }
 
 fn add_timers(
@@ -340,9 +416,7 @@ fn add_timers(
     wires: &Wires,
     map: &MemMap,
 ) -> Result<SharedRtc, BoardError> {
-    let pit = Pit::new_shared(wires.isa(0), out.clock.clone());
-    let signals = out.cpus[0].1.clone();
-    pit.lock().wait_while(move || signals.pending().contains(Events::INTR));
+    let pit = new_pit(out, wires);
     let rtc = Rtc::new_shared(wires.isa(8), out.clock.clone(), out.unix_seconds);
     let (below, above) = memory::sizes(map);
     rtc.lock().set_memory(below, above);

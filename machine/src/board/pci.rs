@@ -18,14 +18,16 @@ use vm_core::{DeviceCell, Dma, MemMap, MsiSink};
 
 /// Takes note of the ends of a controller's jobs.
 pub type Service = Box<dyn Fn() + Send + Sync>;
-/// A network card, which must stand still while the machine does.
-pub type SharedNet = Arc<Mutex<VirtioPci<Net>>>;
+/// Gives a network card's address. Takes the card's lock: after it nobody is at work that began before.
+pub type Card = Box<dyn Fn() -> [u8; 6] + Send + Sync>;
 
 /// Where the ISA bridge is: as in QEMU.
 pub fn isa_device(kind: MachineKind) -> u8 {
     match kind {
         MachineKind::Pc => 1,
         MachineKind::Q35 => 0x1f,
+        // There is none.
+        MachineKind::Microvm => 0,
     }
 }
 
@@ -36,7 +38,7 @@ pub fn add_bus(b: &mut Builder, config: MachineConfig, out: &Outside, map: &MemM
     let host = Arc::new(Mutex::new(Bridge::host(Some(ECAM), pam, smm)));
     let isa = Arc::new(Mutex::new(match config.kind {
         MachineKind::Pc => Bridge::piix(),
-        MachineKind::Q35 => Bridge::ich9(acpi::PM1A_EVT),
+        MachineKind::Q35 | MachineKind::Microvm => Bridge::ich9(acpi::PM1A_EVT),
     }));
     bus.add(0, 0, host.clone());
     bus.add(isa_device(config.kind), 0, isa.clone());
@@ -91,7 +93,7 @@ pub(super) fn virtio_options(slot: &PciSlot) -> PciOptions {
 #[derive(Default)]
 pub struct Added {
     pub storage: Vec<Service>,
-    pub cards: Vec<SharedNet>,
+    pub cards: Vec<Card>,
     pub consoles: Vec<Access<Console>>,
     pub balloon: Option<Access<Balloon>>,
     /// Open Firmware paths of what has a boot index, in its order.
@@ -106,10 +108,9 @@ pub fn add_devices(b: &mut Builder, kind: MachineKind, out: &Outside, slots: &Sl
         match spec {
             DeviceSpec::VirtioBlk { drive, serial, queues, queue_size, slot, boot_index } => {
                 let (device, function, wires) = slots.take("virtio-blk-pci", slot)?;
-                let disk: Arc<dyn Disk> = out.disks.get(drive).cloned().ok_or_else(|| BoardError::NoDrive(drive.clone()))?;
                 let queues = queues.unwrap_or(out.cpus.len() as u16).clamp(1, MAX_QUEUES);
                 let config = BlkConfig { serial: serial.clone(), queues, queue_size: *queue_size };
-                let cell = VirtioPci::new_shared(Blk::new(disk, config), wires, virtio_options(slot));
+                let cell = VirtioPci::new_shared(Blk::new(disk(out, drive)?, config), wires, virtio_options(slot));
                 slots.bus.add(device, function, cell.clone());
                 b.devices.push(cell.clone());
                 added.storage.push(Box::new(move || cell.lock().service()));
@@ -123,15 +124,11 @@ pub fn add_devices(b: &mut Builder, kind: MachineKind, out: &Outside, slots: &Sl
             }
             DeviceSpec::VirtioNet { netdev, mac, rx_queue, tx_queue, slot } => {
                 let (device, function, wires) = slots.take("virtio-net-pci", slot)?;
-                let backend: Arc<dyn NetBackend> = match netdev {
-                    Some(id) => out.nets.get(id).cloned().ok_or_else(|| BoardError::NoNetdev(id.clone()))?,
-                    None => Arc::new(Absent { offloads: true }),
-                };
                 let config = NetConfig { mac: *mac, rx_queue: *rx_queue, tx_queue: *tx_queue };
-                let cell = VirtioPci::new_shared(Net::new(backend, config), wires, virtio_options(slot));
+                let cell = VirtioPci::new_shared(Net::new(backend(out, netdev.as_ref())?, config), wires, virtio_options(slot));
                 slots.bus.add(device, function, cell.clone());
                 b.devices.push(cell.clone());
-                added.cards.push(cell);
+                added.cards.push(Box::new(move || cell.lock().model().mac()));
             }
             DeviceSpec::VirtioSerial { .. } | DeviceSpec::VirtioBalloon { .. } | DeviceSpec::Virtio9p { .. } => {
                 virtio::add(b, spec, out, slots, &mut added)?;
@@ -144,8 +141,21 @@ pub fn add_devices(b: &mut Builder, kind: MachineKind, out: &Outside, slots: &Sl
     Ok(added)
 }
 
+/// A drive by its id.
+pub fn disk(out: &Outside, id: &String) -> Result<Arc<dyn Disk>, BoardError> {
+    out.disks.get(id).cloned().ok_or_else(|| BoardError::NoDrive(id.clone()))
+}
+
+/// A network by its id; without one there is no link.
+pub fn backend(out: &Outside, id: Option<&String>) -> Result<Arc<dyn NetBackend>, BoardError> {
+    match id {
+        Some(id) => out.nets.get(id).cloned().ok_or_else(|| BoardError::NoNetdev(id.clone())),
+        None => Ok(Arc::new(Absent { offloads: true })),
+    }
+}
+
 /// Random bytes of the host's.
-fn host_random(buf: &mut [u8]) {
+pub fn host_random(buf: &mut [u8]) {
     let mut at = 0;
     while at < buf.len() {
         match rustix::rand::getrandom(&mut buf[at..], rustix::rand::GetRandomFlags::empty()) {

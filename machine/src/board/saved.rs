@@ -107,7 +107,7 @@ impl Board {
     }
 
     /// How many of `devices` are interrupt controllers.
-    fn controllers(&self) -> usize {
+    pub(super) fn controllers(&self) -> usize {
         self.devices.iter().take_while(|d| matches!(d.lock().name(), "pic" | "ioapic")).count()
     }
 }
@@ -136,7 +136,7 @@ pub mod tests {
             virtio: Ends::default(),
             unix_seconds: 0,
         };
-        Board::new(MachineConfig { kind: MachineKind::Pc, acpi: true, hpet, vga: true }, 2 << 20, out).unwrap()
+        Board::new(MachineConfig { kind: MachineKind::Pc, acpi: true, hpet, vga: true, kernel_args: true }, 2 << 20, out).unwrap()
     }
 
     fn debugcon(iobase: u16) -> (DeviceSpec, Option<Arc<dyn CharSink>>) {

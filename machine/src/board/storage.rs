@@ -64,7 +64,7 @@ pub fn add_ide(
             slots.bus.add(PIIX_IDE.0, PIIX_IDE.1, cell.clone());
             added.storage.push(Box::new(move || cell.lock().service()));
         }
-        MachineKind::Q35 => {
+        MachineKind::Q35 | MachineKind::Microvm => {
             let cell = Ahci::new_shared(drives(out)?, slots.wires(ICH9_AHCI.0));
             slots.bus.add(ICH9_AHCI.0, ICH9_AHCI.1, cell.clone());
             debug_assert!(cell.lock().name() == "ich9-ahci" && ahci::PORTS == 6, "as the options count them");
@@ -79,7 +79,9 @@ pub fn add_ide(
                 *n,
                 match kind {
                     MachineKind::Pc => format!("{}/drive@{}/disk@{}", path("ide", device, function), place / 2, place % 2),
-                    MachineKind::Q35 => format!("{}/drive@{place}/disk@0", path("pci8086,2922", device, function)),
+                    MachineKind::Q35 | MachineKind::Microvm => {
+                        format!("{}/drive@{place}/disk@0", path("pci8086,2922", device, function))
+                    }
                 },
             ))
         }

@@ -40,7 +40,7 @@ fn outside(power: Arc<Asked>) -> Outside {
     }
 }
 
-const CONFIG: MachineConfig = MachineConfig { kind: MachineKind::Pc, acpi: true, hpet: true, vga: true };
+const CONFIG: MachineConfig = MachineConfig { kind: MachineKind::Pc, acpi: true, hpet: true, vga: true, kernel_args: true };
 
 fn board(mem: u64) -> (BoardIo, Arc<Asked>) {
     let asked = Arc::new(Asked::default());

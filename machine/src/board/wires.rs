@@ -19,23 +19,27 @@ const HPET_SOURCE: u32 = 31;
 
 /// ISA interrupts 0-15: line n drives input n of the 8259s, and the I/O APIC's input.
 struct Isa {
-    pic: Arc<Mutex<Pic>>,
+    pic: Option<Arc<Mutex<Pic>>>,
     ioapic: Arc<Mutex<IoApic>>,
 }
 
 impl IrqSink for Isa {
     fn set_irq(&self, line: u32, level: bool) {
-        self.pic.lock().set_input(line, level);
+        if let Some(pic) = &self.pic {
+            pic.lock().set_input(line, level);
+        }
         self.ioapic.lock().set_input(if line == 0 { PIT_GSI } else { line }, level);
     }
 }
 
 /// An input of the 8259s alone.
-struct PicInput(Arc<Mutex<Pic>>);
+struct PicInput(Option<Arc<Mutex<Pic>>>);
 
 impl IrqSink for PicInput {
     fn set_irq(&self, line: u32, level: bool) {
-        self.0.lock().set_input(line, level);
+        if let Some(pic) = &self.0 {
+            pic.lock().set_input(line, level);
+        }
     }
 }
 
@@ -63,7 +67,7 @@ pub struct Wires {
 }
 
 impl Wires {
-    pub fn new(pic: Arc<Mutex<Pic>>, ioapic: Arc<Mutex<IoApic>>) -> Self {
+    pub fn new(pic: Option<Arc<Mutex<Pic>>>, ioapic: Arc<Mutex<IoApic>>) -> Self {
         let gsi = Arc::new(IoApicInputs(ioapic.clone()));
         let input = Arc::new(PicInput(pic.clone()));
         let pci_pic = [0, 1].map(|n| SharedIrq::new(IrqLine::new(input.clone(), (PCI_ISA_FIRST + n).into())));
@@ -84,6 +88,12 @@ impl Wires {
             Some(i) => IrqLine::new(self.shared_isa[i].clone(), source),
             None => self.isa(n),
         }
+    }
+
+    /// A global system interrupt from 16 on (others up to 23 have none), whose only source this is.
+    pub fn gsi(&self, n: u32) -> Option<IrqLine> {
+        let shared = self.shared_gsi.get(n.checked_sub(FIRST_SHARED_GSI)? as usize)?;
+        Some(IrqLine::new(shared.clone(), 0))
     }
 
     /// The INTx pin of a PCI device (0..=31), and the number of the 8259s' interrupt that it reaches beside the I/O APIC.

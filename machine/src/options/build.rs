@@ -6,12 +6,14 @@ use super::drive;
 use super::error::{Hint, OptionError, Quoted};
 use super::icount;
 use super::ide;
+use super::micro;
 use super::net;
 use super::smp;
 use super::tree::{Group, Object, Tree, Value};
 use super::value;
 use super::virtio;
 use crate::state::path_of;
+use accel_kvm::Irqchip;
 use std::path::PathBuf;
 use std::time::Duration;
 use vm_core::addr::PAGE_SIZE;
@@ -97,13 +99,20 @@ fn bad(o: &Object, value: &str, why: impl Into<String>) -> OptionError {
 fn machine(tree: &Tree) -> MachineConfig {
     let o = tree.one(Group::Machine);
     let on = |name| o.and_then(|o| o.switch(name)).unwrap_or(true);
-    let kind = if o.is_some_and(|o| o.driver == "q35") { MachineKind::Q35 } else { MachineKind::Pc };
-    MachineConfig { kind, acpi: on("acpi"), hpet: on("hpet"), vga: on("vga") }
+    let kind = match o.map(|o| o.driver) {
+        Some("q35") => MachineKind::Q35,
+        Some("microvm") => MachineKind::Microvm,
+        _ => MachineKind::Pc,
+    };
+    let pc = kind != MachineKind::Microvm;
+    let kernel_args = on("auto-kernel-cmdline");
+    MachineConfig { kind, acpi: on("acpi"), hpet: pc && on("hpet"), vga: pc && on("vga"), kernel_args }
 }
 
 fn accels(tree: &Tree) -> Result<Vec<AccelConfig>, OptionError> {
     let mut list: Vec<AccelConfig> = tree.all(Group::Accel).map(accel).collect::<Result<_, _>>()?;
     if list.is_empty() {
+        list.push(AccelConfig::Kvm(KvmConfig { self_test: true, irqchip: Irqchip::Off }));
         list.push(AccelConfig::Jit(JitConfig::default()));
     }
     Ok(list)
@@ -111,7 +120,12 @@ fn accels(tree: &Tree) -> Result<Vec<AccelConfig>, OptionError> {
 
 fn accel(o: &Object) -> Result<AccelConfig, OptionError> {
     if o.driver != "jit" {
-        let kvm = || AccelConfig::Kvm(KvmConfig { self_test: o.switch("self-test").unwrap_or(true) });
+        let irqchip = match o.text("kernel-irqchip") {
+            Some("split") => Irqchip::Split,
+            Some("on") => Irqchip::On,
+            _ => Irqchip::Off,
+        };
+        let kvm = || AccelConfig::Kvm(KvmConfig { self_test: o.switch("self-test").unwrap_or(true), irqchip });
         return Ok(if o.driver == "kvm" { kvm() } else { AccelConfig::Interp });
     }
     let runs = |name| o.number(name).map(u32::try_from).transpose().map_err(|_| bad(o, name, "too large"));
@@ -131,8 +145,10 @@ fn accel(o: &Object) -> Result<AccelConfig, OptionError> {
 fn cpu(tree: &Tree) -> Result<CpuConfig, OptionError> {
     let o = tree.one(Group::Cpu);
     let model = o.map_or(arch_x86::models::MODELS[0].name, |o| o.driver);
+    let host = model == "host";
+    let model = if host { "max" } else { model };
     let features = o.into_iter().flat_map(|o| o.props.iter().filter_map(|(n, _)| Some((*n, o.switch(n)?)))).collect();
-    Ok(CpuConfig { model, features, topology: smp::topology(tree)? })
+    Ok(CpuConfig { model, host, features, topology: smp::topology(tree)? })
 }
 
 fn memory(tree: &Tree) -> Result<u64, OptionError> {
@@ -224,6 +240,7 @@ fn backend(o: &Object) -> Result<CharBackend, OptionError> {
 fn devices(tree: &Tree, kind: MachineKind) -> Result<Vec<DeviceSpec>, OptionError> {
     let mut list = ide::build(tree, kind)?;
     for o in tree.all(Group::Device) {
+        micro::check_bus(o, kind)?;
         let made = match drive::device(o)? {
             None => net::device(tree, o)?,
             some => some,
@@ -323,6 +340,9 @@ fn boot(tree: &Tree) -> Result<BootConfig, OptionError> {
 fn check_kernel(c: &Config) -> Result<(), OptionError> {
     if c.kernel.is_some() && c.bios.is_some() {
         return Err(OptionError::Conflict("-bios and -kernel: a kernel is started without firmware".into()));
+    }
+    if c.kernel.is_none() && c.machine.kind == MachineKind::Microvm {
+        return Err(OptionError::Conflict("-machine microvm: it has no firmware to start; use -kernel".into()));
     }
     let needs = |what: &str| Err(OptionError::Conflict(format!("-{what} is only of use with -kernel")));
     match c.kernel {

@@ -1,5 +1,6 @@
 //! What the machine is built from: the option tree in plain types, everything checked.
 
+use accel_kvm::Irqchip;
 use arch_x86::Topology;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::ops::Range;
@@ -71,6 +72,8 @@ pub type ChardevId = String;
 pub enum MachineKind {
     Pc,
     Q35,
+    /// Virtio in memory, no PCI, no firmware.
+    Microvm,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +83,8 @@ pub struct MachineConfig {
     pub hpet: bool,
     /// A VGA.
     pub vga: bool,
+    /// The kernel's command line gets what the board must tell it.
+    pub kernel_args: bool,
 }
 
 /// `-boot`.
@@ -116,6 +121,8 @@ pub enum AccelConfig {
 pub struct KvmConfig {
     /// Try first whether it can run a kernel, if another engine follows.
     pub self_test: bool,
+    /// Where the interrupt controllers are.
+    pub irqchip: Irqchip,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -143,6 +150,8 @@ pub enum RegionKind {
 pub struct CpuConfig {
     /// Name of the model, one of `arch_x86::models::MODELS`.
     pub model: &'static str,
+    /// `-cpu host`: what KVM gives, by the host processor's name; `model` is what the other engine can do.
+    pub host: bool,
     /// Features added (`true`) or removed, by QEMU's name, in command-line order.
     pub features: Vec<(&'static str, bool)>,
     /// `-smp`.

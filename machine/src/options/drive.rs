@@ -276,7 +276,7 @@ pub fn slot(o: &Object) -> Result<PciSlot, OptionError> {
 /// A virtio device, or `None` if it is something else.
 pub fn device(o: &Object) -> Result<Option<DeviceSpec>, OptionError> {
     Ok(Some(match o.driver {
-        "virtio-blk-pci" => {
+        "virtio-blk-pci" | "virtio-blk-device" => {
             let queue_size = o.number("queue-size").unwrap_or(256) as u16;
             if !queue_size.is_power_of_two() || queue_size < 4 {
                 let text = queue_size.to_string();
@@ -298,14 +298,15 @@ pub fn device(o: &Object) -> Result<Option<DeviceSpec>, OptionError> {
                 boot_index: o.number("bootindex").map(|n| n as u32),
             }
         }
-        "virtio-rng-pci" => DeviceSpec::VirtioRng { slot: slot(o)? },
+        "virtio-rng-pci" | "virtio-rng-device" => DeviceSpec::VirtioRng { slot: slot(o)? },
         _ => return Ok(None),
     }))
 }
 
 /// Error policies and sharing that a device sets for its drive.
 pub fn adopt(tree: &Tree, list: &mut [DriveConfig]) {
-    for o in tree.all(Group::Device).filter(|o| matches!(o.driver, "virtio-blk-pci" | "ide-hd" | "ide-cd")) {
+    for o in tree.all(Group::Device).filter(|o| matches!(o.driver, "virtio-blk-pci" | "virtio-blk-device" | "ide-hd" | "ide-cd"))
+    {
         let Some(c) = list.iter_mut().find(|c| Some(c.id.as_str()) == o.text("drive")) else { continue };
         c.werror = on_error(o.text("werror"), c.werror);
         c.rerror = on_error(o.text("rerror"), c.rerror);

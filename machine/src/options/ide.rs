@@ -65,6 +65,7 @@ fn shape(kind: MachineKind) -> (usize, usize) {
     match kind {
         MachineKind::Pc => (2, 2),
         MachineKind::Q35 => (1, 6),
+        MachineKind::Microvm => (1, 0),
     }
 }
 
@@ -101,6 +102,9 @@ fn wanted(o: &Object, kind: MachineKind) -> Result<(Option<usize>, Option<usize>
 pub fn build(tree: &Tree, kind: MachineKind) -> Result<Vec<DeviceSpec>, OptionError> {
     let (units, buses) = shape(kind);
     let objects = || tree.all(Group::Device).filter(|o| matches!(o.driver, "ide-hd" | "ide-cd"));
+    if let Some(o) = objects().next().filter(|_| kind == MachineKind::Microvm) {
+        return Err(OptionError::Conflict(format!("{}: microvm has no IDE; use if=virtio, or virtio-blk-device", o.origin)));
+    }
     let mut places: Vec<Option<&Object>> = vec![None; units * buses];
     // Those with a place first, as `-drive` and `-hda` may come in any order.
     for fixed in [true, false] {

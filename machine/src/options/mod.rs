@@ -11,6 +11,7 @@ mod expand;
 mod help;
 mod icount;
 mod ide;
+mod micro;
 mod net;
 mod schema;
 mod smp;

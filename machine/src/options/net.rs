@@ -11,6 +11,10 @@ use super::tree::{Group, KeyVal, Object, Tree, keyvals, take};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 
 const MODEL: &str = "virtio-net-pci";
+
+fn is_card(o: &Object) -> bool {
+    matches!(o.driver, MODEL | "virtio-net-device")
+}
 /// Properties that may be given more than once.
 const LISTS: [&str; 2] = ["hostfwd", "guestfwd"];
 
@@ -104,7 +108,7 @@ fn join_lists(kvs: Vec<KeyVal>) -> Vec<KeyVal> {
 pub fn netdev(tree: &mut Tree, value: &str, origin: &str) -> Result<(), OptionError> {
     let mut kvs = join_lists(keyvals(value, Some("type")));
     let kind = take(&mut kvs, "type").ok_or(OptionError::MissingProperty(origin.into(), "type"))?;
-    let o = Object::new(Group::Netdev, &kind, kvs, &format!("{origin} {kind}"))?;
+    let o = Object::new(Group::Netdev, &kind, kvs, &format!("{origin} {}", kind.escape_debug()))?;
     if o.id.is_none() {
         return Err(OptionError::MissingProperty(o.origin, "id"));
     }
@@ -127,7 +131,7 @@ pub fn nic(tree: &mut Tree, value: &str, origin: &str) -> Result<(), OptionError
     for key in ["mac", "addr"] {
         device.extend(take(&mut kvs, key).map(|v| KeyVal::new(key, &v)));
     }
-    let mut o = Object::new(Group::Netdev, &kind, kvs, &format!("{origin} {kind}"))?;
+    let mut o = Object::new(Group::Netdev, &kind, kvs, &format!("{origin} {}", kind.escape_debug()))?;
     let n = tree.all(Group::Netdev).count();
     let id = o.id.get_or_insert_with(|| format!("nic{n}")).clone();
     tree.push(o);
@@ -140,7 +144,7 @@ pub fn nic(tree: &mut Tree, value: &str, origin: &str) -> Result<(), OptionError
 pub fn object(tree: &mut Tree, value: &str, origin: &str) -> Result<(), OptionError> {
     let mut kvs = keyvals(value, Some("qom-type"));
     let kind = take(&mut kvs, "qom-type").ok_or(OptionError::MissingProperty(origin.into(), "qom-type"))?;
-    tree.push(Object::new(Group::Object, &kind, kvs, &format!("{origin} {kind}"))?);
+    tree.push(Object::new(Group::Object, &kind, kvs, &format!("{origin} {}", kind.escape_debug()))?);
     Ok(())
 }
 
@@ -148,7 +152,7 @@ pub fn object(tree: &mut Tree, value: &str, origin: &str) -> Result<(), OptionEr
 pub fn defaults(tree: &mut Tree) -> Result<(), OptionError> {
     let process = tree.one(Group::Process);
     let off = |name| process.and_then(|p| p.switch(name)) == Some(false);
-    let said = tree.all(Group::Netdev).next().is_some() || tree.all(Group::Device).any(|o| o.driver == MODEL);
+    let said = tree.all(Group::Netdev).next().is_some() || tree.all(Group::Device).any(is_card);
     if off("network") || off("defaults") || said || tree.one(Group::Icount).is_some() {
         return Ok(());
     }
@@ -333,14 +337,14 @@ fn mac(text: &str) -> Option<[u8; 6]> {
 
 /// A network card, or `None` if it is something else.
 pub fn device(tree: &Tree, o: &Object) -> Result<Option<DeviceSpec>, OptionError> {
-    if o.driver != MODEL {
+    if !is_card(o) {
         return Ok(None);
     }
     let queue = |name| match o.number(name).unwrap_or(256) as u16 {
         n if n.is_power_of_two() && n >= 64 => Ok(n),
         n => Err(bad(o, name, &n.to_string(), "a power of two from 64 to 1024")),
     };
-    let n = tree.all(Group::Device).filter(|x| x.driver == MODEL).position(|x| std::ptr::eq(x, o)).unwrap_or(0);
+    let n = tree.all(Group::Device).filter(|x| is_card(x)).position(|x| std::ptr::eq(x, o)).unwrap_or(0);
     let address = match o.text("mac") {
         Some(t) => mac(t).ok_or_else(|| bad(o, "mac", t, "not a unicast address like 52:54:00:12:34:56"))?,
         None => [0x52, 0x54, 0, 0x12, 0x34, 0x56u8.wrapping_add(n as u8)],
@@ -367,16 +371,16 @@ pub fn dumps(tree: &Tree) -> Vec<DumpConfig> {
 /// Every network that something names exists, and has one card.
 pub fn check(tree: &Tree, c: &Config) -> Result<(), OptionError> {
     let mut used: Vec<&str> = Vec::new();
-    for o in tree.objects.iter().filter(|o| o.group == Group::Object || o.driver == MODEL) {
+    for o in tree.objects.iter().filter(|o| o.group == Group::Object || is_card(o)) {
         let Some(id) = o.text("netdev").filter(|n| !n.is_empty()) else { continue };
         if !c.netdevs.iter().any(|n| n.id == id) {
             let hint = Hint::for_word(id, c.netdevs.iter().map(|n| n.id.as_str()));
             return Err(OptionError::UnknownValue(format!("{}: netdev", o.origin), id.into(), hint));
         }
-        if o.driver == MODEL && used.contains(&id) {
+        if is_card(o) && used.contains(&id) {
             return Err(OptionError::Conflict(format!("{}: netdev {} has another card", o.origin, Quoted::from(id))));
         }
-        if o.driver == MODEL {
+        if is_card(o) {
             used.push(id);
         }
     }

@@ -3,6 +3,7 @@
 use super::drive;
 use super::error::{Hint, OptionError};
 use super::ide;
+use super::micro;
 use super::net;
 use super::tree::Group;
 use super::virtio;
@@ -82,7 +83,7 @@ const JIT: &[PropSpec] = &[
 
 const KVM: &[PropSpec] = &[
     prop("self-test", Kind::Switch, "before another engine is passed over, try whether KVM can run a kernel (on)"),
-    prop("kernel-irqchip", Kind::Word(&["off"]), "interrupt controllers are the machine's (off)"),
+    prop("kernel-irqchip", Kind::Word(&["off", "split", "on"]), "split: the local APICs are KVM's; on: the same (off)"),
     THREAD,
 ];
 
@@ -145,7 +146,7 @@ static CPUS: [DriverSpec; models::MODELS.len()] = {
 pub const DRIVERS: &[DriverSpec] = &[
     driver_spec(Group::Machine, "pc", "PC with ISA devices, PCI, IO-APIC, HPET and ACPI (default)", MACHINE),
     driver_spec(Group::Machine, "q35", "the same with an AHCI controller instead of IDE", MACHINE),
-    absent(Group::Machine, "microvm", "virtio-mmio machine", "use -machine pc"),
+    driver_spec(Group::Machine, "microvm", "no PCI, no firmware: virtio in memory, for quick starts of kernels", micro::MACHINE),
     DriverSpec {
         group: Group::Accel,
         name: "jit",
@@ -277,6 +278,9 @@ pub const DRIVERS: &[DriverSpec] = &[
     driver_spec(Group::Fsdev, "local", "a folder of the host's", virtio::LOCAL),
     absent(Group::Fsdev, "proxy", "a folder by another program", "use local"),
     driver_spec(Group::Device, "virtio-net-pci", "network card", net::VIRTIO_NET),
+    driver_spec(Group::Device, "virtio-blk-device", "disk, on microvm", micro::VIRTIO_BLK),
+    driver_spec(Group::Device, "virtio-rng-device", "random numbers, on microvm", micro::VIRTIO_RNG),
+    driver_spec(Group::Device, "virtio-net-device", "network card, on microvm", micro::VIRTIO_NET),
     driver_spec(Group::Netdev, "user", "a network in this process, by the host's sockets", net::USER),
     driver_spec(Group::Netdev, "tap", "a TAP device of the host's", net::TAP),
     driver_spec(Group::Netdev, "socket", "frames to another program, by TCP or UDP", net::SOCKET),
@@ -346,9 +350,12 @@ pub const DRIVERS: &[DriverSpec] = &[
     ),
 ];
 
+/// A model that is not of `arch_x86`'s.
+static HOST: [DriverSpec; 1] = [driver_spec(Group::Cpu, "host", "as max, by the host processor's name (KVM only)", FEATURES)];
+
 /// Drivers of a group, with those not built yet.
 pub fn drivers(group: Group) -> impl Iterator<Item = &'static DriverSpec> {
-    DRIVERS.iter().chain(&CPUS).filter(move |d| d.group == group)
+    DRIVERS.iter().chain(&CPUS).chain(&HOST).filter(move |d| d.group == group)
 }
 
 /// Finds a driver by name or alias; `origin` starts the error message.

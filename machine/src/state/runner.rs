@@ -177,7 +177,7 @@ impl Runner {
         self.cpus_changed();
         if self.rtc_follows_host() {
             let passed = i128::from(host_time()) - i128::from(head.saved_at);
-            board.rtc.lock().advance((passed / SECOND) as i64);
+            board.rtc.iter().for_each(|rtc| rtc.lock().advance((passed / SECOND) as i64));
         }
         Ok(())
     }

@@ -32,6 +32,8 @@ pub trait CpuIo: Sync {
     }
     /// Accepts the interrupt that `Events::INTR` announces and returns its vector; `None` if it has gone (spurious).
     fn ack_intr(&self) -> Option<u8>;
+    /// The guest has ended a level-triggered interrupt of the I/O APIC's, where the local APICs are not the machine's.
+    fn end_of_interrupt(&self, _vector: u8) {}
     /// Page number that the start-up IPI of `Events::SIPI` named (SDM 3A "Issuing Interrupt Commands").
     fn sipi_vector(&self) -> u8 {
         0

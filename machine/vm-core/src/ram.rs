@@ -137,6 +137,12 @@ impl Ram {
         self.written(0, self.size);
     }
 
+    /// The same of these pages (offset / 4096) alone; those outside RAM are none.
+    pub fn pages_written(&self, pages: &[u64]) {
+        let inside = |p: &&u64| **p < self.size / PAGE_SIZE;
+        pages.iter().filter(inside).for_each(|p| self.written(p * PAGE_SIZE, PAGE_SIZE));
+    }
+
     /// Every host write to RAM (loader, DMA, debugger, monitor) comes through here: translated code is told.
     pub fn write(&self, offset: u64, data: &[u8]) {
         if data.is_empty() {

@@ -1,0 +1,108 @@
+//! A vCPU's registers between `CpuState` and KVM.
+
+use crate::vcpu::{KvmCpu, Where};
+use crate::{ioctl, msrs, regs, xsave};
+use arch_x86::flags::bit;
+use arch_x86::msr::index::APIC_BASE;
+use arch_x86::state::{cr4, efer};
+use kvm_bindings::kvm_xcrs;
+use vm_core::{CpuIo, Events, dlog};
+
+impl KvmCpu {
+    /// Gives the registers to KVM if it does not have them.
+    pub(crate) fn send(&mut self, io: &dyn CpuIo) -> Result<(), String> {
+        let from = std::mem::replace(&mut self.at, Where::Kvm);
+        if from == Where::Here {
+            self.send_all(io).map_err(|(what, e)| format!("{what}: {e}"))?;
+            // Its exits before that say nothing about this state. A halted CPU of KVM's would not wake up to say that it is ready.
+            let ready = self.vm.kernel_lapic() && self.cpu.eflags & bit::IF != 0 && !self.cpu.pending.valid;
+            self.fd.get_kvm_run().ready_for_interrupt_injection = ready.into();
+            self.fd.get_kvm_run().if_flag = ready.into();
+            self.fd.get_kvm_run().cr8 = io.cr8().into();
+        }
+        if std::mem::take(&mut self.tsc_here) {
+            let tsc = io.tsc().wrapping_add(self.cpu.tsc_offset);
+            msrs::push_tsc(&self.fd, tsc);
+        }
+        Ok(())
+    }
+
+    fn send_all(&mut self, io: &dyn CpuIo) -> Result<(), (&'static str, kvm_ioctls::Error)> {
+        let c = &mut self.cpu;
+        let named = |what| move |e| (what, e);
+        let base = io.msr_read(APIC_BASE).unwrap_or(0);
+        self.fd.set_sregs(&regs::sregs(c, io.cr8(), base)).map_err(named("KVM_SET_SREGS"))?;
+        self.fd.set_regs(&regs::regs(c)).map_err(named("KVM_SET_REGS"))?;
+        if c.has(arch_x86::cpuid::feature::XSAVE) {
+            let mut x = kvm_xcrs { nr_xcrs: 1, ..Default::default() };
+            x.xcrs[0].value = c.xcr0;
+            self.fd.set_xcrs(&x).map_err(named("KVM_SET_XCRS"))?;
+        }
+        ioctl::set_xsave(&self.fd, &xsave::pack(c, self.vm.components())).map_err(named("KVM_SET_XSAVE"))?;
+        self.fd.set_debug_regs(&regs::debug_registers(c)).map_err(named("KVM_SET_DEBUGREGS"))?;
+        msrs::push(&self.fd, c);
+        self.fd.set_vcpu_events(&regs::events(c)).map_err(named("KVM_SET_VCPU_EVENTS"))?;
+        if self.vm.kernel_lapic() {
+            self.fd.set_mp_state(regs::mp_state(c)).map_err(named("KVM_SET_MP_STATE"))?;
+        }
+        Ok(())
+    }
+
+    /// Takes the registers from KVM. Without `io` guest time goes on, and the TSC stays in KVM.
+    pub(crate) fn fetch(&mut self, io: Option<&dyn CpuIo>) {
+        if self.at == Where::Kvm {
+            if let Err(e) = self.fetch_all() {
+                dlog!(UNIMP, "KVM does not give its state: {e}");
+            }
+            if !self.vm.kernel_lapic() {
+                (self.cpu.halted, self.cpu.wait_sipi) = (self.halted, self.wait_sipi);
+            }
+            self.cpu.update_mode();
+            self.at = Where::Both;
+        }
+        let c = &mut self.cpu;
+        if c.paging() && c.cr4 & cr4::PAE != 0 && c.efer & efer::LMA == 0 {
+            let read = |pa| self.vm.read_u64(pa);
+            c.pdpte = arch_x86::paging::load_pdptes(c.cr3, read).unwrap_or(c.pdpte);
+        }
+        if let Some(io) = io {
+            self.fetch_tsc(io);
+        }
+        if self.at == Where::Both {
+            self.cpu.clone_into(&mut self.seen);
+        }
+        if let Some(io) = io.filter(|_| std::mem::take(&mut self.nmi_waits)) {
+            // Whoever goes on takes it from there: so KVM must forget it.
+            io.signals().raise(Events::NMI);
+            self.at = Where::Here;
+        }
+    }
+
+    /// Takes the TSC from KVM.
+    pub(crate) fn fetch_tsc(&mut self, io: &dyn CpuIo) {
+        if !std::mem::replace(&mut self.tsc_here, true)
+            && let Some(tsc) = msrs::tsc(&self.fd)
+        {
+            self.cpu.tsc_offset = tsc.wrapping_sub(io.tsc());
+        }
+    }
+
+    fn fetch_all(&mut self) -> Result<(), kvm_ioctls::Error> {
+        let c = &mut self.cpu;
+        regs::set_regs(c, &self.fd.get_regs()?);
+        regs::set_sregs(c, &self.fd.get_sregs()?);
+        if c.has(arch_x86::cpuid::feature::XSAVE) {
+            c.xcr0 = self.fd.get_xcrs()?.xcrs[0].value;
+        }
+        xsave::unpack(c, &self.fd.get_xsave()?);
+        regs::set_debug_registers(c, &self.fd.get_debug_regs()?);
+        msrs::pull(&self.fd, c);
+        let events = self.fd.get_vcpu_events()?;
+        regs::set_events(c, &events);
+        self.nmi_waits = events.nmi.pending != 0;
+        if self.vm.kernel_lapic() {
+            regs::set_mp_state(c, self.fd.get_mp_state()?);
+        }
+        Ok(())
+    }
+}
