@@ -31,7 +31,7 @@ pub fn damaged(input: &[u8], seen: &mut Behaviour) -> Option<PathBuf> {
         let (kind, at) = (b.u8(), usize::from(b.u16()));
         let at = if kind & 0x80 == 0 { at % 2048 } else { at * 4 % image.len().max(1) };
         match kind % 4 {
-            0 => image[at] = b.u8(),
+            0 => image.iter_mut().skip(at).take(1).for_each(|x| *x = b.u8()),
             1 => (0..8).zip(b.u64().to_be_bytes()).for_each(|(i, v)| image.iter_mut().skip(at + i).take(1).for_each(|x| *x = v)),
             2 => image.truncate(at.max(16)),
             _ => {
