@@ -11,3 +11,4 @@ pub mod pci;
 pub mod power;
 pub mod timer;
 pub mod virtio;
+mod waking;

@@ -3,9 +3,10 @@
 use super::core::{Core, CoreState, Part};
 use super::{Access, Model, Queues};
 use crate::pci::BusMaster;
+use crate::waking;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use vm_core::{Device, Dma, IrqLine, LoadError, Mmio, Section, dlog};
 
 /// Bytes that the registers take.
@@ -84,16 +85,7 @@ impl<M: Model> VirtioMmio<M> {
 
     /// As `new`, for models whose work is done by other threads.
     pub fn new_shared(model: M, wires: MmioWires) -> Arc<Mutex<Self>> {
-        Arc::new_cyclic(|weak: &Weak<Mutex<Self>>| {
-            let mut device = Self::new(model, wires);
-            let cell = weak.clone();
-            device.core.model.set_wake(Box::new(move || {
-                if let Some(d) = cell.upgrade() {
-                    d.lock().service();
-                }
-            }));
-            Mutex::new(device)
-        })
+        waking::shared(Self::new(model, wires), |d, wake| d.core.model.set_wake(wake), Self::service)
     }
 
     /// A way to the model that does not keep the device alive.

@@ -9,9 +9,10 @@ use crate::pci::bus::PciFunction;
 use crate::pci::decode::Decoder;
 use crate::pci::endpoint::{Endpoint, EndpointState, MSIX_BAR, PciWires};
 use crate::pci::{BarKind, ConfigSpace};
+use crate::waking;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use vm_core::{Device, LoadError, Mmio, Section, dlog};
 
 const STATE_VERSION: u32 = 1;
@@ -96,16 +97,7 @@ impl<M: Model> VirtioPci<M> {
 
     /// As `new`, for models whose work is done by other threads.
     pub fn new_shared(model: M, wires: PciWires, options: PciOptions) -> Arc<Mutex<Self>> {
-        Arc::new_cyclic(|weak: &Weak<Mutex<Self>>| {
-            let mut device = Self::new(model, wires, options);
-            let cell = weak.clone();
-            device.core.model.set_wake(Box::new(move || {
-                if let Some(d) = cell.upgrade() {
-                    d.lock().service();
-                }
-            }));
-            Mutex::new(device)
-        })
+        waking::shared(Self::new(model, wires, options), |d, wake| d.core.model.set_wake(wake), Self::service)
     }
 
     /// A way to the model that does not keep the device alive.

@@ -73,13 +73,18 @@ pub const PCI: [PropSpec; 6] = [
     prop("romfile", Kind::Text, "accepted when empty"),
 ];
 
-pub const VIRTIO_BLK: &[PropSpec] = &[
-    PCI[0],
-    PCI[1],
-    PCI[2],
-    PCI[3],
-    PCI[4],
-    PCI[5],
+/// These and more: `ALL` is 6 and as many as there are in `rest`.
+pub const fn pci_and<const N: usize, const ALL: usize>(rest: [PropSpec; N]) -> [PropSpec; ALL] {
+    assert!(ALL == PCI.len() + N);
+    let (mut all, mut i) = ([PCI[0]; ALL], 0);
+    while i < ALL {
+        all[i] = if i < PCI.len() { PCI[i] } else { rest[i - PCI.len()] };
+        i += 1;
+    }
+    all
+}
+
+pub const VIRTIO_BLK: &[PropSpec] = &pci_and::<9, 15>([
     need("drive", Kind::Text, "id of a drive, or node name"),
     prop("serial", Kind::Text, "serial number, 20 bytes"),
     prop("num-queues", Kind::Positive(64), "queues (one for each CPU)"),
@@ -89,18 +94,12 @@ pub const VIRTIO_BLK: &[PropSpec] = &[
     prop("share-rw", Kind::Switch, "others may write to the image (off)"),
     prop("werror", Kind::Word(&["auto", "ignore", "stop", "report", "enospc"]), "that of the drive"),
     prop("rerror", Kind::Word(&["auto", "ignore", "stop", "report"]), "that of the drive"),
-];
+]);
 
-pub const VIRTIO_RNG: &[PropSpec] = &[
-    PCI[0],
-    PCI[1],
-    PCI[2],
-    PCI[3],
-    PCI[4],
-    PCI[5],
+pub const VIRTIO_RNG: &[PropSpec] = &pci_and::<2, 8>([
     prop("max-bytes", Kind::Number(u64::MAX), "accepted"),
     prop("period", Kind::Number(u32::MAX as u64), "accepted"),
-];
+]);
 
 fn drives(tree: &Tree) -> usize {
     tree.all(Group::Drive).filter(|o| o.driver == "drive").count()

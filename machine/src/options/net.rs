@@ -69,19 +69,13 @@ pub const DGRAM: &[PropSpec] = &[
     prop("remote.path", Kind::Text, ""),
 ];
 
-pub const VIRTIO_NET: &[PropSpec] = &[
-    drive::PCI[0],
-    drive::PCI[1],
-    drive::PCI[2],
-    drive::PCI[3],
-    drive::PCI[4],
-    drive::PCI[5],
+pub const VIRTIO_NET: &[PropSpec] = &drive::pci_and::<5, 11>([
     prop("netdev", Kind::Text, "id of a -netdev (none: no link)"),
     prop("mac", Kind::Text, "hardware address (52:54:00:12:34:56 and those that follow)"),
     prop("rx_queue_size", Kind::Positive(1024), "buffers for frames that come, a power of two (256)"),
     prop("tx_queue_size", Kind::Positive(1024), "frames under way, a power of two (256)"),
     prop("bootindex", Kind::Number(i32::MAX as u64), "accepted"),
-];
+]);
 
 pub const DUMP: &[PropSpec] = &[
     need("netdev", Kind::Text, "whose frames"),

@@ -2,7 +2,7 @@
 //! `virtio-9p-pci`; `-fsdev`, `-virtfs`.
 
 use super::config::{Config, DeviceSpec, SerialPort, ShareConfig};
-use super::drive::{PCI, slot};
+use super::drive::{pci_and, slot};
 use super::error::{Hint, OptionError, Quoted};
 use super::schema::{Kind, PropSpec, need, prop};
 use super::tree::{Group, KeyVal, Object, Tree, keyvals, take};
@@ -10,15 +10,8 @@ use devices::virtio::console::MAX_PORTS;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub const SERIAL: &[PropSpec] = &[
-    PCI[0],
-    PCI[1],
-    PCI[2],
-    PCI[3],
-    PCI[4],
-    PCI[5],
-    prop("max_ports", Kind::Positive(MAX_PORTS as u64), "ports that it may have (31)"),
-];
+pub const SERIAL: &[PropSpec] =
+    &pci_and::<1, 7>([prop("max_ports", Kind::Positive(MAX_PORTS as u64), "ports that it may have (31)")]);
 
 pub const PORT: &[PropSpec] = &[
     prop("chardev", Kind::Text, "chardev it talks to; without one output is lost"),
@@ -27,13 +20,7 @@ pub const PORT: &[PropSpec] = &[
     prop("bus", Kind::Text, "ID.0 of a virtio-serial-pci (the first)"),
 ];
 
-pub const BALLOON: &[PropSpec] = &[
-    PCI[0],
-    PCI[1],
-    PCI[2],
-    PCI[3],
-    PCI[4],
-    PCI[5],
+pub const BALLOON: &[PropSpec] = &pci_and::<3, 9>([
     prop("deflate-on-oom", Kind::Switch, "the guest may take pages back when it has none left (off)"),
     prop("free-page-reporting", Kind::Switch, "the guest tells of pages that it does not use (off)"),
     prop(
@@ -41,18 +28,10 @@ pub const BALLOON: &[PropSpec] = &[
         Kind::Number(86400),
         "seconds between numbers of the guest's for info balloon (0: none)",
     ),
-];
+]);
 
-pub const P9: &[PropSpec] = &[
-    PCI[0],
-    PCI[1],
-    PCI[2],
-    PCI[3],
-    PCI[4],
-    PCI[5],
-    need("fsdev", Kind::Text, "id of an -fsdev"),
-    need("mount_tag", Kind::Text, "name for the guest's mount"),
-];
+pub const P9: &[PropSpec] =
+    &pci_and::<2, 8>([need("fsdev", Kind::Text, "id of an -fsdev"), need("mount_tag", Kind::Text, "name for the guest's mount")]);
 
 const MODELS: &[&str] = &["none", "passthrough", "mapped", "mapped-xattr", "mapped-file"];
 

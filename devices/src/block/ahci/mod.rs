@@ -10,10 +10,11 @@ use crate::pci::bus::PciFunction;
 use crate::pci::decode::Decoder;
 use crate::pci::endpoint::config_by_endpoint;
 use crate::pci::{BarKind, ConfigSpace, Endpoint, EndpointState, PciWires};
+use crate::waking;
 use parking_lot::Mutex;
 use port::{Port, Saved};
 use serde::{Deserialize, Serialize};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use vm_core::{Device, LoadError, Mmio, Section, dlog};
 
 /// Ports of the HBA.
@@ -72,16 +73,7 @@ impl Ahci {
 
     /// As `new`; other threads' work is taken note of as it ends.
     pub fn new_shared(drives: [Option<Drive>; PORTS], wires: PciWires) -> Arc<Mutex<Self>> {
-        Arc::new_cyclic(|weak: &Weak<Mutex<Self>>| {
-            let device = Self::new(drives, wires);
-            let cell = weak.clone();
-            device.done.set_wake(Box::new(move || {
-                if let Some(d) = cell.upgrade() {
-                    d.lock().service();
-                }
-            }));
-            Mutex::new(device)
-        })
+        waking::shared(Self::new(drives, wires), |d, wake| d.done.set_wake(wake), Self::service)
     }
 
     /// Does what work that has been done leads to.

@@ -10,10 +10,11 @@ use crate::pci::bus::PciFunction;
 use crate::pci::decode::Decoder;
 use crate::pci::endpoint::config_by_endpoint;
 use crate::pci::{BarKind, ConfigSpace, Endpoint, EndpointState, PciWires};
+use crate::waking;
 use channel::{Channel, Saved};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use vm_core::{Device, IrqLine, LoadError, Mmio, PortIo, Section};
 
 /// Ports of both channels: (first, number); a range's place here is its region.
@@ -67,16 +68,7 @@ impl Ide {
 
     /// As `new`; other threads' work is taken note of as it ends.
     pub fn new_shared(drives: [Option<Drive>; 4], irqs: [IrqLine; 2], wires: PciWires) -> Arc<Mutex<Self>> {
-        Arc::new_cyclic(|weak: &Weak<Mutex<Self>>| {
-            let device = Self::new(drives, irqs, wires);
-            let cell = weak.clone();
-            device.done.set_wake(Box::new(move || {
-                if let Some(d) = cell.upgrade() {
-                    d.lock().service();
-                }
-            }));
-            Mutex::new(device)
-        })
+        waking::shared(Self::new(drives, irqs, wires), |d, wake| d.done.set_wake(wake), Self::service)
     }
 
     /// Does what work that has been done leads to.
