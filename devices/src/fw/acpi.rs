@@ -229,7 +229,7 @@ fn madt(cfg: &AcpiConfig) -> Vec<u8> {
     let mut b = LAPIC_BASE.to_le_bytes().to_vec();
     // PCAT_COMPAT: there are 8259s too.
     b.extend(u32::from(cfg.reduced.is_none()).to_le_bytes());
-    for (uid, id) in (0..).zip(&cfg.apic_ids) {
+    for (uid, id) in (0..=u8::MAX).zip(&cfg.apic_ids) {
         b.extend([0, 8, uid, *id, 1, 0, 0, 0]);
     }
     b.extend([1, 12, cfg.io_apic_id, 0]);

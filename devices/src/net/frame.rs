@@ -110,7 +110,7 @@ mod tests {
 
     #[test]
     fn checksums_are_filled_in_wherever_the_body_begins() {
-        let bytes: Vec<u8> = (0..41).map(|i| i * 7).collect();
+        let bytes: Vec<u8> = (0..41u8).map(|i| i.wrapping_mul(7)).collect();
         let whole = {
             let mut f =
                 Frame { offload: Offload { checksum: Some((4, 6)), ..Offload::default() }, ..Frame::plain(bytes.clone()) };
