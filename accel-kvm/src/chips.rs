@@ -2,7 +2,7 @@
 //! KVM_CAP_SPLIT_IRQCHIP, KVM_SIGNAL_MSI, KVM_SET_GSI_ROUTING), and eventfds for writes of the guest (KVM_IOEVENTFD).
 
 use crate::vm::Vm;
-use crate::{KvmError, at};
+use crate::{KvmError, at, whole};
 use kvm_bindings::{
     KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_enable_cap, kvm_irq_routing_entry, kvm_msi,
 };
@@ -18,7 +18,7 @@ pub enum Irqchip {
     Off,
     /// The local APICs are KVM's.
     Split,
-    /// What is to be all of them; 8259s and I/O APIC stay the machine's nevertheless.
+    /// All of them are KVM's, and the 8254.
     On,
 }
 
@@ -32,6 +32,10 @@ pub fn create(fd: &VmFd, kind: Irqchip) -> Result<(), KvmError> {
     if kind == Irqchip::Off {
         return Ok(());
     }
+    if kind == Irqchip::On {
+        whole::create(fd)?;
+        return ids(fd);
+    }
     let needed = [(Cap::SplitIrqchip, "split interrupt controllers"), (Cap::SignalMsi, "message-signalled interrupts")];
     if let Some((_, what)) = needed.into_iter().find(|(cap, _)| !fd.check_extension(*cap)) {
         return Err(KvmError::Lacks(what));
@@ -39,6 +43,10 @@ pub fn create(fd: &VmFd, kind: Irqchip) -> Result<(), KvmError> {
     let mut cap = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
     cap.args[0] = PINS as u64;
     fd.enable_cap(&cap).map_err(at("KVM_ENABLE_CAP(SPLIT_IRQCHIP)"))?;
+    ids(fd)
+}
+
+fn ids(fd: &VmFd) -> Result<(), KvmError> {
     let mut cap = kvm_enable_cap { cap: KVM_CAP_X2APIC_API, ..Default::default() };
     cap.args[0] = IDS_OF_32_BITS;
     fd.enable_cap(&cap).map_err(at("KVM_ENABLE_CAP(X2APIC_API)"))

@@ -3,9 +3,11 @@
 //! UNSAFE: gives KVM the machine's RAM, reads unions that KVM fills, reads and writes mappings that KVM shares.
 #![allow(unsafe_code)]
 
+use crate::whole::IoApicRegs;
 use kvm_bindings::{
     KVM_COALESCED_MMIO_PAGE_OFFSET, KVM_MEM_LOG_DIRTY_PAGES, kvm_coalesced_mmio, kvm_coalesced_mmio_ring, kvm_interrupt,
-    kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_userspace_memory_region, kvm_vcpu_events, kvm_xsave,
+    kvm_ioapic_state, kvm_ioapic_state__bindgen_ty_1, kvm_irqchip, kvm_irqchip__bindgen_ty_1, kvm_lapic_state, kvm_mp_state,
+    kvm_msr_entry, kvm_pic_state, kvm_userspace_memory_region, kvm_vcpu_events, kvm_xsave,
 };
 use kvm_ioctls::{Error as Errno, VcpuFd, VmFd};
 use parking_lot::Mutex;
@@ -162,6 +164,38 @@ pub fn duplicate(vcpu: &VcpuFd) -> Result<OwnedFd, Errno> {
 pub fn set_xsave(vcpu: &VcpuFd, area: &kvm_xsave) -> Result<(), Errno> {
     // SAFETY: `KvmCpu` is made only where KVM_CAP_XSAVE2 says that its areas are no longer than this structure.
     unsafe { vcpu.set_xsave(area) }
+}
+
+/// One of the 8259s of KVM's: `KVM_IRQCHIP_PIC_MASTER` or `_SLAVE`.
+pub fn pic(vm: &VmFd, chip: u32) -> Result<kvm_pic_state, Errno> {
+    let mut state = kvm_irqchip { chip_id: chip, ..Default::default() };
+    vm.get_irqchip(&mut state)?;
+    // SAFETY: this request fills this member for these chips; it holds plain numbers, and was zeros before.
+    Ok(unsafe { state.chip.pic })
+}
+
+pub fn set_pic(vm: &VmFd, chip: u32, pic: kvm_pic_state) -> Result<(), Errno> {
+    vm.set_irqchip(&kvm_irqchip { chip_id: chip, chip: kvm_irqchip__bindgen_ty_1 { pic }, ..Default::default() })
+}
+
+/// KVM's I/O APIC.
+pub fn ioapic(vm: &VmFd) -> Result<IoApicRegs, Errno> {
+    let mut state = kvm_irqchip { chip_id: kvm_bindings::KVM_IRQCHIP_IOAPIC, ..Default::default() };
+    vm.get_irqchip(&mut state)?;
+    // SAFETY: this request fills this member for this chip; it holds plain numbers, and was zeros before.
+    let s = unsafe { state.chip.ioapic };
+    // SAFETY: both members of the union are the same 64 bits.
+    let rte = s.redirtbl.map(|e| unsafe { e.bits });
+    Ok(IoApicRegs { id: s.id, select: s.ioregsel, asserted: s.irr, rte })
+}
+
+/// At `base`.
+pub fn set_ioapic(vm: &VmFd, base: u64, regs: &IoApicRegs) -> Result<(), Errno> {
+    let redirtbl = regs.rte.map(|bits| kvm_ioapic_state__bindgen_ty_1 { bits });
+    let ioapic =
+        kvm_ioapic_state { base_address: base, ioregsel: regs.select, id: regs.id, irr: regs.asserted, pad: 0, redirtbl };
+    let chip = kvm_irqchip__bindgen_ty_1 { ioapic };
+    vm.set_irqchip(&kvm_irqchip { chip_id: kvm_bindings::KVM_IRQCHIP_IOAPIC, chip, ..Default::default() })
 }
 
 const PAGE: usize = 4096;

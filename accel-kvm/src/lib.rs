@@ -2,8 +2,8 @@
 //! Documentation/virt/kvm/api.rst; docs/kvm.md).
 //!
 //! A `Vm` has the machine's RAM as memory slots and a `KvmCpu` for each vCPU. Interrupt controllers and timers are the machine's
-//! own, so interrupts come by `CpuIo::ack_intr`; or the local APICs are KVM's (`Irqchip::Split`), and give their state back when
-//! KVM does not run. Registers live in KVM while it runs, and in
+//! own, so interrupts come by `CpuIo::ack_intr`; or the local APICs are KVM's (`Irqchip::Split`), or all of them (`Irqchip::On`), and give
+//! their state back when KVM does not run. Registers live in KVM while it runs, and in
 //! `CpuState` otherwise. Where KVM cannot go on, `KvmCpu::run` says why, and the state is exact: another engine may.
 
 mod bells;
@@ -23,6 +23,7 @@ mod state;
 mod tests;
 mod vcpu;
 mod vm;
+mod whole;
 mod xsave;
 
 pub use bells::Doorbells;
@@ -33,6 +34,7 @@ pub use port::{CpuPort, LapicRegs, Latched};
 pub use selftest::self_test;
 pub use vcpu::{Failure, KvmCpu, Walk};
 pub use vm::Vm;
+pub use whole::{ChannelRegs, HPET_LEGACY, Input, IoApicRegs, PicRegs, PitRegs, SPEAKER};
 
 use kvm_ioctls::Error as Errno;
 

@@ -1,8 +1,9 @@
 //! Model-specific registers: which of them KVM keeps, and which ones come to the machine (SDM 4).
 
 use crate::{KvmError, at};
-use arch_x86::CpuState;
+use arch_x86::cpuid::feature;
 use arch_x86::msr::index;
+use arch_x86::{CpuState, pvclock};
 use kvm_bindings::{
     KVM_CAP_X86_USER_SPACE_MSR, KVM_MSR_EXIT_REASON_INVAL, KVM_MSR_EXIT_REASON_UNKNOWN, Msrs, kvm_enable_cap, kvm_msr_entry,
 };
@@ -42,6 +43,9 @@ fn values(cpu: &mut CpuState) -> Vec<(u32, u64)> {
     let mut list: Vec<(u32, u64)> = FIELDS.iter().map(|(i, f)| (*i, *f(cpu))).collect();
     list.extend(FIXED.into_iter().zip(cpu.mtrr_fixed));
     list.extend((index::MTRR_PHYS_BASE0..).zip(cpu.mtrr_var));
+    if cpu.has(feature::KVM_CLOCK) {
+        list.push((pvclock::SYSTEM_TIME, cpu.pv_time));
+    }
     list
 }
 
@@ -70,7 +74,11 @@ fn write(vcpu: &VcpuFd, list: &[(u32, u64)]) {
 
 /// Reads them; those that this KVM does not have stay as they were.
 pub fn pull(vcpu: &VcpuFd, cpu: &mut CpuState) {
-    let indexes: Vec<u32> = values(cpu).into_iter().map(|(i, _)| i).collect();
+    let mut indexes: Vec<u32> = values(cpu).into_iter().map(|(i, _)| i).collect();
+    if cpu.has(feature::KVM_CLOCK) {
+        // Writing it would have KVM write to the guest's memory.
+        indexes.push(pvclock::WALL_CLOCK);
+    }
     let mut rest = &indexes[..];
     while !rest.is_empty() {
         let entries: Vec<_> = rest.iter().map(|&index| kvm_msr_entry { index, ..Default::default() }).collect();
@@ -86,6 +94,10 @@ pub fn pull(vcpu: &VcpuFd, cpu: &mut CpuState) {
 fn store(cpu: &mut CpuState, msr: u32, v: u64) {
     if let Some((_, field)) = FIELDS.iter().find(|(i, _)| *i == msr) {
         *field(cpu) = v;
+    } else if msr == pvclock::SYSTEM_TIME {
+        cpu.pv_time = v;
+    } else if msr == pvclock::WALL_CLOCK {
+        cpu.pv_wall = v;
     } else if let Some(n) = FIXED.iter().position(|i| *i == msr) {
         cpu.mtrr_fixed[n] = v;
     } else if let Some(slot) = cpu.mtrr_var.get_mut(msr.wrapping_sub(index::MTRR_PHYS_BASE0) as usize) {

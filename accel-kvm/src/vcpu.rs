@@ -5,6 +5,7 @@ use crate::port::CpuPort;
 use crate::vm::Vm;
 use crate::{KvmError, at, cpuid};
 use arch_x86::CpuState;
+use arch_x86::cpuid::feature;
 use arch_x86::flags::bit;
 use arch_x86::msr::index::APIC_BASE;
 use kvm_bindings::KVM_INTERNAL_ERROR_EMULATION;
@@ -88,6 +89,9 @@ impl KvmCpu {
             // Guest time's rate: `CpuIo::tsc`.
             fd.set_tsc_khz(1_000_000).map_err(at("KVM_SET_TSC_KHZ"))?;
         }
+        if cpu.has(feature::KVM_CLOCK) {
+            vm.show_clock();
+        }
         let kicker = Arc::<Kicker>::default();
         kicker.set(&mut fd);
         let seen = Box::new(cpu.clone());
@@ -126,6 +130,11 @@ impl KvmCpu {
             self.fetch(None);
         }
         &mut self.cpu
+    }
+
+    /// The registers may have become others than those that KVM has, or what belongs to them has.
+    pub fn changed(&mut self) {
+        self.at = Where::Here;
     }
 
     /// How often KVM came back.
@@ -252,6 +261,10 @@ impl KvmCpu {
     /// Hands over an interrupt, or asks to be told when the guest can take one.
     fn offer_interrupt(&mut self, io: &dyn CpuIo) -> Result<(), String> {
         let kernel = self.vm.kernel_lapic();
+        if self.vm.kernel_irqchip() {
+            // KVM's 8259s ask KVM's local APICs.
+            return Ok(());
+        }
         let wanted = io.signals().pending().contains(Events::INTR);
         let run = self.fd.get_kvm_run();
         if !kernel {

@@ -4,7 +4,7 @@ use crate::chips::{self, Irqchip};
 use crate::ioctl::{Ring, Slot, set_slot, take_signal};
 use crate::{KvmError, at};
 use arch_x86::cpuid::Word;
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_clock_data, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -28,6 +28,9 @@ const XSAVE_BYTES: i32 = 4096;
 /// Three pages that KVM may use on processors without unrestricted guests, where no RAM lies and no BIOS (below 4 GiB, under the flash).
 const TSS_PAGES: usize = 0xfffb_d000;
 
+/// KVM's clock is left alone where it is no more than this from what it should show, ns: it runs on while the guest is halted.
+const CLOCK_SLACK: u64 = 100_000;
+
 /// One virtual machine.
 pub struct Vm {
     // Before `ram`, so that it goes first.
@@ -37,6 +40,8 @@ pub struct Vm {
     irqchip: Irqchip,
     /// Guests see the host processor's name (`-cpu host`).
     show_host: AtomicBool,
+    /// Some guest may see KVM's clock.
+    clock_shown: AtomicBool,
     memory: Mutex<Memory>,
     /// Writes that KVM has put by; once there is a vCPU to map it by.
     ring: Mutex<Option<Ring>>,
@@ -81,6 +86,7 @@ impl Vm {
             tsc_follows,
             irqchip,
             show_host: false.into(),
+            clock_shown: false.into(),
             memory: Mutex::default(),
             ring: Mutex::default(),
         }))
@@ -102,6 +108,7 @@ impl Vm {
         set(Word::L6Eax, of(6, 0).map(|e| e.eax));
         set(Word::ApmEdx, of(0x8000_0007, 0).map(|e| e.edx));
         set(Word::Ext8Ebx, of(0x8000_0008, 0).map(|e| e.ebx));
+        set(Word::KvmEax, of(0x4000_0001, 0).map(|e| e.eax));
         // The local APIC is the machine's: x2APIC is, whatever KVM's own can do; its deadline counts the machine's TSC.
         words[Word::L1Ecx as usize] |= 1 << 21 | 1 << 31;
         // KVM's local APIC counts KVM's TSC, which is another where the guest goes on without it.
@@ -137,9 +144,37 @@ impl Vm {
         self.irqchip != Irqchip::Off
     }
 
+    /// Are all interrupt controllers KVM's?
+    pub fn kernel_irqchip(&self) -> bool {
+        self.irqchip == Irqchip::On
+    }
+
     /// May the guest's TSC run at another rate than the host's?
     pub fn tsc_follows(&self) -> bool {
         self.tsc_follows
+    }
+
+    /// The guest may see KVM's clock.
+    pub(crate) fn show_clock(&self) {
+        self.clock_shown.store(true, Ordering::Relaxed);
+    }
+
+    /// What KVM's clock for guests shows, ns; `None`: no guest can see it.
+    pub fn clock(&self) -> Result<Option<u64>, KvmError> {
+        if !self.clock_shown.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        self.fd.get_clock().map(|c| Some(c.clock)).map_err(at("KVM_GET_CLOCK"))
+    }
+
+    /// Has it show `ns`, if it is not about there; `exactly`: in any case. No vCPU runs meanwhile.
+    pub fn set_clock(&self, ns: u64, exactly: bool) -> Result<(), KvmError> {
+        let Some(now) = self.clock()? else { return Ok(()) };
+        if !exactly && now.abs_diff(ns) < CLOCK_SLACK {
+            return Ok(());
+        }
+        let clock = kvm_clock_data { clock: ns, ..Default::default() };
+        self.fd.set_clock(&clock).map_err(at("KVM_SET_CLOCK"))
     }
 
     /// Makes `ranges` (guest-physical address, length, offset in `ram`, writable) the guest's memory. No vCPU runs meanwhile.

@@ -6,7 +6,7 @@ use crate::options::{AccelConfig, CpuConfig, JitConfig, RegionKind};
 use crate::say;
 use crate::switch::{Shared, Switch};
 use crate::vcpu_thread::Engine;
-use accel_kvm::{CpuPort, Irqchip, KvmCpu, KvmError, Vm};
+use accel_kvm::{CpuPort, KvmCpu, KvmError, Vm};
 use arch_x86::cpuid::{CpuConfigured, Word};
 use arch_x86::{CpuState, features, models};
 use backend::{Peers, Settings, VcpuBlock};
@@ -75,9 +75,6 @@ pub fn choose(accels: &[AccelConfig], counted: bool) -> Result<Choice, EngineErr
     let mut why_not = None;
     while let Some((AccelConfig::Kvm(kvm), rest)) = accels.split_first() {
         let next = rest.iter().find_map(translating);
-        if kvm.irqchip == Irqchip::On {
-            say!("-accel kvm,kernel-irqchip=on: as split; the 8259s and the I/O APIC are the machine's");
-        }
         if counted {
             why_not = Some(EngineError::NotTranslating("-icount"));
         } else {
@@ -195,6 +192,7 @@ fn build(
     }
     if let Some((vm, _)) = &kvm {
         vm.show_host(cpu.host);
+        paravirtual(&mut configured, &cpu.features, vm.features()[Word::KvmEax as usize]);
         mask(&mut configured, &vm.features(), cpu.model != "max");
     }
     let frontend = Arc::new(X86::new(configured.features).with_peers(signals.len() > 1));
@@ -240,9 +238,20 @@ fn build(
     Ok(Engines { cpus, frontend, tsc_khz, kvm, ports })
 }
 
+/// Adds what guests of KVM's see of it, as far as it is `there`, but for what `tweaks` takes away.
+fn paravirtual(configured: &mut CpuConfigured, tweaks: &[(&'static str, bool)], there: u32) {
+    let hypervisor = configured.features[Word::L1Ecx as usize] >> 31 == 1;
+    for f in features::FEATURES.iter().filter(|f| f.word == Word::KvmEax && there >> f.bit & 1 == 1) {
+        let off = tweaks.iter().any(|(name, on)| !on && features::find(name).is_some_and(|t| t.name == f.name));
+        if hypervisor && !off {
+            configured.features[f.word as usize] |= 1 << f.bit;
+        }
+    }
+}
+
 /// Leaves off what KVM does not give to guests; `tell`: and says so.
 fn mask(configured: &mut CpuConfigured, there: &[u32; 16], tell: bool) {
-    const WORDS: [Word; 11] = [
+    const WORDS: [Word; 12] = [
         Word::L1Edx,
         Word::L1Ecx,
         Word::ExtEdx,
@@ -254,6 +263,7 @@ fn mask(configured: &mut CpuConfigured, there: &[u32; 16], tell: bool) {
         Word::L6Eax,
         Word::ApmEdx,
         Word::Ext8Ebx,
+        Word::KvmEax,
     ];
     let mut lost = Vec::new();
     for word in WORDS {
@@ -272,6 +282,7 @@ fn mask(configured: &mut CpuConfigured, there: &[u32; 16], tell: bool) {
 mod tests {
     use super::*;
     use crate::options::KvmConfig;
+    use accel_kvm::Irqchip;
     use arch_x86::cpuid::feature;
 
     #[test]

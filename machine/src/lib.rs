@@ -14,6 +14,7 @@ pub mod firmware;
 pub mod firstrun;
 pub mod gdb;
 pub mod icount;
+mod irqchip;
 pub mod loader;
 pub mod machine;
 pub mod monitor;

@@ -7,7 +7,7 @@ use crate::engine::EngineError;
 use crate::say;
 use crate::vcpu_thread::Engine;
 use accel_kvm::{BREAKPOINTS, KvmCpu, KvmError, Vm, Walk};
-use arch_x86::CpuState;
+use arch_x86::{CpuState, pvclock};
 use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -104,7 +104,7 @@ impl Shared {
             return false;
         }
         if inside.count == 0
-            && let Err(e) = self.begin(inside.translated)
+            && let Err(e) = self.begin(inside.translated, inside.ran)
         {
             self.give_up(&e.to_string());
             return false;
@@ -115,10 +115,11 @@ impl Shared {
     }
 
     /// The first vCPU enters.
-    fn begin(&self, translated: bool) -> Result<(), KvmError> {
+    fn begin(&self, translated: bool, ran: bool) -> Result<(), KvmError> {
         // So that few translations are lost when the guest comes back to them.
         self.vm.log_writes(translated)?;
-        self.chips.lock().as_ref().map_or(Ok(()), Chips::give)
+        let elsewhere = !ran;
+        self.chips.lock().as_ref().map_or(Ok(()), |c| c.give(elsewhere))
     }
 
     fn exit(&self) {
@@ -256,6 +257,7 @@ impl Switch {
     fn go_native(&mut self) {
         if let (false, Some(jit)) = (std::mem::replace(&mut self.native, true), &mut self.jit.engine) {
             self.kvm.cpu().clone_from(jit.cpu());
+            self.kvm.changed();
         }
     }
 
@@ -267,6 +269,7 @@ impl Switch {
             io.signals().raise(Events::CODE);
             jit.cpu().clone_from(self.kvm.cpu());
             jit.cpu_changed();
+            pvclock::tell(jit.cpu(), io);
         }
         Some(jit)
     }

@@ -78,9 +78,12 @@ impl ApicBus {
         Ok(())
     }
 
-    /// Takes the state of all local APICs back. Where `take` has an error, that one goes on as it was when it was given.
+    /// Takes the state of all local APICs back, if it was given. Where `take` has an error, that one goes on as it was when it was given.
     pub fn take_back<E>(&self, mut take: impl FnMut(usize) -> Result<LapicImage, E>) -> Result<(), E> {
         let mut away = self.away.write();
+        if away.is_none() {
+            return Ok(());
+        }
         let mut outcome = Ok(());
         for (i, l) in self.lapics.read().iter().enumerate() {
             match take(i) {

@@ -20,10 +20,13 @@ const REG_ID: u8 = 0;
 const REG_VERSION: u8 = 1;
 const REG_ARBITRATION: u8 = 2;
 const REG_REDIRECTION: u8 = 0x10;
-const VERSION_VALUE: u32 = 0x20 | (PINS as u32 - 1) << 16;
+/// With an EOI register.
+const VERSION_EOI: u8 = 0x20;
+/// Without.
+const VERSION_PLAIN: u8 = 0x11;
 
 /// Redirection entry (82093AA IOREDTBL).
-mod rte {
+pub(super) mod rte {
     pub const DELIVERY_SHIFT: u32 = 8;
     pub const LOGICAL: u64 = 1 << 11;
     pub const REMOTE_IRR: u64 = 1 << 14;
@@ -45,14 +48,22 @@ pub trait Routes: Send + Sync {
 /// The polarity bit is kept but has no effect: inputs are logical levels, `true` is asserted.
 pub struct IoApic {
     out: Arc<dyn MsiSink>,
-    s: IoApicState,
+    pub(super) s: IoApicState,
     routes: Option<Arc<dyn Routes>>,
+    version: u8,
+    /// Another model has the state; it is told of the inputs.
+    pub(super) away: Option<Arc<dyn IrqSink>>,
 }
 
 impl IoApic {
     /// `out` takes the messages (the APIC bus).
     pub fn new(out: Arc<dyn MsiSink>) -> Self {
-        Self { out, s: IoApicState::default(), routes: None }
+        Self { out, s: IoApicState::default(), routes: None, version: VERSION_EOI, away: None }
+    }
+
+    /// As the 82093AA: software finds no EOI register, which other models that take the state over do not have.
+    pub fn without_eoi_register(&mut self) {
+        self.version = VERSION_PLAIN;
     }
 
     /// Tells `routes` of what the inputs send, now and at each change.
@@ -61,7 +72,7 @@ impl IoApic {
         self.tell_all();
     }
 
-    fn tell_all(&self) {
+    pub(super) fn tell_all(&self) {
         (0..PINS).for_each(|pin| self.tell(pin));
     }
 
@@ -83,8 +94,15 @@ impl IoApic {
             return;
         }
         let bit = 1u32 << pin;
-        let rising = level && self.s.lines & bit == 0;
+        let changed = level != (self.s.lines & bit != 0);
+        let rising = level && changed;
         self.s.lines = if level { self.s.lines | bit } else { self.s.lines & !bit };
+        if let Some(to) = &self.away {
+            if changed {
+                to.set_irq(pin, level);
+            }
+            return;
+        }
         let pin = pin as usize;
         if self.level_pin(pin) {
             self.service_level(pin);
@@ -106,13 +124,13 @@ impl IoApic {
     }
 
     /// Whether the pin works by level: only for delivery modes that an EOI ends, the others are always edges.
-    fn level_pin(&self, pin: usize) -> bool {
+    pub(super) fn level_pin(&self, pin: usize) -> bool {
         let e = self.s.rte[pin];
         let ended = matches!(delivery(e), Some(Delivery::Fixed | Delivery::LowestPriority));
         e & rte::LEVEL != 0 && ended
     }
 
-    fn service_level(&mut self, pin: usize) {
+    pub(super) fn service_level(&mut self, pin: usize) {
         let e = self.s.rte[pin];
         let idle = e & (rte::MASKED | rte::REMOTE_IRR) == 0;
         if idle && self.level_pin(pin) && self.s.lines >> pin & 1 != 0 {
@@ -131,7 +149,7 @@ impl IoApic {
     fn read_reg(&self) -> u32 {
         match self.s.select {
             REG_ID | REG_ARBITRATION => u32::from(self.s.id) << 24,
-            REG_VERSION => VERSION_VALUE,
+            REG_VERSION => u32::from(self.version) | (PINS as u32 - 1) << 16,
             sel => match rte_index(sel) {
                 Some((pin, high)) => (self.s.rte[pin] >> (32 * u32::from(high))) as u32,
                 None => {
@@ -243,11 +261,11 @@ impl EoiSink for IoApicInputs {
 }
 
 #[derive(Serialize, Deserialize)]
-struct IoApicState {
-    id: u8,
-    select: u8,
-    lines: u32,
-    rte: [u64; PINS],
+pub(super) struct IoApicState {
+    pub id: u8,
+    pub select: u8,
+    pub lines: u32,
+    pub rte: [u64; PINS],
 }
 
 impl Default for IoApicState {

@@ -3,6 +3,7 @@
 pub mod apic_bus;
 pub mod coprocessor;
 pub mod ioapic;
+mod ioapic_image;
 pub mod lapic;
 mod lapic_access;
 mod lapic_core;
@@ -12,6 +13,7 @@ mod lapic_timer;
 pub mod message;
 pub mod pic;
 mod pic_chip;
+mod pic_image;
 
 #[cfg(test)]
 mod ioapic_tests;
@@ -25,6 +27,8 @@ mod pic_tests;
 pub use apic_bus::{ApicBus, EoiSink};
 pub use coprocessor::Coprocessor;
 pub use ioapic::{IoApic, IoApicInputs, Routes};
+pub use ioapic_image::IoApicImage;
 pub use lapic::{ExtInt, Lapic, LapicConfig};
 pub use lapic_image::LapicImage;
 pub use pic::{Pic, PicInputs};
+pub use pic_image::ChipImage;

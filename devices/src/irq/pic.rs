@@ -12,7 +12,7 @@ pub const REGION_SLAVE: u32 = 1;
 pub const REGION_ELCR: u32 = 2;
 
 /// The master's input that the slave's INT drives.
-const CASCADE: u8 = 2;
+pub(super) const CASCADE: u8 = 2;
 /// ELCR1 and ELCR2: IRQ 0, 1, 2, 8 and 13 are always edge triggered.
 const ELCR_WRITABLE: [u8; 2] = [0xf8, 0xde];
 /// The level a chip answers with when no request is left at INTA (8259A: "default IR7").
@@ -21,25 +21,34 @@ const VERSION: u32 = 1;
 
 /// Master and slave; inputs 0-7 are the master's, 8-15 the slave's. Input 2 belongs to the cascade.
 pub struct Pic {
-    out: IrqLine,
-    chips: [Chip; 2],
+    pub(super) out: IrqLine,
+    pub(super) chips: [Chip; 2],
+    /// Another model has the state; it is told of the inputs.
+    pub(super) away: Option<Arc<dyn IrqSink>>,
 }
 
 impl Pic {
     /// `out` is the master's INT pin: the CPU's INTR, by way of the local APIC's LINT0.
     pub fn new(out: IrqLine) -> Self {
-        Self { out, chips: [Chip::default(), Chip::default()] }
+        Self { out, chips: [Chip::default(), Chip::default()], away: None }
     }
 
     /// Level of input `irq` (0..=15; 2 and others are ignored).
     pub fn set_input(&mut self, irq: u32, level: bool) {
-        match irq {
-            2 => dlog!(GUEST_ERRORS, "pic: input 2 is the cascade"),
+        let changed = match irq {
+            2 => {
+                dlog!(GUEST_ERRORS, "pic: input 2 is the cascade");
+                false
+            }
             0..=7 => self.chips[0].set_line(irq as u8, level),
             8..=15 => self.chips[1].set_line(irq as u8 - 8, level),
             _ => return,
+        };
+        match &self.away {
+            Some(to) if changed => to.set_irq(irq, level),
+            Some(_) => {}
+            None => self.update(),
         }
-        self.update();
     }
 
     /// The CPU's interrupt acknowledge: accepts the request of highest priority and returns its vector. With nothing
@@ -75,7 +84,7 @@ impl Pic {
     }
 
     /// Passes the slave's INT to the master, and the master's to the CPU.
-    fn update(&mut self) {
+    pub(super) fn update(&mut self) {
         let cascade = self.chips[1].pending().is_some();
         self.chips[0].set_line(CASCADE, cascade);
         self.out.set(self.intr());

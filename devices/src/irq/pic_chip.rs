@@ -1,5 +1,6 @@
 //! One 8259A: command words, priorities, in-service bits (8259A data sheet).
 
+use super::pic_image::ChipImage;
 use serde::{Deserialize, Serialize};
 use vm_core::dlog;
 
@@ -97,13 +98,59 @@ impl Chip {
 
     /// An edge stays latched until it is accepted or ICW1 clears it: an emulated pulse has no length, so unlike the
     /// chip we cannot ask that the input be still high at INTA.
-    pub(super) fn set_line(&mut self, level: u8, high: bool) {
+    ///
+    /// Whether the level has changed.
+    pub(super) fn set_line(&mut self, level: u8, high: bool) -> bool {
         let bit = bit(level);
+        let changed = high != (self.0.lines & bit != 0);
         if !high {
             self.0.lines &= !bit;
         } else if self.0.lines & bit == 0 {
             self.0.lines |= bit;
             self.0.edges |= bit;
+        }
+        changed
+    }
+
+    /// What software and another model can see.
+    pub(super) fn image(&self) -> ChipImage {
+        let s = &self.0;
+        ChipImage {
+            lines: s.lines,
+            irr: self.irr(),
+            imr: s.imr,
+            isr: s.isr,
+            top: self.top(),
+            vectors: s.icw2 & 0xf8,
+            read_isr: s.read_isr,
+            poll: s.poll,
+            special_mask: s.special_mask,
+            expect: s.expect as u8,
+            auto_eoi: s.icw4 & ICW4_AEOI != 0,
+            rotate_aeoi: s.rotate_aeoi,
+            nested: s.icw4 & ICW4_SFNM != 0,
+            icw4: s.icw1 & ICW1_IC4 != 0,
+            elcr: s.elcr,
+        }
+    }
+
+    /// Takes an image over, but for the inputs' levels, which are known here.
+    pub(super) fn set_image(&mut self, i: &ChipImage) {
+        let s = &mut self.0;
+        (s.edges, s.elcr, s.imr, s.isr) = (i.irr & !i.elcr, i.elcr, i.imr, i.isr);
+        s.lowest = i.top.wrapping_sub(1) & 7;
+        s.icw2 = i.vectors & 0xf8 | s.icw2 & 7;
+        (s.read_isr, s.poll, s.special_mask, s.rotate_aeoi) = (i.read_isr, i.poll, i.special_mask, i.rotate_aeoi);
+        s.expect = [Expect::Ocw1, Expect::Icw2, Expect::Icw3, Expect::Icw4][usize::from(i.expect & 3)];
+        let flag = |on: bool, bit: u8| if on { bit } else { 0 };
+        s.icw4 = s.icw4 & !(ICW4_AEOI | ICW4_SFNM) | flag(i.auto_eoi, ICW4_AEOI) | flag(i.nested, ICW4_SFNM);
+        s.icw1 = s.icw1 & !(ICW1_IC4 | ICW1_SNGL) | flag(i.icw4, ICW1_IC4);
+    }
+
+    /// ICW3, where special fully nested mode asks for it.
+    pub(super) fn wired(&mut self, icw3: u8) {
+        if self.0.icw4 & ICW4_SFNM != 0 {
+            self.0.icw3 = icw3;
         }
     }
 

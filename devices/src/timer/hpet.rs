@@ -49,6 +49,8 @@ pub struct Hpet {
     legacy: [IrqLine; 2],
     /// Mirrors LEG_RT_CNF.
     replacing: Arc<AtomicBool>,
+    /// Told of its changes.
+    told: Option<Box<dyn Fn(bool) + Send>>,
     timer: Timer,
     state: HpetState,
 }
@@ -145,7 +147,7 @@ impl Hpet {
     /// wires where PCI uses them). `legacy` go to the very inputs that the PIT (ISA 0) and the RTC (ISA 8) drive, not
     /// through a wired OR: those two are cut off by `legacy_flag` while it is set.
     pub fn new(gsi: Vec<IrqLine>, legacy: [IrqLine; 2], clock: Clock) -> Self {
-        Self { gsi, legacy, replacing: Arc::default(), timer: clock.timer("hpet"), state: HpetState::new() }
+        Self { gsi, legacy, replacing: Arc::default(), told: None, timer: clock.timer("hpet"), state: HpetState::new() }
     }
 
     /// A block that interrupts as time passes.
@@ -165,6 +167,17 @@ impl Hpet {
     /// Set while legacy replacement is on: the PIT and the RTC are then cut off from ISA 0 and ISA 8.
     pub fn legacy_flag(&self) -> Arc<AtomicBool> {
         self.replacing.clone()
+    }
+
+    /// Tells `f` of each change of the flag, with this device's lock held.
+    pub fn on_legacy(&mut self, f: impl Fn(bool) + Send + 'static) {
+        self.told = Some(Box::new(f));
+    }
+
+    fn replace_legacy(&self, on: bool) {
+        if self.replacing.swap(on, Ordering::SeqCst) != on {
+            self.told.iter().for_each(|f| f(on));
+        }
     }
 
     fn tick(&self) -> u64 {
@@ -264,7 +277,7 @@ impl Hpet {
         let was = self.state.running();
         let replaces = new & !self.state.config & GEN_LEG_RT != 0;
         self.state.config = new & (GEN_ENABLE | GEN_LEG_RT);
-        self.replacing.store(new & GEN_LEG_RT != 0, Ordering::SeqCst);
+        self.replace_legacy(new & GEN_LEG_RT != 0);
         if replaces {
             // The PIT may have left its wire high: the first edge would be lost.
             self.legacy.iter().for_each(|l| l.set(false));
@@ -330,7 +343,7 @@ impl Device for Hpet {
     fn reset(&mut self) {
         self.drive_levels(false);
         self.state = HpetState::new();
-        self.replacing.store(false, Ordering::SeqCst);
+        self.replace_legacy(false);
         self.timer.cancel();
     }
 
@@ -344,7 +357,7 @@ impl Device for Hpet {
         state.status &= (1 << TIMERS) - 1;
         state.timers.iter_mut().for_each(|t| t.config &= TN_WRITABLE);
         self.state = state;
-        self.replacing.store(self.state.config & GEN_LEG_RT != 0, Ordering::SeqCst);
+        self.replace_legacy(self.state.config & GEN_LEG_RT != 0);
         self.drive_levels(true);
         self.arm(0);
         Ok(())

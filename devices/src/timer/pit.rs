@@ -1,6 +1,7 @@
 //! 8254 programmable interval timer and the PC's port 61h (Intel 82C54 data sheet; PC/AT port B).
 
 use super::pit_counter::Counter;
+use super::pit_image::Away;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -30,7 +31,9 @@ const REPLAY_MAX: u64 = PIT_HZ;
 const REFRESH_PULSES: u64 = 18;
 
 /// Port 61h: gate of channel 2.
-const PORT_B_GATE2: u8 = 1 << 0;
+pub(super) const PORT_B_GATE2: u8 = 1 << 0;
+/// Port 61h: speaker data.
+pub(super) const PORT_B_DATA: u8 = 1 << 1;
 /// Port 61h: what the guest can write (gate, speaker data, two NMI disables).
 const PORT_B_WRITABLE: u8 = 0x0f;
 
@@ -38,19 +41,21 @@ const PORT_B_WRITABLE: u8 = 0x0f;
 pub struct Pit {
     irq: IrqLine,
     /// While set (HPET LEG_RT_CNF) channel 0 is cut off from its line.
-    cut: Option<Arc<AtomicBool>>,
+    pub(super) cut: Option<Arc<AtomicBool>>,
     /// Whether the CPU has yet to take an interrupt.
     untaken: Option<Box<dyn Fn() -> bool + Send>>,
-    timer: Timer,
-    state: PitState,
+    pub(super) timer: Timer,
+    pub(super) state: PitState,
+    /// Another model has the state.
+    pub(super) away: Option<Away>,
 }
 
 #[derive(Clone, Serialize, Deserialize)]
-struct PitState {
-    counters: [Counter; 3],
-    port_b: u8,
+pub(super) struct PitState {
+    pub counters: [Counter; 3],
+    pub port_b: u8,
     /// Pulse up to which rising edges of channel 0 were given to the line.
-    seen: u64,
+    pub seen: u64,
 }
 
 impl PitState {
@@ -59,12 +64,12 @@ impl PitState {
     }
 }
 
-fn pulse_of(ns: Ns) -> u64 {
+pub(super) fn pulse_of(ns: Ns) -> u64 {
     (u128::from(ns) * u128::from(PIT_HZ) / 1_000_000_000) as u64
 }
 
 /// First nanosecond of a pulse.
-fn ns_of(pulse: u64) -> Ns {
+pub(super) fn ns_of(pulse: u64) -> Ns {
     let ns = (u128::from(pulse) * 1_000_000_000).div_ceil(u128::from(PIT_HZ));
     u64::try_from(ns).unwrap_or(u64::MAX)
 }
@@ -73,7 +78,7 @@ impl Pit {
     /// A PIT whose timer is not bound: channel 0 raises its line only when the guest accesses it. See `new_shared`.
     pub fn new(irq: IrqLine, clock: Clock) -> Self {
         let state = PitState::new(pulse_of(clock.now()));
-        Self { irq, cut: None, untaken: None, timer: clock.timer("pit"), state }
+        Self { irq, cut: None, untaken: None, timer: clock.timer("pit"), state, away: None }
     }
 
     /// A PIT that drives `irq` (ISA 0) as time passes.
@@ -98,18 +103,18 @@ impl Pit {
         self.untaken = Some(Box::new(untaken));
     }
 
-    fn now(&self) -> u64 {
+    pub(super) fn now(&self) -> u64 {
         pulse_of(self.timer.now())
     }
 
-    fn drive(&self, level: bool) {
+    pub(super) fn drive(&self, level: bool) {
         if !self.cut.as_ref().is_some_and(|c| c.load(Ordering::SeqCst)) {
             self.irq.set(level);
         }
     }
 
     /// Gives the line the edges that time has brought since the last call, and its present level.
-    fn catch_up(&mut self, now: u64) {
+    pub(super) fn catch_up(&mut self, now: u64) {
         let c = &mut self.state.counters[0];
         if c.next_rise(self.state.seen).is_some_and(|t| t <= now) {
             self.drive(false);
@@ -120,7 +125,7 @@ impl Pit {
         self.drive(level);
     }
 
-    fn arm(&mut self, not_before: Ns) {
+    pub(super) fn arm(&mut self, not_before: Ns) {
         match self.state.counters[0].next_rise(self.state.seen) {
             Some(t) => self.timer.arm(ns_of(t).max(not_before)),
             None => self.timer.cancel(),
@@ -129,6 +134,9 @@ impl Pit {
 
     /// Gives the line one edge if any is due; those after it that are due too follow soon.
     fn expired(&mut self, now: Ns) {
+        if self.away.is_some() {
+            return;
+        }
         let pulse = pulse_of(now);
         self.state.seen = self.state.seen.max(pulse.saturating_sub(REPLAY_MAX));
         let due = self.state.counters[0].next_rise(self.state.seen).filter(|t| *t <= pulse);

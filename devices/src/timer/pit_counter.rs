@@ -19,36 +19,36 @@ pub(super) struct Counter {
     pub rw: u8,
     pub gate: bool,
     /// Count register, as a number of pulses: 1..=65536.
-    reload: u32,
+    pub reload: u32,
     /// A count was written since the control word.
-    written: bool,
+    pub written: bool,
     /// LSB of a two-byte count of which the MSB is missing.
-    half: Option<u8>,
+    pub half: Option<u8>,
     /// The next two-byte read gives the MSB.
-    read_msb: bool,
-    latched: Option<u16>,
-    latched_status: Option<u8>,
+    pub read_msb: bool,
+    pub latched: Option<u16>,
+    pub latched_status: Option<u8>,
     /// The counting element was loaded (modes 1 and 5: the gate has triggered).
-    running: bool,
+    pub running: bool,
     /// Count that the element was loaded with, 1..=65536.
-    n: u32,
+    pub n: u32,
     /// Pulse at which the element held `n`; before power-on (negative) if the count was resumed or taken over halfway.
-    start: i64,
+    pub start: i64,
     /// Pulses counted when the gate stopped the counter.
-    held: Option<u64>,
+    pub held: Option<u64>,
     /// Modes 2 and 3: a count that is to take over.
-    next: Option<Takeover>,
+    pub next: Option<Takeover>,
 }
 
 /// A count written while modes 2 and 3 run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Takeover {
+pub(super) struct Takeover {
     /// Pulse at which it comes into effect.
-    at: i64,
+    pub at: i64,
     /// The count, 1..=65536.
-    n: u32,
+    pub n: u32,
     /// Mode 3: it begins with the low half.
-    low_half: bool,
+    pub low_half: bool,
 }
 
 impl Counter {
@@ -102,7 +102,7 @@ impl Counter {
         }
     }
 
-    fn elapsed(&self, now: u64) -> u64 {
+    pub fn elapsed(&self, now: u64) -> u64 {
         self.held.unwrap_or((now as i64 - self.start).max(0) as u64)
     }
 

@@ -24,10 +24,12 @@ pub enum Word {
     ApmEdx = 9,
     /// Leaf 8000_0008h.
     Ext8Ebx = 10,
+    /// Leaf 4000_0001h, of guests that may run on KVM.
+    KvmEax = 11,
 }
 
 /// Number of words in use.
-pub const WORDS: usize = 11;
+pub const WORDS: usize = 12;
 
 /// Single features that the emulation itself asks about: word and bit.
 pub mod feature {
@@ -64,6 +66,7 @@ pub mod feature {
     pub const PKU: (Word, u32) = (Word::L7Ecx, 3);
     pub const LA57: (Word, u32) = (Word::L7Ecx, 16);
     pub const RDPID: (Word, u32) = (Word::L7Ecx, 22);
+    pub const KVM_CLOCK: (Word, u32) = (Word::KvmEax, 3);
 }
 
 /// A CPU as `-cpu` describes it, after masking by what is implemented.
@@ -108,8 +111,16 @@ pub fn cpuid(cpu: &CpuState, leaf: u32, subleaf: u32) -> [u32; 4] {
     let m = model(cpu);
     let f = &cpu.features;
     // Hypervisor leaves, as those of QEMU's TCG, so that guests recognise the kind of machine.
-    if leaf == 0x4000_0000 && f[Word::L1Ecx as usize] >> 31 == 1 {
+    if leaf >> 4 == 0x400_0000 && f[Word::L1Ecx as usize] >> 31 == 1 {
         let v = |b: &[u8; 4]| u32::from_le_bytes(*b);
+        let kvm = f[Word::KvmEax as usize];
+        // Of guests that may run on KVM: KVM's.
+        match leaf {
+            0x4000_0000 if kvm != 0 => return [0x4000_0001, v(b"KVMK"), v(b"VMKV"), v(b"M\0\0\0")],
+            0x4000_0001 => return [kvm | kvm >> 3 & 1, 0, 0, 0],
+            0x4000_0000 => {}
+            _ => return [0; 4],
+        }
         return [0x4000_0001, v(b"TCGT"), v(b"CGTC"), v(b"GTCG")];
     }
     let inside = match leaf >> 28 {

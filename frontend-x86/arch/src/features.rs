@@ -25,6 +25,8 @@ const IMPLEMENTED: [u32; WORDS] = [
     4,
     0,
     0,
+    // kvm-nopiodelay kvmclock kvmclock-stable-bit; not part of any model
+    0x0100_000a,
 ];
 
 /// `IMPLEMENTED` without what only the host's own instructions compute, if it lacks them.
@@ -100,6 +102,7 @@ impl Feature {
             Word::L6Eax => "06H:EAX",
             Word::ApmEdx => "80000007H:EDX",
             Word::Ext8Ebx => "80000008H:EBX",
+            Word::KvmEax => "40000001H:EAX",
         };
         format!("CPUID.{leaf}.{} [bit {}]", self.name, self.bit)
     }
@@ -223,6 +226,9 @@ pub const FEATURES: &[Feature] = &[
     n("clzero", Word::Ext8Ebx, 0),
     n("xsaveerptr", Word::Ext8Ebx, 2),
     n("wbnoinvd", Word::Ext8Ebx, 9),
+    n("kvm-nopiodelay", Word::KvmEax, 1),
+    n("kvmclock", Word::KvmEax, 3),
+    n("kvmclock-stable-bit", Word::KvmEax, 24),
 ];
 
 /// The feature of a name; `_` and `-` are the same, and `.` may be left out as `-` too.

@@ -18,6 +18,7 @@ pub mod models;
 pub mod monitor;
 pub mod msr;
 pub mod paging;
+pub mod pvclock;
 pub mod refine;
 pub mod reset;
 mod saved;

@@ -3,7 +3,7 @@
 mod named;
 mod older;
 
-use crate::cpuid::{CpuConfigured, WORDS};
+use crate::cpuid::{CpuConfigured, WORDS, Word};
 use crate::features::{self, Feature, find};
 use crate::topology::Topology;
 
@@ -167,6 +167,8 @@ fn model_words(m: &Model, there: &[u32; WORDS]) -> [u32; WORDS] {
     match m.features {
         Set::All => {
             words = *there;
+            // What makes the guest one of KVM's is no feature of a model.
+            words[Word::KvmEax as usize] = 0;
             OF_SMP.iter().filter_map(|n| find(n)).for_each(|f| set(&mut words, f, false));
         }
         Set::Lists(lists) => {

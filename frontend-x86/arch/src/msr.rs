@@ -5,6 +5,7 @@ use crate::cpuid::{feature, is_amd};
 use crate::debug::debugctl;
 use crate::fault::gp;
 use crate::paging::{PHYS_BITS, canonical};
+use crate::pvclock;
 use crate::state::{CpuState, SegReg};
 use vm_core::guest::{Flush, GuestEnv};
 use vm_core::{Fault, dlog};
@@ -157,7 +158,9 @@ pub fn rdmsr<E: GuestEnv<Cpu = CpuState>>(env: &mut E, msr: u32) -> Result<u64, 
         // No supervisor state components.
         index::XSS if cpu.has(feature::XSAVES) => 0,
         _ => {
-            if let Some(i) = fixed(msr) {
+            if pvclock::is_known(cpu, msr) {
+                pvclock::read(cpu, msr)
+            } else if let Some(i) = fixed(msr) {
                 cpu.mtrr_fixed[i]
             } else if let Some(i) = variable(msr) {
                 cpu.mtrr_var[i]
@@ -212,6 +215,12 @@ pub fn wrmsr<E: GuestEnv<Cpu = CpuState>>(env: &mut E, msr: u32, value: u64) -> 
         if let Some(d) = env.io().msr_read(index::TSC_DEADLINE).filter(|d| *d != 0) {
             env.io().msr_write(index::TSC_DEADLINE, deadline(shifted(d, old), now, new));
         }
+        pvclock::tell(env.cpu_ref(), env.io());
+        return Ok(());
+    }
+    if pvclock::is_known(env.cpu_ref(), msr) {
+        pvclock::set(env.cpu(), msr, value);
+        pvclock::written(env.cpu_ref(), env.io(), msr);
         return Ok(());
     }
     write_plain(env.cpu(), msr, value)

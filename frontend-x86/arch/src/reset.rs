@@ -73,6 +73,8 @@ impl CpuState {
             pat: PAT_RESET,
             tsc_aux: 0,
             tsc_offset: 0,
+            pv_time: 0,
+            pv_wall: 0,
             misc_enable: MISC_ENABLE_RESET,
             debugctl: 0,
             lbr: [0; 4],
@@ -102,6 +104,7 @@ impl CpuState {
         (self.mxcsr, self.fcw, self.fsw, self.ftw) = (0x1f80, 0x40, 0, 0xff);
         (self.fop, self.fip, self.fdp, self.fcs, self.fds) = (0, 0, 0, 0, 0);
         (self.xcr0, self.pkru, self.tsc_aux, self.tsc_offset) = (1, 0, 0, 0);
+        (self.pv_time, self.pv_wall) = (0, 0);
         (self.star, self.lstar, self.cstar, self.sfmask, self.kernel_gs_base) = (0, 0, 0, 0, 0);
         (self.sysenter_cs, self.sysenter_esp, self.sysenter_eip) = (0, 0, 0);
         self.pat = PAT_RESET;

@@ -1,7 +1,9 @@
 //! Saved state of a CPU: a section with every register; what the model decides (CPUID) is not part of it.
 
 use crate::control::{CR0_KNOWN, cr4_known, efer_known, xcr0_known};
+use crate::cpuid::Word;
 use crate::debug;
+use crate::features;
 use crate::flags::{self, bit};
 use crate::paging::{PHYS_BITS, canonical};
 use crate::state::{CpuState, DescTable, F80, PendingEvent, SegReg, Segment, cr0, cr4, efer, shadow};
@@ -66,6 +68,13 @@ struct Saved {
     misc_enable: u64,
     /// Added later: 0 in older files.
     #[serde(default)]
+    pv_time: u64,
+    #[serde(default)]
+    pv_wall: u64,
+    /// What the guest was shown of KVM, and goes on to see: features of leaf 4000_0001h.
+    #[serde(default)]
+    kvm: u32,
+    #[serde(default)]
     debugctl: u64,
     #[serde(default)]
     lbr: [u64; 4],
@@ -88,6 +97,7 @@ fn whole([low, high]: Wide) -> u128 {
 macro_rules! same {
     ($from:ident, $($field:ident),*) => { Saved {
         rflags: $from.rflags(),
+        kvm: $from.features[Word::KvmEax as usize],
         xmm: $from.xmm.map(halves),
         ymmh: $from.ymmh.map(halves),
         $($field: $from.$field,)*
@@ -104,12 +114,12 @@ impl CpuState {
             fop: _, fip: _, fdp: _, fcs: _, fds: _, cpl: _, halted: _, shadow: _, nmi_blocked: _, smm: _, wait_sipi: _,
             a20_masked: _, cr0: _, cr2: _, cr3: _, cr4: _, xcr0: _, pkru: _, efer: _, pdpte: _, dr: _, star: _, lstar: _, cstar: _,
             sfmask: _, kernel_gs_base: _, sysenter_cs: _, sysenter_esp: _, sysenter_eip: _, pat: _, tsc_aux: _,
-            tsc_offset: _, misc_enable: _, debugctl: _, lbr: _, mtrr_def: _, mtrr_fixed: _, mtrr_var: _, smbase: _, pending: _,
+            tsc_offset: _, pv_time: _, pv_wall: _, misc_enable: _, debugctl: _, lbr: _, mtrr_def: _, mtrr_fixed: _, mtrr_var: _, smbase: _, pending: _,
             // In `rflags`.
             eflags: _, cc_dst: _, cc_src: _, cc_aux: _, cc_op: _,
             // Derived from the rest, or scratch of an engine within an instruction.
             mode: _, pc_page: _, reserved: _, vtmp: _,
-            // The model's.
+            // The model's; but for those of KVM's.
             features: _, model: _, apic_id: _, topology: _,
             // Need not survive.
             monitor: _, branch: _,
@@ -118,8 +128,8 @@ impl CpuState {
         let saved = same!(
             self, gpr, rip, seg, ldt, tr, gdt, idt, fpr, mxcsr, fcw, fsw, ftw, fop, fip, fdp, fcs, fds, cpl, halted, shadow,
             nmi_blocked, smm, wait_sipi, a20_masked, cr0, cr2, cr3, cr4, xcr0, pkru, efer, pdpte, dr, star, lstar, cstar, sfmask,
-            kernel_gs_base, sysenter_cs, sysenter_esp, sysenter_eip, pat, tsc_aux, tsc_offset, misc_enable, debugctl, lbr, mtrr_def,
-            mtrr_fixed, mtrr_var, smbase, pending
+            kernel_gs_base, sysenter_cs, sysenter_esp, sysenter_eip, pat, tsc_aux, tsc_offset, pv_time, pv_wall, misc_enable, debugctl, lbr,
+            mtrr_def, mtrr_fixed, mtrr_var, smbase, pending
         );
         Section::pack(&format!("cpu{n}"), VERSION, &saved)
     }
@@ -173,9 +183,10 @@ impl Saved {
         put!(
             gpr, rip, seg, ldt, tr, gdt, idt, fpr, mxcsr, fcw, fsw, ftw, fop, fip, fdp, fcs, fds, cpl, halted, shadow,
             nmi_blocked, smm, wait_sipi, a20_masked, cr0, cr2, cr3, cr4, xcr0, pkru, efer, pdpte, dr, star, lstar, cstar, sfmask,
-            kernel_gs_base, sysenter_cs, sysenter_esp, sysenter_eip, pat, tsc_aux, tsc_offset, misc_enable, debugctl, lbr, mtrr_def,
-            mtrr_fixed, mtrr_var, smbase, pending
+            kernel_gs_base, sysenter_cs, sysenter_esp, sysenter_eip, pat, tsc_aux, tsc_offset, pv_time, pv_wall, misc_enable, debugctl, lbr,
+            mtrr_def, mtrr_fixed, mtrr_var, smbase, pending
         );
+        cpu.features[Word::KvmEax as usize] |= self.kvm & features::implemented()[Word::KvmEax as usize];
     }
 }
 

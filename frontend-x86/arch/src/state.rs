@@ -225,6 +225,9 @@ pub struct CpuState {
     pub tsc_aux: u64,
     /// Guest TSC = `CpuIo::tsc()` + this.
     pub tsc_offset: u64,
+    /// Where KVM's clock is told, and whether: MSR_KVM_SYSTEM_TIME_NEW (`pvclock`); and MSR_KVM_WALL_CLOCK_NEW.
+    pub pv_time: u64,
+    pub pv_wall: u64,
     pub misc_enable: u64,
     /// IA32_DEBUGCTL: `debug::debugctl`.
     pub debugctl: u64,

@@ -142,6 +142,18 @@ impl CpuIo for BoardIo {
         self.0.clock.tell()
     }
 
+    fn kvm_clock_offset(&self) -> u64 {
+        self.0.kvm_clock.lock().offset()
+    }
+
+    fn raise_kvm_clock(&self, offset: u64) {
+        self.0.kvm_clock.lock().set_offset(offset);
+    }
+
+    fn wall_clock(&self) -> i64 {
+        self.0.unix_seconds.saturating_mul(1_000_000_000)
+    }
+
     fn time_is_counted(&self) -> bool {
         self.0.clock.counts()
     }

@@ -33,13 +33,14 @@ pub fn has_pic(config: MachineConfig) -> bool {
 
 /// Adds what the board has beyond processors and interrupt controllers.
 pub fn add(b: &mut Builder, config: MachineConfig, out: &Outside, at: &Place) -> Result<Parts, BoardError> {
-    if has_pic(config) {
-        b.ports(&new_pit(out, at.wires), &[(0x40, 4, pit::REGION_COUNTERS), (0x61, 1, pit::REGION_PORT_B)])?;
+    let pit = has_pic(config).then(|| new_pit(out, at.wires));
+    if let Some(pit) = &pit {
+        b.ports(pit, &[(0x40, 4, pit::REGION_COUNTERS), (0x61, 1, pit::REGION_PORT_B)])?;
     }
     b.mmio(&Arc::new(Mutex::new(Sleep::new(out.power.clone()))), Pa(SLEEP.into()), sleep::LEN);
     let uarts = add_serials(b, out, at.wires)?;
     add_extra(b, out)?;
-    let mut parts = Parts { uarts, ..Parts::default() };
+    let mut parts = Parts { uarts, pit, ..Parts::default() };
     for (spec, _) in &out.devices {
         let slots = Slots { first: if config.acpi { GSI } else { ISA }, taken: &mut parts.slots, at };
         add_device(b, spec, out, slots, &mut parts.added)?;

@@ -38,6 +38,7 @@ use devices::power::PowerSink;
 use devices::power::debug_exit::DebugExit;
 use devices::power::reset::Port92;
 use devices::power::smi::{self, Smi};
+use devices::timer::KvmClock;
 use devices::timer::hpet::{HPET_SIZE, Hpet};
 use devices::timer::pit::{self, Pit};
 use devices::timer::pm::{self, Pm};
@@ -140,7 +141,13 @@ pub struct Board {
     in_smm: Vec<AtomicBool>,
     ports: PortBus,
     mmio: MmioBus,
-    pic: Option<Arc<Mutex<Pic>>>,
+    pub(crate) pic: Option<Arc<Mutex<Pic>>>,
+    /// What KVM's clock for guests shows.
+    pub kvm_clock: Arc<Mutex<KvmClock>>,
+    /// What the real-time clock showed at guest time 0, in seconds since 1970.
+    unix_seconds: i64,
+    pub(crate) pit: Option<Arc<Mutex<Pit>>>,
+    pub(crate) hpet: Option<Arc<Mutex<Hpet>>>,
     /// All devices but the local APIC, for reset. The 8259s and the I/O APIC, which the others' wires lead to, come first.
     devices: Vec<DeviceCell>,
     config: MachineConfig,
@@ -218,11 +225,13 @@ impl Board {
             MachineKind::Microvm => micro::add(&mut b, config, &out, &place)?,
             MachineKind::Pc | MachineKind::Q35 => add_pc(&mut b, config, &out, &place)?,
         };
+        let kvm_clock = Arc::<Mutex<KvmClock>>::default();
+        b.devices.push(kvm_clock.clone());
         let Builder { ports, mmio, devices } = b;
         let apic_ids: Vec<u32> = out.cpus.iter().map(|(id, _)| *id).collect();
         let (disks, nets, firmware) = (out.disks, out.nets, out.firmware);
         let (clock, ports, extra) = (out.clock, ports.into_bus(), out.devices.into_iter().map(|(spec, _)| spec).collect());
-        let Parts { pm, typist, rtc, coprocessor, uarts, vga, added, slots } = parts;
+        let Parts { pm, typist, rtc, pit, hpet, coprocessor, uarts, vga, added, slots } = parts;
         let pci::Added { storage, cards, consoles, balloon, bootorder } = added;
         let this = Self {
             ram,
@@ -240,6 +249,10 @@ impl Board {
             ports,
             mmio,
             pic,
+            kvm_clock,
+            unix_seconds: out.unix_seconds,
+            pit,
+            hpet,
             devices,
             config,
             extra,
@@ -369,6 +382,8 @@ struct Parts {
     pm: Option<Arc<Mutex<Pm>>>,
     typist: Option<Arc<Typist>>,
     rtc: Option<SharedRtc>,
+    pit: Option<Arc<Mutex<Pit>>>,
+    hpet: Option<Arc<Mutex<Hpet>>>,
     coprocessor: Option<Arc<Mutex<Coprocessor>>>,
     uarts: Uarts,
     vga: Option<Arc<Mutex<Vga>>>,
@@ -378,7 +393,7 @@ struct Parts {
 
 /// What makes it a PC.
 fn add_pc(b: &mut Builder, config: MachineConfig, out: &Outside, at: &Place) -> Result<Parts, BoardError> {
-    let rtc = add_timers(b, config, out, at.wires, at.map)?;
+    let timers = add_timers(b, config, out, at.wires, at.map)?;
     let coprocessor = Arc::new(Mutex::new(Coprocessor::new(at.wires.isa(13))));
     b.ports(&coprocessor, &[(COPROCESSOR_ERROR, 1, 0)])?;
     let (pm, typist) = add_power(b, out, at.wires)?;
@@ -390,7 +405,7 @@ fn add_pc(b: &mut Builder, config: MachineConfig, out: &Outside, at: &Place) -> 
     let slots = pci::Slots { bus, wires: at.wires, msi: at.msi.clone(), dma: at.dma.clone(), ram: below + above };
     let added = pci::add_devices(b, config.kind, out, &slots)?;
     let coprocessor = Some(coprocessor);
-    Ok(Parts { pm: Some(pm), typist: Some(typist), rtc: Some(rtc), coprocessor, uarts, vga, added, slots: Vec::new() })
+    Ok(Parts { pm: Some(pm), typist: Some(typist), coprocessor, uarts, vga, added, ..timers })
 }
 
 fn add_lapics(bus: &Arc<ApicBus>, pic: Option<&Arc<Mutex<Pic>>>, out: &Outside) -> Vec<Arc<Lapic>> {
@@ -409,27 +424,23 @@ fn new_pit(out: &Outside, wires: &Wires) -> Arc<Mutex<Pit>> {
     pit
 }
 
-fn add_timers(
-    b: &mut Builder,
-    config: MachineConfig,
-    out: &Outside,
-    wires: &Wires,
-    map: &MemMap,
-) -> Result<SharedRtc, BoardError> {
+fn add_timers(b: &mut Builder, config: MachineConfig, out: &Outside, wires: &Wires, map: &MemMap) -> Result<Parts, BoardError> {
     let pit = new_pit(out, wires);
     let rtc = Rtc::new_shared(wires.isa(8), out.clock.clone(), out.unix_seconds);
     let (below, above) = memory::sizes(map);
     rtc.lock().set_memory(below, above);
+    let mut block = None;
     if config.hpet {
         let hpet = Hpet::new_shared(wires.gsis(), [wires.isa(0), wires.isa(8)], out.clock.clone());
         let flag = hpet.lock().legacy_flag();
         pit.lock().cut_by(flag.clone());
         rtc.lock().cut_by(flag);
         b.mmio(&hpet, Pa(acpi::HPET_BASE.into()), HPET_SIZE);
+        block = Some(hpet);
     }
     b.ports(&pit, &[(0x40, 4, pit::REGION_COUNTERS), (0x61, 1, pit::REGION_PORT_B)])?;
     b.ports(&rtc, &[(0x70, 2, 0)])?;
-    Ok(rtc)
+    Ok(Parts { rtc: Some(rtc), pit: Some(pit), hpet: block, ..Parts::default() })
 }
 
 fn add_power(b: &mut Builder, out: &Outside, wires: &Wires) -> Result<(Arc<Mutex<Pm>>, Arc<Typist>), BoardError> {

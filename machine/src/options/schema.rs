@@ -83,7 +83,11 @@ const JIT: &[PropSpec] = &[
 
 const KVM: &[PropSpec] = &[
     prop("self-test", Kind::Switch, "before another engine is passed over, try whether KVM can run a kernel (on)"),
-    prop("kernel-irqchip", Kind::Word(&["off", "split", "on"]), "split: the local APICs are KVM's; on: the same (off)"),
+    prop(
+        "kernel-irqchip",
+        Kind::Word(&["off", "split", "on"]),
+        "split: the local APICs are KVM's; on: all interrupt controllers and the 8254 (off)",
+    ),
     THREAD,
 ];
 

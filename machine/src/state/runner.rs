@@ -3,7 +3,9 @@
 use super::{Description, Head, Reader, Source, StateError, Stats, replace, write};
 use crate::control::RunState;
 use crate::runner::Runner;
+use arch_x86::cpuid::Word;
 use arch_x86::models::MODELS;
+use arch_x86::pvclock;
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
@@ -27,7 +29,10 @@ impl Runner {
         let (machine, ram) = (self.board.kind().to_owned(), self.board.ram.size());
         let cpu = self.cpus[0].engine.cpu();
         let model = MODELS.get(cpu.model as usize).map_or("", |m| m.name).to_owned();
-        Description { machine, ram, cpu: model, features: cpu.features.to_vec(), cpus: cpu.topology.cpus() }
+        let mut features = cpu.features.to_vec();
+        // What guests see of KVM goes along with them.
+        features[Word::KvmEax as usize] = 0;
+        Description { machine, ram, cpu: model, features, cpus: cpu.topology.cpus() }
     }
 
     /// Everything but RAM. The clock stands still.
@@ -175,6 +180,10 @@ impl Runner {
             here.io.signals().raise(Events::from_bits_truncate(*events) & latched());
         }
         self.cpus_changed();
+        for cpu in &mut self.cpus {
+            // It may have been written by an engine with another TSC.
+            pvclock::tell(cpu.engine.cpu(), &cpu.io);
+        }
         if self.rtc_follows_host() {
             let passed = i128::from(host_time()) - i128::from(head.saved_at);
             board.rtc.iter().for_each(|rtc| rtc.lock().advance((passed / SECOND) as i64));

@@ -48,6 +48,16 @@ pub trait CpuIo: Sync {
     fn set_smm(&self, _on: bool) {}
     /// Virtual time-stamp counter before the guest's offset, in `tsc_hz` ticks since power-on.
     fn tsc(&self) -> u64;
+    /// What KVM's clock for guests shows beyond guest time, ns (wrapping), where `tsc` counts nanoseconds.
+    fn kvm_clock_offset(&self) -> u64 {
+        0
+    }
+    /// It shows this at least beyond guest time: another engine has told as much.
+    fn raise_kvm_clock(&self, _offset: u64) {}
+    /// What the machine's real-time clock showed at guest time 0, in ns since 1970.
+    fn wall_clock(&self) -> i64 {
+        0
+    }
     /// Guest time follows the instructions that are executed (`-icount`): it stands still while an instruction waits.
     fn time_is_counted(&self) -> bool {
         false
