@@ -214,6 +214,10 @@ impl MonitorTarget for Machine {
         self.drives.query()
     }
 
+    fn resize_drive(&self, id: &str, bytes: u64) -> Result<(), String> {
+        self.drives.resize(id, bytes)
+    }
+
     fn info_network(&self) -> String {
         let card = |(n, (netdev, mac)): (usize, (Option<String>, [u8; 6]))| {
             let mac = mac.map(|b| format!("{b:02x}")).join(":");

@@ -19,7 +19,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
 ];
 
 /// The only files that may contain `allow(unsafe_code)`: guest RAM, the engine around generated code,
-/// host FP by `asm!`, KVM's requests, pages of the program itself, TAP devices, and the test harness that runs code on the host processor.
+/// host FP by `asm!`, KVM's requests, pages of the program itself, io_uring, TAP devices, and the test harness that runs code on the host processor.
 const UNSAFE: &[&str] = &[
     "accel-kvm/src/footprint.rs",
     "accel-kvm/src/ioctl.rs",
@@ -40,6 +40,7 @@ const UNSAFE: &[&str] = &[
     "backend/src/tier0/vector.rs",
     "backend/src/vblock.rs",
     "frontend-x86/src/hostfp.rs",
+    "machine/src/block/file.rs",
     "machine/src/net/tap.rs",
     "machine/vm-core/src/ram.rs",
     "tests/src/host/native.rs",

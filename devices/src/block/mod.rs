@@ -41,6 +41,8 @@ pub enum Op {
         at: u64,
         len: u64,
     },
+    /// As `Discard`, of several ranges: positions and lengths.
+    Trim(Vec<(u64, u64)>),
     /// Reads as zeroes afterwards. `unmap`: space on the host may be given back.
     Zero {
         at: u64,
@@ -55,6 +57,7 @@ impl Op {
         match self {
             Self::Read { to: list, .. } | Self::Write { from: list, .. } => list.iter().map(|s| u64::from(s.len)).sum(),
             Self::Discard { len, .. } | Self::Zero { len, .. } => *len,
+            Self::Trim(list) => list.iter().fold(0, |sum, (_, len)| sum.saturating_add(*len)),
             Self::Flush => 0,
         }
     }
@@ -65,18 +68,24 @@ impl Op {
 
     /// Whether it changes the disk.
     pub fn writes(&self) -> bool {
-        matches!(self, Self::Write { .. } | Self::Discard { .. } | Self::Zero { .. })
+        matches!(self, Self::Write { .. } | Self::Discard { .. } | Self::Trim(_) | Self::Zero { .. })
     }
 
     /// Whether it lies in a disk of `bytes`.
     pub fn fits(&self, bytes: u64) -> bool {
-        let at = match self {
-            Self::Read { at, .. } | Self::Write { at, .. } | Self::Discard { at, .. } | Self::Zero { at, .. } => *at,
-            Self::Flush => 0,
-        };
-        let aligned = at.is_multiple_of(SECTOR) && self.len().is_multiple_of(SECTOR);
-        aligned && at.checked_add(self.len()).is_some_and(|end| end <= bytes)
+        match self {
+            Self::Read { at, .. } | Self::Write { at, .. } | Self::Discard { at, .. } | Self::Zero { at, .. } => {
+                range_fits(*at, self.len(), bytes)
+            }
+            Self::Trim(list) => list.iter().all(|(at, len)| range_fits(*at, *len, bytes)),
+            Self::Flush => true,
+        }
     }
+}
+
+fn range_fits(at: u64, len: u64, bytes: u64) -> bool {
+    let aligned = at.is_multiple_of(SECTOR) && len.is_multiple_of(SECTOR);
+    aligned && at.checked_add(len).is_some_and(|end| end <= bytes)
 }
 
 /// Where data comes from and goes to. Both may be used by any thread.
@@ -151,8 +160,13 @@ pub trait Disk: Send + Sync {
     fn submit(&self, job: Job);
     /// Waits until no job runs. Those that an error has stopped stay.
     fn drain(&self);
-    /// As `drain`, and forgets the jobs that an error has stopped: their end is never told.
+    /// Forgets all jobs: their end is never told, and they touch memory no more. Does not wait for the host: what it is at goes on
+    /// on the disk, and jobs that come later begin after it.
     fn abandon(&self);
+    /// `changed` is called, on any thread, when the disk has got another size.
+    fn watch(&self, changed: Box<dyn Fn() + Send + Sync>) {
+        drop(changed);
+    }
 }
 
 /// A disk that is not there: takes jobs and does nothing, for trying saved states.

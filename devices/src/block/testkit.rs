@@ -28,7 +28,7 @@ struct State {
 /// See the module. Jobs beyond `fail_from` (bytes) end in errors.
 pub struct MemoryDisk {
     state: Mutex<State>,
-    geometry: Geometry,
+    geometry: Mutex<Geometry>,
     /// Jobs wait for `run`.
     pub hold: bool,
     pub fail_from: u64,
@@ -38,12 +38,19 @@ impl MemoryDisk {
     pub fn new(bytes: u64) -> Self {
         let state = State { data: vec![0; bytes as usize], ..State::default() };
         let geometry = Geometry { bytes, read_only: false, discard: true, write_back: true };
+        let geometry = Mutex::new(geometry);
         Self { state: Mutex::new(state), geometry, hold: false, fail_from: u64::MAX }
     }
 
-    pub fn read_only(mut self) -> Self {
-        self.geometry.read_only = true;
+    pub fn read_only(self) -> Self {
+        self.geometry.lock().read_only = true;
         self
+    }
+
+    /// Another size; who watches is not told.
+    pub fn resize(&self, bytes: u64) {
+        self.state.lock().data.resize(bytes as usize, 0);
+        self.geometry.lock().bytes = bytes;
     }
 
     pub fn holding(mut self) -> Self {
@@ -92,6 +99,7 @@ impl MemoryDisk {
             }
             Op::Flush => ("flush".into(), 0),
             Op::Discard { at, len } => (format!("discard {at} {len}"), *at),
+            Op::Trim(list) => (format!("trim {list:?}"), 0),
             Op::Zero { at, len, unmap } => (format!("zero {at} {len} {unmap}"), *at),
         };
         s.log.push(text);
@@ -114,6 +122,7 @@ impl MemoryDisk {
                 }
             }
             Op::Zero { at, len, .. } | Op::Discard { at, len } => s.data[range(*at, *len)].fill(0),
+            Op::Trim(list) => list.iter().for_each(|(at, len)| s.data[range(*at, *len)].fill(0)),
             Op::Flush => {}
         }
         true
@@ -122,7 +131,7 @@ impl MemoryDisk {
 
 impl Disk for MemoryDisk {
     fn geometry(&self) -> Geometry {
-        self.geometry.clone()
+        self.geometry.lock().clone()
     }
 
     fn submit(&self, job: Job) {

@@ -334,6 +334,11 @@ impl Model for Blk {
     }
 
     fn service(&mut self, queues: &mut Queues) {
+        let bytes = self.disk.geometry().bytes;
+        if bytes != self.geometry.bytes {
+            self.geometry.bytes = bytes;
+            queues.change_config();
+        }
         let done = std::mem::take(&mut *self.completions.list.lock());
         for (id, ok) in done {
             let Some(p) = self.pending.remove(&id) else { continue };
@@ -383,7 +388,10 @@ impl Model for Blk {
     }
 
     fn set_wake(&mut self, wake: Box<dyn Fn() + Send + Sync>) {
-        let _ = self.completions.wake.set(wake);
+        let wake: Arc<dyn Fn() + Send + Sync> = wake.into();
+        let again = wake.clone();
+        self.disk.watch(Box::new(move || again()));
+        let _ = self.completions.wake.set(Box::new(move || wake()));
     }
 }
 

@@ -355,3 +355,18 @@ fn random_rings_do_no_harm() {
         }
     }
 }
+
+#[test]
+fn another_size_is_told() {
+    let disk = MemoryDisk::new(1 << 20).shared();
+    let mut d = Driver::with(blk(&disk), PciOptions::default(), false);
+    d.msix();
+    d.start(F_FLUSH);
+    assert_eq!(request(&mut d, T_IN, 2048, &[], &[(DATA_AT, 512)]), S_IOERR);
+    d.take_heard();
+    disk.resize(3 << 20);
+    d.device.service();
+    assert_eq!(d.device.bar_read(4, 0x2000, 8), 6144);
+    assert_eq!(d.take_heard(), [0], "the configuration's vector");
+    assert_eq!(request(&mut d, T_IN, 2048, &[], &[(DATA_AT, 512)]), S_OK);
+}

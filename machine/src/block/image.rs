@@ -1,13 +1,16 @@
 //! One open image: reading, writing and the rest, between guest memory and imago.
 
+use super::file::HostFile as Storage;
+use super::lease::Leased;
 use crate::options::{DriveConfig, ImageFormat};
-use devices::block::{Geometry, Memory, Op, SECTOR, Segment};
+use devices::block::{Geometry, Op, SECTOR, Segment};
 use imago::FormatAccess;
-use imago::file::File as Storage;
+use imago::format::PreallocateMode;
 use parking_lot::RwLock;
 use std::fs::File;
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Bytes that are moved at once: what a request needs of the host's memory, however long it is.
 const CHUNK: usize = 1 << 20;
@@ -18,15 +21,19 @@ const FORMAT_MAGIC: &[u8; 4] = b"QFI\xfb";
 pub struct Image {
     /// Written to by who changes where data lies (discard), as imago wants it.
     access: RwLock<FormatAccess<Storage>>,
-    pub geometry: Geometry,
+    /// But for the size, which may change.
+    geometry: Geometry,
+    bytes: AtomicU64,
     pub format: ImageFormat,
     pub backing: Option<PathBuf>,
     discard: bool,
     no_flush: bool,
+    /// The disk is its first file: what is cut off from that is an error, not zeroes.
+    plain: bool,
     /// The format was not given: the guest may not make the image look like another one.
     guard: bool,
-    /// Descriptors that hold the locks.
-    _held: Vec<File>,
+    /// Descriptors that hold the locks, the image's own first.
+    held: Vec<File>,
 }
 
 /// Walks along the buffers of a request.
@@ -69,11 +76,35 @@ impl Image {
         let bytes = access.size() / SECTOR * SECTOR;
         let geometry = Geometry { bytes, read_only: c.read_only, discard: true, write_back: c.cache.write_back };
         let (discard, no_flush) = (c.discard, c.cache.no_flush);
-        Self { access: RwLock::new(access), geometry, format, backing, discard, no_flush, guard, _held: held }
+        let (access, bytes) = (RwLock::new(access), AtomicU64::new(bytes));
+        let regular = held.first().and_then(|f| f.metadata().ok()).is_some_and(|m| m.is_file());
+        let plain = regular && format == ImageFormat::Raw && !c.snapshot;
+        Self { access, geometry, bytes, format, backing, discard, no_flush, plain, guard, held }
+    }
+
+    pub fn geometry(&self) -> Geometry {
+        Geometry { bytes: self.bytes.load(Ordering::Relaxed), ..self.geometry.clone() }
+    }
+
+    /// Gives the disk another size, in whole sectors.
+    pub fn resize(&self, bytes: u64) -> io::Result<()> {
+        if self.geometry.read_only {
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, "the disk is read-only"));
+        }
+        let mut access = self.access.write();
+        access.resize(bytes, PreallocateMode::None)?;
+        self.bytes.store(access.size() / SECTOR * SECTOR, Ordering::Relaxed);
+        access.flush()
+    }
+
+    /// Jobs wait while the guard lives.
+    #[cfg(test)]
+    pub fn hold(&self) -> impl Drop + '_ {
+        self.access.write()
     }
 
     /// Does what a job asks for. `buf` is the calling thread's.
-    pub fn perform(&self, op: &Op, memory: &Memory, buf: &mut Vec<u8>) -> io::Result<()> {
+    pub fn perform(&self, op: &Op, memory: &Leased, buf: &mut Vec<u8>) -> io::Result<()> {
         match op {
             Op::Read { at, to } => self.read(*at, op.len(), to, memory, buf),
             Op::Write { at, from, through } => {
@@ -82,25 +113,35 @@ impl Image {
             }
             Op::Flush => self.flush(),
             Op::Discard { at, len } => self.discard(*at, *len),
+            Op::Trim(list) => list.iter().try_for_each(|(at, len)| self.discard(*at, *len)),
             Op::Zero { at, len, unmap } => self.zero(*at, *len, *unmap),
         }
     }
 
-    fn read(&self, at: u64, len: u64, to: &[Segment], memory: &Memory, buf: &mut Vec<u8>) -> io::Result<()> {
+    fn read(&self, at: u64, len: u64, to: &[Segment], memory: &Leased, buf: &mut Vec<u8>) -> io::Result<()> {
+        if self.plain
+            && let Some(f) = self.held.first()
+            && f.metadata()?.len() < at.saturating_add(len)
+        {
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the image is shorter than the disk: somebody has cut it off",
+            ));
+        }
         let mut cursor = Cursor::new(to);
         for (at, n) in chunks(at, len) {
             buf.resize(n, 0);
             self.access.read().read(&mut buf[..], at)?;
-            cursor.next(n, |pa, range| memory.write(pa, &buf[range]));
+            memory.with(|m| cursor.next(n, |pa, range| m.write(pa, &buf[range])))?;
         }
         Ok(())
     }
 
-    fn write(&self, at: u64, len: u64, from: &[Segment], memory: &Memory, buf: &mut Vec<u8>) -> io::Result<()> {
+    fn write(&self, at: u64, len: u64, from: &[Segment], memory: &Leased, buf: &mut Vec<u8>) -> io::Result<()> {
         let mut cursor = Cursor::new(from);
         for (at, n) in chunks(at, len) {
             buf.resize(n, 0);
-            cursor.next(n, |pa, range| memory.read(pa, &mut buf[range]));
+            memory.with(|m| cursor.next(n, |pa, range| m.read(pa, &mut buf[range])))?;
             if self.guard && at == 0 && buf.starts_with(FORMAT_MAGIC) {
                 // Opened without format= another time, it would be another image, with a backing file of the guest's choice.
                 return Err(io::Error::new(io::ErrorKind::PermissionDenied, "a format's header on a disk without format="));

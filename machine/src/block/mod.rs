@@ -1,6 +1,9 @@
 //! Disks of the host's: image files, opened once, locked, and served by threads of their own. Formats are imago's.
 
+mod check;
+mod file;
 mod image;
+mod lease;
 mod lock;
 mod open;
 mod queue;
@@ -14,7 +17,7 @@ pub use queue::HostDisk;
 
 use crate::control::Control;
 use crate::options::{DriveConfig, OnError};
-use devices::block::Disk;
+use devices::block::{Disk, SECTOR};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -56,6 +59,15 @@ impl Drives {
     /// Writes everything to the images; what cannot be written is told.
     pub fn flush(&self) {
         self.all().for_each(|d| d.flush());
+    }
+
+    /// Gives a drive another size, in bytes.
+    pub fn resize(&self, id: &str, bytes: u64) -> Result<(), String> {
+        let (_, disk) = self.0.get(id).ok_or_else(|| format!("Cannot find device='{id}' nor node-name='{id}'"))?;
+        if !bytes.is_multiple_of(SECTOR) || bytes > i64::MAX as u64 {
+            return Err(format!("{bytes} bytes are not whole sectors of {SECTOR} bytes"));
+        }
+        disk.resize(bytes).map_err(|e| format!("{id}: {e}"))
     }
 
     /// Text of `info block`.

@@ -1,9 +1,11 @@
 //! Opening images: format, locks, backing files, temporary overlays. Nothing of an image changes before all is well.
 
+use super::check::check;
+use super::file::{HostFile as Storage, ring_works};
 use super::image::Image;
 use super::lock::{Claim, lock};
 use crate::options::{DriveConfig, ImageFormat};
-use imago::file::File as Storage;
+use crate::say;
 use imago::format::gate::ImplicitOpenGate;
 use imago::qcow2::{Qcow2, Qcow2CreateBuilder, Qcow2OpenBuilder};
 use imago::raw::Raw;
@@ -42,6 +44,8 @@ impl OpenError {
 struct Gate {
     depth: usize,
     direct: bool,
+    /// By io_uring.
+    ring: bool,
     /// Files opened, which keep their locks.
     held: Arc<Mutex<Vec<File>>>,
     names: Arc<Mutex<Vec<PathBuf>>>,
@@ -56,7 +60,7 @@ impl Gate {
             _ => e,
         })?;
         self.held.lock().push(own);
-        Storage::open(StorageOpenOptions::new().filename(path).write(claim.write).direct(self.direct))
+        Storage::open_with(StorageOpenOptions::new().filename(path).write(claim.write).direct(self.direct), self.ring)
     }
 }
 
@@ -103,7 +107,11 @@ pub fn open(c: &DriveConfig) -> Result<Image, OpenError> {
         None => (probe(&c.file).map_err(fail)?, true),
     };
     let write = !c.read_only && !c.snapshot;
-    let gate = Gate { depth: 0, direct: c.cache.direct, held: Arc::default(), names: Arc::default() };
+    let ring = c.io_uring && ring_works();
+    if c.io_uring && !ring {
+        say!("-drive {}: the kernel has no io_uring for this program; aio=threads is used", c.id);
+    }
+    let gate = Gate { depth: 0, direct: c.cache.direct, ring, held: Arc::default(), names: Arc::default() };
     let size = format == ImageFormat::Qcow2 || c.snapshot;
     let storage = gate.file(&c.file, Claim { write, size, share: c.share }).map_err(fail)?;
     let access = match format {
@@ -114,7 +122,12 @@ pub fn open(c: &DriveConfig) -> Result<Image, OpenError> {
             }
             FormatAccess::new(Raw::builder(storage).write(write).open(gate.clone()).map_err(fail)?)
         }
-        ImageFormat::Qcow2 => qcow2(storage, write, &gate).map_err(fail)?,
+        ImageFormat::Qcow2 => {
+            if write {
+                open_file(&c.file, false).and_then(|f| check(&f)).map_err(fail)?;
+            }
+            qcow2(storage, write, &gate).map_err(fail)?
+        }
     };
     let access =
         if c.snapshot { overlay(access, &gate).map_err(|e| OpenError::new(c, format!("-snapshot: {e}")))? } else { access };

@@ -1,6 +1,7 @@
 //! A drive's jobs and the threads that do them; what becomes of errors (`werror=`, `rerror=`).
 
 use super::image::Image;
+use super::lease::{Lease, Leased};
 use crate::control::Control;
 use crate::options::{DriveConfig, ImageFormat, OnError};
 use crate::say;
@@ -22,6 +23,11 @@ struct State {
     waiting: VecDeque<Job>,
     /// Jobs that a thread has in hand, or has not yet told the end of.
     running: usize,
+    /// Those of them that have been given up. Others do not begin before they have ended.
+    given_up: usize,
+    /// Jobs are given up by going on to the next one.
+    epoch: u64,
+    lease: Arc<Lease>,
     /// Stopped by an error until the machine goes on.
     parked: Vec<Job>,
     /// Threads are to end.
@@ -39,6 +45,15 @@ struct Inner {
     idle: Condvar,
     /// An error has been told once.
     told: AtomicBool,
+    /// Who is to know of another size.
+    watchers: Mutex<Vec<Box<dyn Fn() + Send + Sync>>>,
+}
+
+/// A job in a thread's hand.
+struct Taken {
+    job: Job,
+    epoch: u64,
+    lease: Arc<Lease>,
 }
 
 /// A drive that is open. Its threads have ended when it has been dropped, and with them the image's locks.
@@ -46,9 +61,9 @@ pub struct HostDisk(Arc<Inner>, Vec<JoinHandle<()>>);
 
 impl HostDisk {
     pub fn start(c: &DriveConfig, image: Image, control: Control) -> io::Result<Arc<Self>> {
-        let (state, work, idle, told) = Default::default();
+        let (state, work, idle, told, watchers) = Default::default();
         let (id, on_write, on_read) = (c.id.clone(), c.werror, c.rerror);
-        let inner = Arc::new(Inner { image, id, on_write, on_read, control, state, work, idle, told });
+        let inner = Arc::new(Inner { image, id, on_write, on_read, control, state, work, idle, told, watchers });
         let mut this = Self(inner, Vec::new());
         for n in 0..THREADS {
             let inner = this.0.clone();
@@ -73,12 +88,31 @@ impl HostDisk {
         !self.0.state.lock().parked.is_empty()
     }
 
+    /// Jobs that have begun wait while the guard lives.
+    #[cfg(test)]
+    pub fn hold(&self) -> impl Drop + '_ {
+        self.0.image.hold()
+    }
+
+    /// Jobs that a thread has in hand.
+    #[cfg(test)]
+    pub fn running(&self) -> usize {
+        self.0.state.lock().running
+    }
+
     /// Begins anew what an error has stopped.
     pub fn resume(&self) {
         let mut s = self.0.state.lock();
         let parked = std::mem::take(&mut s.parked);
         s.waiting.extend(parked);
         self.0.work.notify_all();
+    }
+
+    /// Gives the disk another size. What runs ends first; what comes later sees the new one.
+    pub fn resize(&self, bytes: u64) -> io::Result<()> {
+        self.0.image.resize(bytes)?;
+        self.0.watchers.lock().iter().for_each(|w| w());
+        Ok(())
     }
 
     /// Everything to the image; an error is told.
@@ -91,7 +125,7 @@ impl HostDisk {
 
 impl Disk for HostDisk {
     fn geometry(&self) -> Geometry {
-        self.0.image.geometry.clone()
+        self.0.image.geometry()
     }
 
     fn submit(&self, job: Job) {
@@ -107,8 +141,21 @@ impl Disk for HostDisk {
     }
 
     fn abandon(&self) {
-        self.drain();
-        self.0.state.lock().parked.clear();
+        let mut s = self.0.state.lock();
+        s.waiting.clear();
+        s.parked.clear();
+        s.epoch += 1;
+        s.given_up = s.running;
+        let lease = std::mem::take(&mut s.lease);
+        if s.running == 0 {
+            self.0.idle.notify_all();
+        }
+        drop(s);
+        lease.end();
+    }
+
+    fn watch(&self, changed: Box<dyn Fn() + Send + Sync>) {
+        self.0.watchers.lock().push(changed);
     }
 }
 
@@ -127,10 +174,12 @@ impl Inner {
         let mut buf = Vec::new();
         loop {
             let mut s = self.state.lock();
-            let job = loop {
-                if let Some(job) = s.waiting.pop_front() {
+            let taken = loop {
+                if s.given_up == 0
+                    && let Some(job) = s.waiting.pop_front()
+                {
                     s.running += 1;
-                    break job;
+                    break Taken { job, epoch: s.epoch, lease: s.lease.clone() };
                 }
                 if s.closed {
                     return;
@@ -138,10 +187,14 @@ impl Inner {
                 self.work.wait(&mut s);
             };
             drop(s);
-            let done = job.done.clone();
-            let told = self.run(job, &mut buf);
+            let (done, epoch) = (taken.job.done.clone(), taken.epoch);
+            let told = self.run(taken, &mut buf);
             let mut s = self.state.lock();
             s.running -= 1;
+            if epoch != s.epoch {
+                s.given_up -= 1;
+                self.work.notify_all();
+            }
             if s.running == 0 && s.waiting.is_empty() {
                 self.idle.notify_all();
             }
@@ -153,17 +206,19 @@ impl Inner {
     }
 
     /// Does a job; whether its end was told.
-    fn run(&self, job: Job, buf: &mut Vec<u8>) -> bool {
+    fn run(&self, taken: Taken, buf: &mut Vec<u8>) -> bool {
+        let (job, memory) = (&taken.job, Leased { memory: &taken.job.memory, lease: &taken.lease });
         // A library that falls over an image must not leave the guest waiting for ever.
-        let done = catch_unwind(AssertUnwindSafe(|| self.image.perform(&job.op, &job.memory, buf)));
+        let done = catch_unwind(AssertUnwindSafe(|| self.image.perform(&job.op, &memory, buf)));
         let ok = match done.unwrap_or_else(|_| Err(io::Error::other("the image's format is in disorder"))) {
             Ok(()) => true,
+            Err(_) if self.state.lock().epoch != taken.epoch => return false,
             Err(e) => {
                 let full = e.raw_os_error() == Some(nix::libc::ENOSPC);
                 let policy = if matches!(job.op, devices::block::Op::Read { .. }) { self.on_read } else { self.on_write };
                 match policy {
-                    OnError::Stop => return self.park(job, &e),
-                    OnError::Enospc if full => return self.park(job, &e),
+                    OnError::Stop => return self.park(taken, &e),
+                    OnError::Enospc if full => return self.park(taken, &e),
                     OnError::Ignore => true,
                     OnError::Report | OnError::Enospc => {
                         self.tell(&e, "the guest is told");
@@ -172,14 +227,22 @@ impl Inner {
                 }
             }
         };
-        job.done.done(job.id, ok);
-        true
+        // Under the lock: who has given it up is not told afterwards.
+        let s = self.state.lock();
+        if s.epoch == taken.epoch {
+            job.done.done(job.id, ok);
+        }
+        s.epoch == taken.epoch
     }
 
-    fn park(&self, job: Job, e: &io::Error) -> bool {
-        self.tell(e, "the machine is stopped; 'cont' tries again");
-        self.state.lock().parked.push(job);
-        self.control.stop_for_io_error();
+    fn park(&self, taken: Taken, e: &io::Error) -> bool {
+        let mut s = self.state.lock();
+        if s.epoch == taken.epoch {
+            s.parked.push(taken.job);
+            drop(s);
+            self.tell(e, "the machine is stopped; 'cont' tries again");
+            self.control.stop_for_io_error();
+        }
         false
     }
 

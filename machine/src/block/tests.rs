@@ -44,6 +44,7 @@ fn config(file: &Path, format: Option<ImageFormat>) -> DriveConfig {
         werror: OnError::Report,
         rerror: OnError::Report,
         discard: true,
+        io_uring: false,
         share: false,
     }
 }
@@ -123,6 +124,20 @@ fn make_qcow2(path: &Path, bytes: u64, backing: Option<&str>) {
 fn raw_images_hold_what_is_written() {
     let dir = Folder::new();
     let file = dir.file("raw", &vec![0; 4 << 20]);
+    // By threads, and by io_uring where the kernel has it.
+    for io_uring in [false, true] {
+        let direct = CacheConfig { write_back: true, direct: true, no_flush: false };
+        let c = DriveConfig { io_uring, ..config(&file, Some(ImageFormat::Raw)) };
+        let other = pattern(1 << 20, 7 + u8::from(io_uring));
+        let u = User::new(&c);
+        assert!(u.write(2048, &other) && u.run(Op::Flush) && u.read(2048, 1 << 20) == other);
+        drop(u);
+        // File systems in memory have no direct access.
+        if open(&DriveConfig { cache: direct, ..c.clone() }).is_ok() {
+            let u = User::new(&DriveConfig { cache: direct, ..c });
+            assert!(u.read(2048, 1 << 20) == other && u.write(512, &other) && u.run(Op::Flush) && u.read(512, 1 << 20) == other);
+        }
+    }
     let u = User::new(&config(&file, Some(ImageFormat::Raw)));
     let data = pattern(3 << 20, 1);
     assert!(u.write(512, &data) && u.run(Op::Flush));
@@ -151,7 +166,7 @@ fn qcow2_images_lie_over_others() {
     assert_eq!(u.read(0, 3 << 20), want);
     drop(u);
     assert_eq!(std::fs::read(&base_file).unwrap(), base);
-    let u = User::new(&config(&top, Some(ImageFormat::Qcow2)));
+    let u = User::new(&DriveConfig { io_uring: true, ..config(&top, Some(ImageFormat::Qcow2)) });
     assert_eq!(u.read(0, 3 << 20), want);
     assert!(u.run(Op::Discard { at: 0, len: 1 << 20 }) && u.run(Op::Zero { at: 1 << 20, len: 1 << 20, unmap: true }));
     assert!(u.read(1 << 20, 1 << 20).iter().all(|b| *b == 0));
@@ -247,4 +262,98 @@ fn errors_do_what_was_asked_for() {
     assert!(u.disk.stopped(), "it was tried again");
     u.disk.abandon();
     assert!(!u.disk.stopped() && u.ends.0.lock().is_empty());
+}
+
+/// What is given up neither waits for the host, nor shows in memory, nor is told; what comes later comes after it.
+#[test]
+fn jobs_that_are_given_up_leave_no_trace() {
+    let dir = Folder::new();
+    let u = User::new(&config(&dir.file("image", &pattern(1 << 20, 5)), Some(ImageFormat::Raw)));
+    *u.memory.lock() = vec![0xee; 4096];
+    let part = || vec![Segment { pa: 0, len: 512 }];
+    let held = u.disk.hold();
+    (0..6).for_each(|i| u.submit(i, Op::Read { at: i * 512, to: part() }));
+    while u.disk.running() < 4 {
+        std::thread::yield_now();
+    }
+    u.disk.abandon();
+    u.submit(3, Op::Write { at: 4096, from: part(), through: false });
+    u.disk.abandon();
+    u.submit(3, Op::Write { at: 8192, from: part(), through: false });
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    assert_eq!(u.disk.running(), 4, "nothing begins beside what has been given up");
+    drop(held);
+    u.disk.drain();
+    assert_eq!(*u.ends.0.lock(), [(3, true)]);
+    assert!(u.memory.lock().iter().all(|b| *b == 0xee));
+    u.ends.0.lock().clear();
+    assert_eq!((u.read(4096, 512), u.read(8192, 512)), (pattern(1 << 20, 5)[4096..4608].to_vec(), vec![0xee; 512]));
+}
+
+#[test]
+fn disks_get_other_sizes() {
+    let dir = Folder::new();
+    let top = dir.0.join("top");
+    make_qcow2(&top, 1 << 20, None);
+    for (file, format) in [(dir.file("raw", &[1; 1 << 20]), ImageFormat::Raw), (top, ImageFormat::Qcow2)] {
+        let u = User::new(&config(&file, Some(format)));
+        let told = Arc::new(AtomicU32::new(0));
+        let count = told.clone();
+        u.disk.watch(Box::new(move || _ = count.fetch_add(1, Ordering::Relaxed)));
+        assert!(!u.write(3 << 20, &[2; 1024]), "not there yet");
+        u.disk.resize(4 << 20).unwrap();
+        assert_eq!((u.disk.geometry().bytes, told.load(Ordering::Relaxed)), (4 << 20, 1));
+        assert!(u.write(3 << 20, &[2; 1024]) && u.read(3 << 20, 2048)[1000..1100] == [[2; 24].as_slice(), &[0; 76]].concat());
+        u.disk.resize(1 << 19).unwrap();
+        assert!(u.disk.geometry().bytes == 1 << 19 && !u.write(1 << 19, &[2; 1024]) && u.write(0, &[3; 1024]));
+        drop(u);
+        let u = User::new(&config(&file, Some(format)));
+        assert_eq!((u.disk.geometry().bytes, u.read(0, 1024)), (1 << 19, vec![3; 1024]));
+        let read_only = DriveConfig { read_only: true, ..config(&file, Some(format)) };
+        drop(u);
+        assert!(User::new(&read_only).disk.resize(1 << 20).is_err());
+    }
+}
+
+fn be(b: &[u8], at: usize, n: usize) -> usize {
+    b[at..at + n].iter().fold(0, |v, b| v << 8 | usize::from(*b))
+}
+
+/// An image whose reference counts are wrong is not written to: each count, too low or too high, alone.
+#[test]
+fn damaged_reference_counts_are_found() {
+    let dir = Folder::new();
+    let file = dir.0.join("image");
+    make_qcow2(&file, 8 << 20, None);
+    let u = User::new(&config(&file, None));
+    assert!((0..5).all(|i| u.write(i * (1 << 20), &pattern(100_000, 1))) && u.run(Op::Flush));
+    drop(u);
+    let sound = std::fs::read(&file).unwrap();
+    let counts = be(&sound, be(&sound, 48, 8), 8);
+    let used = (0..32768).filter(|i| be(&sound, counts + 2 * i, 2) > 0).count();
+    assert!(used >= 5 + 5, "{used} clusters");
+    let opened = |bytes: &[u8], read_only| {
+        let c = DriveConfig { read_only, ..config(&dir.file("damaged", bytes), Some(ImageFormat::Qcow2)) };
+        open(&c).map(|_| ()).map_err(|e| e.to_string())
+    };
+    assert_eq!(opened(&sound, false), Ok(()));
+    for i in 0..used {
+        for count in [0, 2] {
+            let mut bad = sound.clone();
+            bad[counts + 2 * i + 1] = count;
+            let said = opened(&bad, false).expect_err("it is damaged");
+            assert!(said.contains("qemu-img check -r all") && !said.contains('\n'), "{said}");
+            assert_eq!(opened(&bad, true), Ok(()), "to be read");
+        }
+    }
+    // A cluster that is counted and not used is lost space only.
+    let mut leak = sound.clone();
+    leak[counts + 2 * used + 1] = 1;
+    assert_eq!(opened(&leak, false), Ok(()));
+    // No table of counts, none of its blocks, and blocks out of line.
+    for (at, v) in [(55, 7), (59, 0), (be(&sound, 48, 8) + 5, 0x77), (be(&sound, 48, 8) + 5, 0)] {
+        let mut bad = sound.clone();
+        bad[at] = v;
+        assert!(opened(&bad, false).is_err(), "{at}");
+    }
 }

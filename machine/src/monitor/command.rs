@@ -23,6 +23,9 @@ macro_rules! command {
 static COMMANDS: &[Command] = &[
     command!("accel", "jit|kvm", "have this engine run the guest from now on", |a, t| outcome(t.accel(&shown(a)))),
     command!("balloon", "target", "ask the guest to live with so many MiB", |a, t| outcome(balloon(a, t))),
+    command!("block_resize", "device size", "give a drive another size, in MiB or with a suffix", |a, t| outcome(block_resize(
+        a, t
+    ))),
     command!("cont" | "c", "", "resume the machine", |_, t| outcome(t.cont())),
     command!("cpu", "index", "choose the CPU that commands are about", choose_cpu),
     command!("gdbserver", "[device]", "gdb stub on tcp::PORT, unix:PATH or none (tcp::1234)", |a, t| {
@@ -108,6 +111,12 @@ fn balloon(args: &str, t: &dyn MonitorTarget) -> Result<(), String> {
     t.set_balloon(mib.ok_or("balloon wants a number of MiB")?)
 }
 
+fn block_resize(args: &str, t: &dyn MonitorTarget) -> Result<(), String> {
+    let (id, size) = args.split_once(char::is_whitespace).ok_or("block_resize wants a device and a size")?;
+    let bytes = crate::options::value::size(size.trim(), 1 << 20).map_err(|why| format!("{}: {why}", shown(size)))?;
+    t.resize_drive(&shown(id), bytes)
+}
+
 fn info_balloon(t: &dyn MonitorTarget) -> String {
     match t.balloon() {
         Some((actual, stats)) => format!("balloon: actual={}\n{stats}", actual >> 20),
@@ -123,7 +132,7 @@ fn migrate(args: &str, t: &dyn MonitorTarget) -> String {
 /// Whether a line's command may take as long as a disk does.
 pub fn is_long(line: &str) -> bool {
     let name = line.split_whitespace().next().unwrap_or_default();
-    matches!(name, "savevm" | "loadvm" | "migrate" | "migrate_incoming")
+    matches!(name, "block_resize" | "savevm" | "loadvm" | "migrate" | "migrate_incoming")
 }
 
 fn choose_cpu(args: &str, t: &dyn MonitorTarget) -> String {

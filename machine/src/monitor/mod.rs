@@ -69,6 +69,10 @@ pub trait MonitorTarget: Send + Sync {
     fn block(&self) -> Vec<Value> {
         Vec::new()
     }
+    /// Gives a drive another size, in bytes.
+    fn resize_drive(&self, _id: &str, _bytes: u64) -> Result<(), String> {
+        Err("there are no drives".into())
+    }
     /// Network cards and what is behind them.
     fn info_network(&self) -> String {
         String::new()

@@ -426,6 +426,8 @@ pub struct DriveConfig {
     pub rerror: OnError,
     /// Discards free space on the host.
     pub discard: bool,
+    /// The host's reads and writes go by io_uring, where the kernel has it.
+    pub io_uring: bool,
     /// Others may write to the image.
     pub share: bool,
 }

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 const ERROR_WRITE: &[&str] = &["ignore", "stop", "report", "enospc"];
 const ERROR_READ: &[&str] = &["ignore", "stop", "report"];
+const AIO: &[&str] = &["threads", "native", "io_uring"];
 const DISCARD: &[&str] = &["ignore", "off", "unmap", "on"];
 /// Interfaces of `-drive` that QEMU knows.
 const INTERFACES: &[&str] = &["none", "virtio", "ide", "scsi", "sd", "mtd", "floppy", "pflash"];
@@ -33,7 +34,7 @@ pub const DRIVE: &[PropSpec] = &[
     prop("rerror", Kind::Word(ERROR_READ), "what an error of reading does (report)"),
     prop("discard", Kind::Word(DISCARD), "unmap: discards free space on the host (ignore)"),
     prop("detect-zeroes", Kind::Word(&["off"]), "accepted"),
-    prop("aio", Kind::Word(&["threads", "native", "io_uring"]), "accepted, threads always"),
+    prop("aio", Kind::Word(AIO), "io_uring: by the kernel's rings; native: as threads (threads)"),
     prop("force-share", Kind::Switch, "only of use with readonly=on: others may write (off)"),
 ];
 
@@ -43,7 +44,7 @@ pub const NODE: &[PropSpec] = &[
     prop("file", Kind::Text, "name of a node of driver file"),
     prop("file.driver", Kind::Word(&["file", "host_device"]), "file"),
     prop("file.filename", Kind::Text, "image"),
-    prop("file.aio", Kind::Word(&["threads", "native", "io_uring"]), "accepted, threads always"),
+    prop("file.aio", Kind::Word(AIO), "io_uring: by the kernel's rings; native: as threads (threads)"),
     prop("file.locking", Kind::Word(ON_OFF_AUTO), "accepted when not off"),
     prop("read-only", Kind::Switch, "off"),
     prop("discard", Kind::Word(DISCARD), "unmap: discards free space on the host (ignore)"),
@@ -55,7 +56,7 @@ pub const NODE: &[PropSpec] = &[
 pub const FILE_NODE: &[PropSpec] = &[
     need("node-name", Kind::Text, "name for another node"),
     need("filename", Kind::Text, "image"),
-    prop("aio", Kind::Word(&["threads", "native", "io_uring"]), "accepted, threads always"),
+    prop("aio", Kind::Word(AIO), "io_uring: by the kernel's rings; native: as threads (threads)"),
     prop("read-only", Kind::Switch, "accepted"),
     prop("auto-read-only", Kind::Switch, "accepted"),
     prop("discard", Kind::Word(DISCARD), "accepted; that of the format's node counts"),
@@ -217,6 +218,8 @@ fn one(tree: &Tree, o: &Object, snapshot: bool) -> Result<DriveConfig, OptionErr
         (_, None) => o.text("file.filename").ok_or(OptionError::MissingProperty(o.origin.clone(), "file"))?,
         (_, Some(node)) => file_node(tree, o, node)?,
     };
+    let node = o.text("file").filter(|_| o.driver != "drive").and_then(|n| node_of(tree, n));
+    let aio = o.text("aio").or(o.text("file.aio")).or(node.and_then(|n| n.text("aio")));
     if o.text("file.locking") == Some("off") {
         return Err(OptionError::NotBuilt(format!("{} file.locking=off", o.origin), "images are always locked".into()));
     }
@@ -230,6 +233,7 @@ fn one(tree: &Tree, o: &Object, snapshot: bool) -> Result<DriveConfig, OptionErr
         werror: on_error(o.text("werror"), OnError::Enospc),
         rerror: on_error(o.text("rerror"), OnError::Report),
         discard: matches!(o.text("discard"), Some("unmap" | "on")),
+        io_uring: aio == Some("io_uring"),
         share: on("force-share"),
     })
 }
@@ -239,10 +243,15 @@ fn in_cd_drive(tree: &Tree, o: &Object) -> bool {
     o.id.is_some() && tree.all(Group::Device).any(|d| d.driver == "ide-cd" && d.text("drive") == o.id.as_deref())
 }
 
+/// A node of driver `file`.
+fn node_of<'a>(tree: &'a Tree, name: &str) -> Option<&'a Object> {
+    tree.all(Group::Drive).find(|n| n.driver == "file" && n.id.as_deref() == Some(name))
+}
+
 /// File name of a node of driver `file`.
 fn file_node<'a>(tree: &'a Tree, o: &Object, node: &str) -> Result<&'a str, OptionError> {
     let nodes = || tree.all(Group::Drive).filter(|n| n.driver == "file");
-    let found = nodes().find(|n| n.id.as_deref() == Some(node)).and_then(|n| n.text("filename"));
+    let found = node_of(tree, node).and_then(|n| n.text("filename"));
     found.ok_or_else(|| {
         let hint = Hint::for_word(node, nodes().filter_map(|n| n.id.as_deref()));
         OptionError::UnknownValue(format!("{}: file", o.origin), node.into(), hint)

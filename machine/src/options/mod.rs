@@ -19,7 +19,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 pub mod tree;
-mod value;
+pub(crate) mod value;
 mod virtio;
 
 pub use config::*;

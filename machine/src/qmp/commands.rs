@@ -70,6 +70,7 @@ const QUIT: &str = "quit";
 static COMMANDS: &[(&str, Run)] = &[
     (NEGOTIATE, capabilities),
     ("balloon", balloon),
+    ("block_resize", block_resize),
     ("cont", |a, t| a.end().and_then(|()| t.cont()).map(|()| nothing())),
     ("human-monitor-command", human),
     ("migrate", migrate),
@@ -166,6 +167,16 @@ fn balloon(a: &mut Args, t: &dyn MonitorTarget) -> Result<Value, String> {
     a.end()?;
     let bytes = u64::try_from(bytes).ok().filter(|b| *b > 0).ok_or("Parameter 'target' expects a size")?;
     t.set_balloon(bytes).map(|()| nothing())
+}
+
+fn block_resize(a: &mut Args, t: &dyn MonitorTarget) -> Result<Value, String> {
+    let name = |a: &mut Args, key| a.take(key, "string", |v| v.as_str().map(str::to_owned));
+    let (device, node) = (name(a, "device")?, name(a, "node-name")?);
+    let bytes = a.integer("size")?.ok_or("Parameter 'size' is missing")?;
+    a.end()?;
+    let id = device.or(node).ok_or("Parameter 'device' is missing")?;
+    let bytes = u64::try_from(bytes).map_err(|_| "Parameter 'size' expects a >0 size")?;
+    t.resize_drive(&monitor::shown(&id), bytes).map(|()| nothing())
 }
 
 /// The one argument of a command.

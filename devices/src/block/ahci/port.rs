@@ -7,7 +7,9 @@ mod saved;
 pub use saved::Saved;
 
 use super::fis::{self, Frame, Header, Registers};
-use crate::block::ata::{Completions, Drive, DriveState, Plan, Reply, Task, Way, command, error, identify, reason, status};
+use crate::block::ata::{
+    Completions, Drive, DriveState, Plan, Reply, Task, Way, command, error, identify, reason, status, trim_ranges,
+};
 use crate::block::{Memory, Op};
 use crate::pci::BusMaster;
 use serde::{Deserialize, Serialize};
@@ -320,6 +322,7 @@ impl Port {
         let Some(drive) = &mut self.drive else {
             return self.fail(slot, error::ABRT, is::TFES);
         };
+        drive.refresh();
         let (geometry, identity) = (drive.geometry().clone(), drive.identity.clone());
         match &mut drive.state {
             DriveState::Disk(disk) => {
@@ -352,6 +355,7 @@ impl Port {
                 self.end_pio(slot, n);
             }
             Plan::Flush => self.submit(slot, Kind::Dma, Op::Flush),
+            Plan::Trim { len } => self.trim(slot, header, len),
             Plan::Abort => self.fail(slot, error::ABRT, is::TFES),
             Plan::NotFound => self.fail(slot, error::IDNF, is::TFES),
             Plan::Read { at, len, way } => self.transfer(slot, header, way, len, |to| Op::Read { at, to }),
@@ -383,6 +387,22 @@ impl Port {
             dlog!(GUEST_ERRORS, "ahci: slot {slot} has another direction than its command");
         }
         self.submit(slot, kind, op);
+    }
+
+    fn trim(&mut self, slot: u32, header: &Header, len: u64) {
+        let list = fis::gather(&self.master, header, len);
+        let read = |s: &crate::block::Segment| {
+            let mut b = vec![0; s.len as usize];
+            self.master.read(Pa(s.pa), &mut b);
+            b
+        };
+        let data: Vec<u8> = list.iter().flat_map(read).collect();
+        let bytes = self.drive.as_ref().map_or(0, |d| d.geometry().bytes);
+        match trim_ranges(&data, bytes) {
+            _ if (data.len() as u64) < len => self.fail(slot, error::ABRT, is::TFES | is::OFS),
+            Some(ranges) => self.submit(slot, Kind::Dma, Op::Trim(ranges)),
+            None => self.fail(slot, error::ABRT, is::TFES),
+        }
     }
 
     /// Data that are there already go to the host; how many there was room for.

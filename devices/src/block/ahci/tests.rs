@@ -313,3 +313,22 @@ fn hostile_lists() {
         }
     }
 }
+
+/// DATA SET MANAGEMENT; and a disk that has got another size.
+#[test]
+fn trimmed_ranges_are_discarded() {
+    let mut k = kit();
+    let trim = |k: &mut Kit, range: u64| {
+        k.dma.write(Pa(DATA), &[&range.to_le_bytes()[..], &[0; 504]].concat());
+        k.disk.log();
+        let mut fis = Kit::fis(0x06, 0, 1);
+        fis[3] = 1;
+        k.run(P0, &fis, 1 << 6, 512);
+        k.hba.service();
+        (k.get(P0 + 0x20), k.disk.log())
+    };
+    assert_eq!(trim(&mut k, 8 | 16 << 48), (0x50, vec!["trim [(4096, 8192)]".to_owned()]));
+    k.disk.resize(2 << 20);
+    assert_eq!(trim(&mut k, 4095 | 1 << 48), (0x50, vec!["trim [(2096640, 512)]".to_owned()]));
+    assert_eq!(trim(&mut k, 4095 | 2 << 48), (0x451, vec![]));
+}

@@ -16,6 +16,9 @@ const LOG_NCQ_ERROR: u64 = 0x10;
 /// Transfer modes of SET FEATURES: multiword and Ultra DMA, the first of each.
 const MODE_MDMA: u8 = 0x20;
 const MODE_UDMA: u8 = 0x40;
+/// DATA SET MANAGEMENT: its kind in the features register; sectors of ranges that one command may have.
+const TRIM: u8 = 1;
+pub const MAX_TRIM_SECTORS: u16 = 8;
 
 /// How data go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +51,10 @@ pub enum Plan {
         way: Way,
     },
     Flush,
+    /// So many bytes of ranges to discard come by DMA: see `trim_ranges`.
+    Trim {
+        len: u64,
+    },
     /// The command is not known, or its parameters are wrong.
     Abort,
     /// There is no such sector.
@@ -132,6 +139,10 @@ impl Disk {
             0x42 => Self::range(g, long.0, long.1).map_or(Plan::NotFound, |_| Plan::Done(None)),
             0xe7 | 0xea => Plan::Flush,
             0xec => Plan::Data(identify::disk(g, identity, self.multiple, self.write_back, self.mode, sata)),
+            command::DATA_SET_MANAGEMENT if t.features as u8 == TRIM && !g.read_only => match t.sectors_ext() {
+                n if n <= MAX_TRIM_SECTORS.into() => Plan::Trim { len: n * SECTOR },
+                _ => Plan::Abort,
+            },
             0x2f if sata => self.log(t),
             _ => self.plan_other(t, g),
         }
@@ -211,6 +222,15 @@ impl Disk {
         page[511] = sum.wrapping_neg();
         Plan::Data(page)
     }
+}
+
+/// Ranges of a disk of `bytes` that DATA SET MANAGEMENT names: 48 bits of a position and 16 of a length, in sectors each; those
+/// without sectors stand for nothing. `None` if the disk has not all of them.
+pub fn trim_ranges(data: &[u8], bytes: u64) -> Option<Vec<(u64, u64)>> {
+    let entries = data.as_chunks::<8>().0.iter().map(|e| u64::from_le_bytes(*e));
+    let ranges = entries.filter(|e| e >> 48 != 0).map(|e| ((e & 0xffff_ffff_ffff) * SECTOR, (e >> 48) * SECTOR));
+    let list: Vec<_> = ranges.collect();
+    Op::Trim(list.clone()).fits(bytes).then_some(list)
 }
 
 /// The job of a plan whose data lie at `memory`.

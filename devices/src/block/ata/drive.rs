@@ -88,6 +88,13 @@ impl Drive {
         &self.geometry
     }
 
+    /// Takes note of another size of the disk.
+    pub fn refresh(&mut self) {
+        if let Medium::Disk(d) = &self.medium {
+            self.geometry.bytes = d.geometry().bytes;
+        }
+    }
+
     pub fn is_cd(&self) -> bool {
         matches!(self.medium, Medium::Cd(_))
     }
@@ -100,7 +107,7 @@ impl Drive {
         };
     }
 
-    /// Forgets all jobs: their ends are not told. Waits until none runs.
+    /// Forgets all jobs: their ends are not told.
     pub fn abandon(&self) {
         if let Some(d) = self.disk() {
             d.abandon();

@@ -1,6 +1,6 @@
 //! IDENTIFY DEVICE and IDENTIFY PACKET DEVICE data (ATA8-ACS, tables of both commands).
 
-use super::disk::{MAX_MULTIPLE, QUEUE_DEPTH, chs};
+use super::disk::{MAX_MULTIPLE, MAX_TRIM_SECTORS, QUEUE_DEPTH, chs};
 use crate::block::{Geometry, SECTOR};
 
 /// Names that a device tells.
@@ -97,6 +97,10 @@ pub fn disk(g: &Geometry, identity: &Identity, multiple: u8, write_back: bool, m
     w.set(&[(80, VERSIONS), (82, WRITE_CACHE), (83, MARK | SETS_83), (84, MARK | SETS_84)]);
     w.set(&[(85, cache), (86, SETS_83), (87, MARK | SETS_84)]);
     w.number(100, 4, sectors);
+    if g.discard && !g.read_only {
+        // DATA SET MANAGEMENT: sectors of ranges; TRIM.
+        w.set(&[(105, MAX_TRIM_SECTORS), (169, 1)]);
+    }
     if sata {
         w.set(&[(75, u16::from(QUEUE_DEPTH) - 1)]);
     }

@@ -8,7 +8,7 @@ pub mod packet;
 #[cfg(test)]
 mod tests;
 
-pub use disk::{Disk, Plan, Way};
+pub use disk::{Disk, Plan, Way, trim_ranges};
 pub use drive::{Completions, Drive, DriveState, Medium};
 pub use packet::{Packet, Reply};
 
@@ -42,6 +42,7 @@ pub const DEVICE_FUA: u8 = 1 << 7;
 
 /// Commands that controllers must know.
 pub mod command {
+    pub const DATA_SET_MANAGEMENT: u8 = 0x06;
     pub const DEVICE_RESET: u8 = 0x08;
     pub const READ_FPDMA_QUEUED: u8 = 0x60;
     pub const WRITE_FPDMA_QUEUED: u8 = 0x61;

@@ -34,6 +34,7 @@ fn identify_tells_size_and_names() {
     assert_eq!((0..4).map(|i| u64::from(w[100 + i]) << (16 * i)).sum::<u64>(), sectors);
     assert_eq!((w[1], w[3], w[6], w[59], w[75], w[76] >> 8), (16383, 16, 63, 0x110, 31, 1));
     assert_eq!((w[85] & 0x20, w[88], w[93]), (0x20, 0x203f, 0));
+    assert_eq!((w[105], w[169]), (8, 1), "TRIM");
     let w = words(&identify::disk(&g, &identity(), 0, false, 0x22, false));
     assert_eq!((w[85] & 0x20, w[63], w[88], w[93] >> 13, w[76]), (0, 0x407, 0x3f, 3, 0));
     let w = words(&identify::packet(&identity(), 0x45, false));
@@ -65,6 +66,8 @@ fn ranges_of_commands() {
     assert_eq!(plan(0xc4, 0, 1, 1, 0x40), Plan::Abort, "READ MULTIPLE without SET MULTIPLE");
     let queued = Plan::Write { at: 7 * k, len: 16 * k, through: true, way: Way::Queued(9) };
     assert_eq!(plan(0x61, 16, 9 << 3, 7, 0xc0), queued);
+    let trims = [(1, 1), (1, 9), (0, 1)].map(|(features, count)| plan(0x06, features, count, 0, 0x40));
+    assert_eq!(trims, [Plan::Trim { len: 512 }, Plan::Abort, Plan::Abort]);
     assert_eq!((plan(0xe5, 0, 0, 0, 0), plan(0xf8, 0, 0, 0, 0x40)), (Plan::Done(Some(0xff)), Plan::Address((1 << 21) - 1)));
 }
 

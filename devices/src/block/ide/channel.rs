@@ -86,6 +86,8 @@ enum Kind {
         through: bool,
     },
     Flush,
+    /// Ranges to discard, from the host.
+    Trim,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -332,7 +334,7 @@ impl Channel {
             return self.job_failed(&t);
         }
         match (t.kind, t.dma) {
-            (Kind::Flush | Kind::Buffer, _) => self.finish(),
+            (Kind::Flush | Kind::Buffer | Kind::Trim, false) => self.finish(),
             (_, true) => {
                 self.state.bm.ended();
                 self.finish();

@@ -296,3 +296,31 @@ fn hostile_commands() {
         }
     }
 }
+
+/// DATA SET MANAGEMENT, whose ranges come by the bus master.
+#[test]
+fn trimmed_ranges_are_discarded() {
+    let mut k = kit();
+    let trim = |k: &mut Kit, features, ranges: &[u64]| {
+        let mut data: Vec<u8> = ranges.iter().flat_map(|r| r.to_le_bytes()).collect();
+        data.resize(512, 0);
+        k.dma.write(Pa(0x8000), &data);
+        k.disk.log();
+        k.out(0, 1, features);
+        // The upper half of its count.
+        k.out(0, 2, 0);
+        k.command(0x06, 0, 1);
+        k.bus_master(0, 512, false);
+        k.ide.service();
+        let ended = (k.inb(0, 7), k.inb(0, 1));
+        k.ide.bar_write(BM_BAR, 0, 1, 0);
+        (ended, k.disk.log())
+    };
+    let two = [8 | 16 << 48, 0, 100 | 1 << 48];
+    assert_eq!(trim(&mut k, 1, &two), ((READY, 0), vec!["trim [(4096, 8192), (51200, 512)]".to_owned()]));
+    assert!(k.disk.bytes(4096, 8192).iter().all(|b| *b == 0));
+    let failed = (READY | status::ERR, crate::block::ata::error::ABRT);
+    assert_eq!(trim(&mut k, 1, &[2047 | 2 << 48]), (failed, vec![]), "beyond the disk's end");
+    assert_eq!(trim(&mut k, 1, &[!0]), (failed, vec![]));
+    assert_eq!(trim(&mut k, 0, &two), (failed, vec![]), "another kind");
+}

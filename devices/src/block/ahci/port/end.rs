@@ -1,6 +1,6 @@
 //! How commands end, and what the host is told of it.
 
-use super::{Drive, DriveState, Kind, Port, READY, Registers, error, fis, is, reason, status};
+use super::{Drive, DriveState, Kind, Op, Port, READY, Registers, error, fis, is, reason, status};
 use vm_core::dlog;
 
 impl Port {
@@ -23,7 +23,8 @@ impl Port {
             }
             (_, false) => self.fail(p.slot, if p.op.writes() { error::ABRT } else { error::UNC }, is::TFES),
             (kind, true) => {
-                fis::set_count(&self.master, self.state.clb, p.slot, p.op.len() as u32);
+                let moved = if matches!(p.op, Op::Trim(_)) { 0 } else { p.op.len() as u32 };
+                fis::set_count(&self.master, self.state.clb, p.slot, moved);
                 if kind == Kind::PioIn { self.end_pio(p.slot, p.op.len() as u32) } else { self.end(p.slot, Registers::default()) }
             }
         }

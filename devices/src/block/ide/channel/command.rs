@@ -51,6 +51,7 @@ impl Channel {
             }
             (_, true) => self.fail(error::ABRT),
             (_, false) => {
+                drive.refresh();
                 let (geometry, identity) = (drive.geometry().clone(), drive.identity.clone());
                 let DriveState::Disk(disk) = &mut drive.state else { return };
                 let plan = disk.plan(&task, &geometry, &identity, false);
@@ -81,6 +82,7 @@ impl Channel {
                 self.state.transfer = Transfer { kind: Kind::Flush, ..NONE };
                 self.submit(Op::Flush, None);
             }
+            Plan::Trim { len } => self.begin_transfer(Kind::Trim, 0, len, Way::Dma),
             Plan::Read { at, len, way } => self.begin_transfer(Kind::Read, at, len, way),
             Plan::Write { at, len, through, way } => self.begin_transfer(Kind::Write { through }, at, len, way),
         }

@@ -1,7 +1,9 @@
 //! Packet commands, and transfers by the bus master.
 
 use super::super::bus_master::{gather, total};
-use super::{Channel, Kind, Memory, NONE, Op, PACKET_DMA, PACKET_LEN, Phase, Reply, Transfer, error, reason, status};
+use super::{Channel, Kind, Memory, NONE, Op, PACKET_DMA, PACKET_LEN, Phase, Reply, Segment, Transfer, error, reason, status};
+use crate::block::SECTOR;
+use crate::block::ata::disk::{MAX_TRIM_SECTORS, trim_ranges};
 use vm_core::{Pa, dlog};
 
 impl Channel {
@@ -72,10 +74,32 @@ impl Channel {
                 self.state.bm.ended();
                 return self.finish();
             }
+            Kind::Trim => match self.ranges(&list) {
+                Some(ranges) => Op::Trim(ranges),
+                None => {
+                    self.state.bm.failed();
+                    return self.fail(error::ABRT);
+                }
+            },
             Kind::Write { through } => Op::Write { at: t.at, from: list, through },
             Kind::Read | Kind::Flush => Op::Read { at: t.at, to: list },
         };
         self.submit(op, Some(Memory::Guest(self.master.clone())));
+    }
+
+    /// The ranges to discard that lie in the host's memory, if the disk has them.
+    fn ranges(&self, list: &[Segment]) -> Option<Vec<(u64, u64)>> {
+        let read = |s: &Segment| {
+            let mut b = vec![0; s.len as usize];
+            self.master.read(Pa(s.pa), &mut b);
+            b
+        };
+        if total(list) > u64::from(MAX_TRIM_SECTORS) * SECTOR {
+            return None;
+        }
+        let data: Vec<u8> = list.iter().flat_map(read).collect();
+        let drive = self.drives[self.selected()].as_ref()?;
+        trim_ranges(&data, drive.geometry().bytes)
     }
 
     pub fn bm_read(&self, offset: u64) -> u8 {
