@@ -33,6 +33,12 @@ pub struct Linux {
 impl Linux {
     /// From Debian's packages and the initial RAM disk `base`; `None` where they cannot be had.
     pub fn make(base: &Path, name: &str, files: &[(&str, &str)]) -> Option<Self> {
+        let files: Vec<_> = files.iter().map(|(name, text)| (*name, text.as_bytes())).collect();
+        Self::with(base, name, &files)
+    }
+
+    /// The same with files of any bytes.
+    pub fn with(base: &Path, name: &str, files: &[(&str, &[u8])]) -> Option<Self> {
         let root = kernel_package()?;
         let kernel = first(&root.join("boot"), "vmlinuz-")?;
         let modules = first(&root.join("lib/modules"), "").or_else(|| first(&root.join("usr/lib/modules"), ""))?;
@@ -51,7 +57,7 @@ impl Linux {
         let (load, load_net) = (script("mkdir -p /tmp\n", &MODULES), script("", &NET_MODULES));
         let load_more = script("", &MORE_MODULES);
         list.extend([("load", load), ("load-net", load_net), ("load-more", load_more)].map(|(n, s)| (format!("disk/{n}"), s)));
-        list.extend(files.iter().map(|(name, text)| (format!("disk/{name}"), text.as_bytes().to_vec())));
+        list.extend(files.iter().map(|(name, data)| (format!("disk/{name}"), data.to_vec())));
         let mut all = std::fs::read(base).ok()?;
         // Archives may follow each other (Documentation/driver-api/early-userspace/buffer-format.rst).
         all.resize(all.len().next_multiple_of(512), 0);

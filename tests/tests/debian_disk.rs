@@ -5,7 +5,7 @@
 use rhea_tests::boot::{Guest, scratch};
 use rhea_tests::disks::qemu_img;
 use rhea_tests::workspace::root;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -34,12 +34,6 @@ fn done(program: &str, args: &[&str]) {
     let out = Command::new(program).args(args).output().unwrap_or_else(|e| panic!("{program}: {e}"));
     let told = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
     assert!(out.status.success(), "{program} {args:?}: {told}");
-}
-
-fn use_system(name: &str, dir: &Path, drive: &str, more: &[&str]) {
-    let (kernel, initrd) = (text(dir.join("vmlinuz")), text(dir.join("initrd.img")));
-    let args = ["-kernel", &kernel, "-initrd", &initrd, "-append", "root=/dev/vda rw console=ttyS0", "-drive", drive];
-    work(name, &[&args, more].concat());
 }
 
 /// To `login:`, a tree of files, and power-off.
@@ -72,19 +66,90 @@ fn check(raw: &str) {
     assert_eq!(String::from_utf8_lossy(&out.stdout), "file 37 42\n");
 }
 
-/// SeaBIOS, GRUB and the system from one disk, on each kind of controller.
+/// How the kernel comes to be in memory.
+#[derive(Clone, Copy, PartialEq)]
+enum Boot {
+    /// `-kernel`, and a disk that is one file system.
+    Direct,
+    /// SeaBIOS and GRUB, from the disk.
+    Grub,
+}
+
+/// A system on one kind of controller, from a raw image and then from a qcow2 over a backing file.
+fn on(boot: Boot, controller: &str) {
+    let dir = system();
+    let (base, offset, way) = match boot {
+        Boot::Direct => ("root.img", "", "direct"),
+        Boot::Grub => ("disk.img", "?offset=1048576", "grub"),
+    };
+    let base = text(dir.join(base));
+    let (machine, interface) = match controller {
+        "virtio" => ("pc", "virtio"),
+        "ide" => ("pc", "ide"),
+        _ => ("q35", "ide"),
+    };
+    let (kernel, initrd) = (text(dir.join("vmlinuz")), text(dir.join("initrd.img")));
+    let direct = ["-kernel", &kernel, "-initrd", &initrd, "-append", "root=LABEL=root rw console=ttyS0"];
+    for format in ["raw", "qcow2"] {
+        let name = format!("debian-{way}-{controller}-{format}");
+        let (image, flat) = (text(scratch().join(&name)), text(scratch().join(format!("{name}.flat"))));
+        let _ = std::fs::remove_file(&image);
+        if format == "raw" {
+            done("cp", &["--sparse=always", &base, &image]);
+        } else {
+            qemu_img(&["create", "-q", "-f", "qcow2", "-b", &base, "-F", "raw", &image]).expect("qemu-img is there");
+        }
+        let drive = format!("file={image},format={format},if={interface},discard=unmap");
+        let cpus: &[&str] = if format == "qcow2" { &["-smp", "2"] } else { &[] };
+        work(&name, &[&["-M", machine, "-drive", &drive][..], cpus, if boot == Boot::Direct { &direct } else { &[] }].concat());
+        if format == "raw" {
+            check(&format!("{image}{offset}"));
+        } else {
+            qemu_img(&["check", "-f", "qcow2", &image]);
+            qemu_img(&["convert", "-O", "raw", &image, &flat]);
+            check(&format!("{flat}{offset}"));
+            std::fs::remove_file(flat).unwrap();
+            // What was written is in the overlay alone.
+            done("e2fsck", &["-fn", &format!("{base}{offset}")]);
+        }
+        std::fs::remove_file(image).unwrap();
+    }
+}
+
 #[test]
 #[ignore = "takes debootstrap and minutes"]
-fn a_debian_system_behind_firmware_and_grub() {
-    let dir = system();
-    let raw = text(scratch().join("debian-grub.raw"));
-    for (name, machine, interface) in [("virtio", "pc", "virtio"), ("ide", "pc", "ide"), ("ahci", "q35", "ide")] {
-        done("cp", &["--sparse=always", &text(dir.join("disk.img")), &raw]);
-        let drive = format!("file={raw},format=raw,if={interface}");
-        work(&format!("debian-grub-{name}"), &["-M", machine, "-drive", &drive]);
-        check(&format!("{raw}?offset=1048576"));
-    }
-    std::fs::remove_file(raw).unwrap();
+fn directly_on_virtio() {
+    on(Boot::Direct, "virtio");
+}
+
+#[test]
+#[ignore = "takes debootstrap and minutes"]
+fn directly_on_ide() {
+    on(Boot::Direct, "ide");
+}
+
+#[test]
+#[ignore = "takes debootstrap and minutes"]
+fn directly_on_ahci() {
+    on(Boot::Direct, "ahci");
+}
+
+#[test]
+#[ignore = "takes debootstrap and minutes"]
+fn by_grub_on_virtio() {
+    on(Boot::Grub, "virtio");
+}
+
+#[test]
+#[ignore = "takes debootstrap and minutes"]
+fn by_grub_on_ide() {
+    on(Boot::Grub, "ide");
+}
+
+#[test]
+#[ignore = "takes debootstrap and minutes"]
+fn by_grub_on_ahci() {
+    on(Boot::Grub, "ahci");
 }
 
 /// What a guest does with a shared folder: files, links, names, a tree, its own files seen by the host and the other way round.
@@ -130,33 +195,4 @@ fn a_debian_system_uses_a_shared_folder() {
     assert_eq!(std::fs::read_link(folder.join("out")).unwrap(), PathBuf::from("../../etc/passwd"));
     assert!(!folder.join("d3").exists() && !folder.join("d2").exists());
     std::fs::remove_dir_all(folder).unwrap();
-}
-
-#[test]
-#[ignore = "takes debootstrap and minutes"]
-fn a_debian_system_on_a_raw_disk() {
-    let dir = system();
-    let raw = text(scratch().join("debian.raw"));
-    done("cp", &["--sparse=always", &text(dir.join("root.img")), &raw]);
-    use_system("debian-raw", &dir, &format!("file={raw},format=raw,if=virtio,discard=unmap"), &[]);
-    check(&raw);
-    std::fs::remove_file(raw).unwrap();
-}
-
-#[test]
-#[ignore = "takes debootstrap and minutes"]
-fn a_debian_system_on_qcow2_over_a_backing_file() {
-    let dir = system();
-    let (top, raw) = (text(scratch().join("debian.qcow2")), text(scratch().join("debian-flat.raw")));
-    let base = text(dir.join("root.img"));
-    let _ = std::fs::remove_file(&top);
-    qemu_img(&["create", "-q", "-f", "qcow2", "-b", &base, "-F", "raw", &top]).expect("qemu-img is there");
-    use_system("debian-qcow2", &dir, &format!("file={top},format=qcow2,if=virtio,discard=unmap"), &["-smp", "2"]);
-    qemu_img(&["check", "-f", "qcow2", &top]);
-    qemu_img(&["convert", "-O", "raw", &top, &raw]);
-    check(&raw);
-    // What was written is in the overlay alone.
-    done("e2fsck", &["-fn", &base]);
-    std::fs::remove_file(top).unwrap();
-    std::fs::remove_file(raw).unwrap();
 }

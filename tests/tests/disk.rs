@@ -172,20 +172,28 @@ fn killed(times: u64, seed: u64) {
     };
     let (base, top, flat) = (image("killed-base.raw"), image("killed.qcow2"), image("killed.raw"));
     std::fs::write(&base, data(9, 16 * MIB)).unwrap();
-    for case in 0..times {
-        let mut r = Rng(seed + case);
+    let drive = format!("file={top},format=qcow2,if=virtio");
+    let machine = ["-m", "256M", "-kernel", &linux.kernel, "-initrd", &linux.initrd, "-append", "console=ttyS0 quiet"];
+    let fresh = || {
         let _ = std::fs::remove_file(&top);
         qemu_img(&["create", "-q", "-f", "qcow2", "-b", &base, "-F", "raw", &top]);
-        let drive = format!("file={top},format=qcow2,if=virtio");
-        let mut g = Guest::start(
-            "disk-killed",
-            &[
-                &["-m", "256M", "-nographic", "-kernel", &linux.kernel, "-initrd", &linux.initrd][..],
-                &["-append", "console=ttyS0 quiet", "-drive", &drive],
-            ]
-            .concat(),
-        );
-        g.wait_for("# ", LIMIT);
+    };
+    // Started once, and gone on with from its shell in each case.
+    let (state, socket) = (scratch().join("killed.vm"), scratch().join("killed.qmp"));
+    let qmp = format!("unix:{},server=on,wait=off", socket.display());
+    let _ = std::fs::remove_file(&socket);
+    fresh();
+    let host = ["-display", "none", "-serial", "stdio", "-drive", &drive];
+    let mut g = Guest::start("disk-killed", &[&machine[..], &host, &["-qmp", &qmp]].concat());
+    g.wait_for("# ", LIMIT);
+    let mut c = Client::new(&socket);
+    assert_eq!(c.migrate(&state)["status"], "completed");
+    c.run("quit");
+    g.expect_exit(0, LIMIT);
+    for case in 0..times {
+        let mut r = Rng(seed + case);
+        fresh();
+        let mut g = Guest::start("disk-killed", &[&machine[..], &host, &["-loadvm", state.to_str().unwrap()]].concat());
         g.type_line("sh /disk/writer");
         g.wait_for(&format!("acked {}\r\n", r.below(60)), LIMIT);
         std::thread::sleep(Duration::from_micros(r.below(200_000)));
@@ -207,7 +215,7 @@ fn killed(times: u64, seed: u64) {
         }
         eprintln!("case {}: {acked} blocks", seed + case);
     }
-    for f in [base, top, flat] {
+    for f in [PathBuf::from(base), top.into(), flat.into(), state] {
         std::fs::remove_file(f).unwrap();
     }
 }
@@ -294,4 +302,68 @@ fn a_machine_with_a_disk_is_saved_while_busy_again_and_again() {
     let number = |name: &str, default| std::env::var(name).map_or(default, |s| s.parse().expect("it is a number"));
     let cases = number("RHEA_SAVE_CASES", 50) / 5;
     (0..cases).for_each(|i| saved_while_busy("disk-saved-long", number("RHEA_SAVE_SEED", 2000) + i, 5));
+}
+
+/// Operations a second and MiB a second, by mix, on a raw and on a qcow2 disk of an emulator.
+fn mixes(program: &std::path::Path, linux: &Linux, format: &str, seconds: f64) -> Vec<(String, f64)> {
+    let disk = image(&format!("mixes.{format}"));
+    let _ = std::fs::remove_file(&disk);
+    qemu_img(&["create", "-q", "-f", format, &disk, "512M"]);
+    let drive = format!("file={disk},format={format},if=virtio");
+    let mut c = std::process::Command::new(program);
+    let accel = if program.ends_with("qemu-system-x86_64") { "tcg" } else { "jit" };
+    c.args(["-accel", accel, "-m", "256M", "-nographic", "-no-reboot", "-nic", "none"]);
+    c.args(["-kernel", &linux.kernel, "-initrd", &linux.initrd, "-append", "console=ttyS0 quiet no_timer_check"]);
+    let mut g = Guest::spawn("disk-mixes", c.args(["-drive", &drive]));
+    g.wait_for("# ", LIMIT);
+    // Every part of it has been written to before the clock starts.
+    g.type_line("sh /disk/load; dd if=/dev/zero of=/dev/vda bs=1M conv=fsync 2>/dev/null; echo fil'led'");
+    g.wait_for("filled", LIMIT);
+    g.type_line(&format!("/disk/mixes /dev/vda {seconds}"));
+    let said = g.wait_for("mixes done", LIMIT);
+    g.type_line("poweroff -f");
+    g.expect_exit(0, LIMIT);
+    std::fs::remove_file(disk).unwrap();
+    assert!(!said.contains("failed"), "{said}");
+    let line = |l: &str| {
+        let mut words = l.trim().strip_prefix("mix ")?.split(' ');
+        Some((words.next()?.to_owned(), words.next()?.parse().ok()?))
+    };
+    said.lines().filter_map(line).collect()
+}
+
+/// Side by side with QEMU's TCG: medians of `RHEA_MIX_RUNS` (3) turns of `RHEA_MIX_SECONDS` (2) for each mix.
+#[test]
+#[ignore = "takes minutes, QEMU, and a quiet host"]
+fn mixes_beside_qemu() {
+    let built = std::process::Command::new("gcc")
+        .args(["-O2", "-static", "-o", &image("mixes.bin")])
+        .arg(rhea_tests::workspace::root().join("tests/bench/mixes.c"))
+        .status();
+    assert!(built.is_ok_and(|s| s.success()), "gcc compiles tests/bench/mixes.c");
+    let Ok(Request::FirstRun(c)) = parse([]) else { panic!("no arguments mean the first run") };
+    let c = firstrun::prepare(*c).expect("some guest can always be made");
+    let binary = std::fs::read(image("mixes.bin")).unwrap();
+    let linux = Linux::with(&c.initrd.expect("it has one"), "mixes", &[("mixes", &binary)]).expect("Debian's kernel is there");
+    let number = |name: &str, default: f64| std::env::var(name).map_or(default, |s| s.parse().expect("it is a number"));
+    let (runs, seconds) = (number("RHEA_MIX_RUNS", 3.0) as usize, number("RHEA_MIX_SECONDS", 2.0));
+    let (ours, theirs) = (rhea_tests::boot::program(), std::path::Path::new("qemu-system-x86_64"));
+    let mut slower = Vec::new();
+    for format in ["raw", "qcow2"] {
+        let all: Vec<_> = (0..runs).map(|_| [ours, theirs].map(|p| mixes(p, &linux, format, seconds))).collect();
+        eprintln!("{format}: operations a second, rhea and QEMU");
+        for (i, (name, _)) in all[0][0].iter().enumerate() {
+            let median = |who: usize| {
+                let mut list: Vec<f64> = all.iter().map(|run| run[who][i].1).collect();
+                list.sort_by(f64::total_cmp);
+                list[list.len() / 2]
+            };
+            let (a, b) = (median(0), median(1));
+            eprintln!("  {name:12} {a:8.0} {b:8.0}  {:.2}", a / b);
+            if a < b {
+                slower.push(format!("{format} {name} {:.2}", a / b));
+            }
+        }
+    }
+    assert!(slower.is_empty(), "slower than QEMU: {slower:?}");
 }

@@ -12,6 +12,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
+use std::sync::Once;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use vm_core::testing::Rng;
 
@@ -152,19 +154,35 @@ fn mutate(r: &mut Rng, corpus: &[Vec<u8>], from: &[u8]) -> Vec<u8> {
     v
 }
 
+/// Panics of all threads: a device's thread may catch its own, and the released program would end by it.
+static PANICS: AtomicUsize = AtomicUsize::new(0);
+
+fn count_panics() {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            PANICS.fetch_add(1, Ordering::Relaxed);
+            before(info);
+        }));
+    });
+}
+
 /// Runs one input; what it did.
 ///
 /// # Panics
 /// If it panics or takes too long. The input is then in the target's file.
 fn run(target: &str, input: &[u8], f: &dyn Fn(&[u8], &mut Behaviour)) -> Behaviour {
-    let (mut seen, start) = (Behaviour::default(), time_used());
+    count_panics();
+    let (mut seen, start, before) = (Behaviour::default(), time_used(), PANICS.load(Ordering::Relaxed));
     let ran = catch_unwind(AssertUnwindSafe(|| f(input, &mut seen)));
     let took = time_used() - start;
-    if ran.is_err() || took > SLOW {
+    let panicked = ran.is_err() || PANICS.load(Ordering::Relaxed) != before;
+    if panicked || took > SLOW {
         let kept = add(target, &[input.to_vec()]);
         panic!(
             "{target}: {} after {took:?}; the last line of its seeds: {kept:?}",
-            if ran.is_err() { "a panic" } else { "too slow" }
+            if panicked { "a panic" } else { "too slow" }
         );
     }
     seen
