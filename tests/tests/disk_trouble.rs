@@ -130,7 +130,7 @@ fn a_full_host_an_image_that_shrinks_and_one_that_grows() {
     g.wait_for("front reads\r\n", LIMIT);
     g.wait_for("back fails\r\n", LIMIT);
     g.wait_for("front writes\r\n", LIMIT);
-    assert!(g.errors().contains("the image is shorter than the disk"), "{}", g.errors());
+    assert!(g.errors().contains("the image is shorter than it was"), "{}", g.errors());
 
     g.type_line("sync; echo in'side'");
     g.wait_for("inside", LIMIT);

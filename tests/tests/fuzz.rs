@@ -238,13 +238,13 @@ fn use_image(drives: &Drives, seen: &mut Behaviour) {
 }
 
 fn damaged_images(target: &str, read_only: bool) {
-    if image::damaged(&[], &mut Behaviour::default()).is_none() {
+    if image::damaged(target, &[], &mut Behaviour::default()).is_none() {
         return left_out("fuzz: qemu-img is not there");
     }
     let control = Control::new(vec![Arc::default()], RunState::Running);
     let first: Vec<Vec<u8>> = (0..110u8).flat_map(|at| [0, 1, 0x7f, 0xff].map(|v| vec![0, at, 0, v])).collect();
     campaign(target, &first, &|input, seen| {
-        let Some(path) = image::damaged(input, seen) else { return };
+        let Some(path) = image::damaged(target, input, seen) else { return };
         match Drives::open(&[drive(path, read_only)], &control) {
             Ok(drives) => use_image(&drives, seen),
             // The first words, without numbers.

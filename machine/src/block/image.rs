@@ -17,6 +17,8 @@ const CHUNK: usize = 1 << 20;
 /// How the header of a qcow2 image starts.
 const FORMAT_MAGIC: &[u8; 4] = b"QFI\xfb";
 
+const CUT_OFF: &str = "the image is shorter than it was: somebody has cut it off";
+
 /// See the module. Any number of threads may use it.
 pub struct Image {
     /// Written to by who changes where data lies (discard), as imago wants it.
@@ -28,6 +30,8 @@ pub struct Image {
     pub backing: Option<PathBuf>,
     discard: bool,
     no_flush: bool,
+    /// Bytes that a qcow2 image's file had when it was longest: its tables may lie at the end.
+    longest: AtomicU64,
     /// The disk is its first file: what is cut off from that is an error, not zeroes.
     plain: bool,
     /// The format was not given: the guest may not make the image look like another one.
@@ -79,7 +83,8 @@ impl Image {
         let (access, bytes) = (RwLock::new(access), AtomicU64::new(bytes));
         let regular = held.first().and_then(|f| f.metadata().ok()).is_some_and(|m| m.is_file());
         let plain = regular && format == ImageFormat::Raw && !c.snapshot;
-        Self { access, geometry, bytes, format, backing, discard, no_flush, plain, guard, held }
+        let longest = AtomicU64::new(0);
+        Self { access, geometry, bytes, longest, format, backing, discard, no_flush, plain, guard, held }
     }
 
     pub fn geometry(&self) -> Geometry {
@@ -105,6 +110,7 @@ impl Image {
 
     /// Does what a job asks for. `buf` is the calling thread's.
     pub fn perform(&self, op: &Op, memory: &Leased, buf: &mut Vec<u8>) -> io::Result<()> {
+        self.whole()?;
         match op {
             Op::Read { at, to } => self.read(*at, op.len(), to, memory, buf),
             Op::Write { at, from, through } => {
@@ -118,15 +124,23 @@ impl Image {
         }
     }
 
+    /// Fails if somebody has cut a qcow2 image off: imago would take what it does not find for zeroes, and tables of zeroes for
+    /// free space.
+    fn whole(&self) -> io::Result<()> {
+        let Some(file) = self.held.first().filter(|_| self.format == ImageFormat::Qcow2) else { return Ok(()) };
+        let len = file.metadata()?.len();
+        if len < self.longest.fetch_max(len, Ordering::Relaxed) {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, CUT_OFF));
+        }
+        Ok(())
+    }
+
     fn read(&self, at: u64, len: u64, to: &[Segment], memory: &Leased, buf: &mut Vec<u8>) -> io::Result<()> {
         if self.plain
             && let Some(f) = self.held.first()
             && f.metadata()?.len() < at.saturating_add(len)
         {
-            return Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                "the image is shorter than the disk: somebody has cut it off",
-            ));
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, CUT_OFF));
         }
         let mut cursor = Cursor::new(to);
         for (at, n) in chunks(at, len) {

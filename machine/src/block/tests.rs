@@ -357,3 +357,23 @@ fn damaged_reference_counts_are_found() {
         assert!(opened(&bad, false).is_err(), "{at}");
     }
 }
+
+/// What another program cuts off is an error, and nobody takes zeroes for tables.
+#[test]
+fn images_that_shrink_are_errors() {
+    let dir = Folder::new();
+    let top = dir.0.join("top");
+    make_qcow2(&top, 8 << 20, None);
+    for (file, format) in [(dir.file("raw", &[1; 1 << 20]), ImageFormat::Raw), (top, ImageFormat::Qcow2)] {
+        let u = User::new(&config(&file, Some(format)));
+        assert!(u.write(0, &[2; 4096]) && u.write((1 << 20) - 4096, &[2; 4096]) && u.run(Op::Flush));
+        let part = || vec![Segment { pa: 0, len: 4096 }];
+        for cut in [1 << 18, 0] {
+            std::fs::File::options().write(true).open(&file).unwrap().set_len(cut).unwrap();
+            assert!(!u.run(Op::Read { at: (1 << 20) - 4096, to: part() }), "{format:?} {cut}");
+        }
+        if format == ImageFormat::Qcow2 {
+            assert!((0..8).all(|i| !u.write(i << 20, &[3; 4096])) && !u.run(Op::Discard { at: 0, len: 1 << 20 }));
+        }
+    }
+}

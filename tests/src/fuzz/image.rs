@@ -22,8 +22,8 @@ fn sound() -> Option<&'static Vec<u8>> {
     MADE.get_or_init(make).as_ref()
 }
 
-/// The sound image with bytes changed as the input says, in a file of its own; `None` without qemu-img.
-pub fn damaged(input: &[u8], seen: &mut Behaviour) -> Option<PathBuf> {
+/// The sound image with bytes changed as the input says, in a file of the target's own; `None` without qemu-img.
+pub fn damaged(target: &str, input: &[u8], seen: &mut Behaviour) -> Option<PathBuf> {
     let mut image = sound()?.clone();
     let mut b = Bytes(input);
     while !b.is_empty() {
@@ -42,6 +42,6 @@ pub fn damaged(input: &[u8], seen: &mut Behaviour) -> Option<PathBuf> {
         }
         seen.saw((kind % 4, at / 64));
     }
-    let path = scratch().join(format!("fuzz-{}.qcow2", std::process::id()));
+    let path = scratch().join(format!("fuzz-{target}-{}.qcow2", std::process::id()));
     std::fs::write(&path, image).ok().map(|()| path)
 }
