@@ -89,7 +89,9 @@ fn on(boot: Boot, controller: &str) {
         _ => ("q35", "ide"),
     };
     let (kernel, initrd) = (text(dir.join("vmlinuz")), text(dir.join("initrd.img")));
-    let direct = ["-kernel", &kernel, "-initrd", &initrd, "-append", "root=LABEL=root rw console=ttyS0"];
+    // On a busy host devices come later than systemd's 90 s, and without its terminal there is no login.
+    let append = "root=LABEL=root rw console=ttyS0 systemd.default_timeout_start_sec=1800";
+    let direct = ["-kernel", &kernel, "-initrd", &initrd, "-append", append];
     for format in ["raw", "qcow2"] {
         let name = format!("debian-{way}-{controller}-{format}");
         let (image, flat) = (text(scratch().join(&name)), text(scratch().join(format!("{name}.flat"))));
