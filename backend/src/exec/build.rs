@@ -25,8 +25,9 @@ const MAX_INSN_BYTES: usize = 16;
 const AFTER_LEAVE: u32 = 8;
 /// Runs after which a block is formed anew with the IR passes where there is no compiler.
 const BETTER: u32 = 32;
-/// Runs before a block is compiled whose page is written again and again.
-const CHANGING: u32 = 500;
+/// Runs before a block is compiled whose page is written again and again: they have cost about as much as compiling it does, so that
+/// neither code that is soon gone nor code that stays costs more than twice what it need.
+const CHANGING: u32 = 64;
 
 /// A block to be built.
 pub(super) struct Wanted {

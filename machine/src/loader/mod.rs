@@ -100,7 +100,10 @@ fn modules(list: &Path, ram_bytes: u64) -> Result<Vec<multiboot::Module>, LoadEr
 fn read(path: &Path, max: u64) -> Result<Vec<u8>, LoadError> {
     let fail = |e| LoadError::Read(path.to_owned(), e);
     let file = std::fs::File::open(path).map_err(fail)?;
+    // As much as the file has, in one piece: growing would touch three times the memory.
+    let len = file.metadata().map_or(0, |m| m.len()).min(max);
     let mut data = Vec::new();
+    data.try_reserve_exact(len as usize + 1).map_err(|e| fail(e.into()))?;
     file.take(max.saturating_add(1)).read_to_end(&mut data).map_err(fail)?;
     if data.len() as u64 > max { Err(LoadError::FileLargerThanRam(path.to_owned())) } else { Ok(data) }
 }
