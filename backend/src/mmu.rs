@@ -1,7 +1,7 @@
 //! Memory as helpers, event delivery and slow paths see it: `GuestEnv` on `VcpuBlock`. Fills the TLB, splits page-crossing
 //! accesses, reaches devices, and finds writes to translated code.
 
-use crate::tlb::{Entry, Serves, index};
+use crate::tlb::{Entry, Serves, Withheld, index};
 use crate::vblock::{LEAVE, VcpuBlock};
 use std::sync::atomic::Ordering;
 use vm_core::guest::{Flush, GuestCpu, Mapping, PhysMem};
@@ -101,7 +101,9 @@ impl<C: GuestCpu> VcpuBlock<C> {
         let addend = host.wrapping_sub(va & !0xfff);
         self.fills.fill(&mut self.eng.tlb, va, ctx, serves, addend);
         if reads_seen || writes_seen {
-            self.fills.withhold(va, ctx, addend, read, write);
+            self.fills.withhold(va, ctx, addend, (read, write), Withheld::Watched);
+        } else if m.write && writable && bits == PageBits::CODE && !watched && !told && self.cache.member.is_none() {
+            self.fills.withhold(va, ctx, addend, (false, true), Withheld::Code);
         }
     }
 
@@ -127,14 +129,22 @@ impl<C: GuestCpu> VcpuBlock<C> {
         hit.then(|| va.wrapping_add(e.addend).wrapping_sub(self.machine().ram().host_base() as u64))
     }
 
-    /// RAM offset of a hit in a page whose entry serves the access only to the debugger, which does not care for it.
+    /// RAM offset of a hit in a page whose entry withholds the access, for reasons that do not concern it: the debugger watches other
+    /// bytes, code came from others.
     pub fn quick_unwatched(&self, va: u64, size: u8, access: Access, ctx: usize) -> Option<u64> {
-        if !self.fills.withheld(&self.eng.tlb, va, size, access == Access::Write, ctx) {
-            return None;
-        }
+        let why = self.fills.withheld(&self.eng.tlb, va, size, access == Access::Write, ctx)?;
         let e = &self.eng.tlb.0[ctx][index(va)];
         let offset = va.wrapping_add(e.addend).wrapping_sub(self.machine().ram().host_base() as u64);
-        (!self.debug_cares(va, size, access)).then_some(offset)
+        let concerned = match why {
+            Withheld::Watched => self.debug_cares(va, size, access),
+            // A page of which no code is left should be entered anew.
+            Withheld::Code => {
+                self.machine().ram().page_bits(offset >> 12) != PageBits::CODE
+                    || !self.cache.has_code(offset >> 12)
+                    || self.cache.overlaps(offset, size.into())
+            }
+        };
+        (!concerned).then_some(offset)
     }
 
     /// RAM offset of an address that the TLB serves, perhaps after a walk; `None`: MMIO, ROM, code or a watched page.

@@ -49,7 +49,7 @@ pub struct Fills {
     /// Entries that others pushed out of the tables; any flush or revocation drops them all.
     victims: [Option<Victim>; VICTIMS],
     /// Pages in the tables that lack access which only the debugger's watchpoints withhold; dropped with the victims.
-    withheld: [Option<Withheld>; WITHHELD],
+    withheld: [Option<WithheldPage>; WITHHELD],
     /// Which of them goes next.
     oldest_withheld: usize,
     /// Which victim goes next.
@@ -90,16 +90,26 @@ struct Victim {
     entry: Entry,
 }
 
-/// Watched pages that are remembered: the top of a stack, what is copied from and to, and some.
+/// Withheld pages that are remembered: the top of a stack, what is copied from and to, and some.
 const WITHHELD: usize = 4;
 
+/// Why an entry serves less than page tables and RAM allow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Withheld {
+    /// The debugger watches the page.
+    Watched,
+    /// Translated code came from the page.
+    Code,
+}
+
 #[derive(Clone, Copy)]
-struct Withheld {
+struct WithheldPage {
     page: u64,
     ctx: u8,
     addend: u64,
     read: bool,
     write: bool,
+    why: Withheld,
 }
 
 const LOCAL: u8 = 1;
@@ -212,21 +222,25 @@ impl Fills {
         self.withheld = Default::default();
     }
 
-    /// The page of `va` was just entered; but for watchpoints it would serve this as well.
-    pub fn withhold(&mut self, va: u64, ctx: usize, addend: u64, read: bool, write: bool) {
+    /// The page of `va` was just entered; but for `why` it would serve this as well.
+    pub fn withhold(&mut self, va: u64, ctx: usize, addend: u64, (read, write): (bool, bool), why: Withheld) {
         let page = va & !0xfff;
-        let same = |w: &Option<Withheld>| w.is_some_and(|w| w.page == page && usize::from(w.ctx) == ctx);
+        let same = |w: &Option<WithheldPage>| w.is_some_and(|w| w.page == page && usize::from(w.ctx) == ctx);
         let at = self.withheld.iter().position(same).unwrap_or(self.oldest_withheld);
         self.oldest_withheld = (self.oldest_withheld + 1) % WITHHELD;
-        self.withheld[at] = Some(Withheld { page, ctx: ctx as u8, addend, read, write });
+        self.withheld[at] = Some(WithheldPage { page, ctx: ctx as u8, addend, read, write, why });
     }
 
-    /// Does the table's entry, whatever it serves, hold the right addend for an access that only watchpoints withhold?
-    pub fn withheld(&self, t: &Tables, va: u64, size: u8, write: bool, ctx: usize) -> bool {
+    /// Why an access is withheld for which the table's entry, whatever it serves, holds the right addend.
+    pub fn withheld(&self, t: &Tables, va: u64, size: u8, write: bool, ctx: usize) -> Option<Withheld> {
         let page = va & !0xfff;
         let addend = t.0[ctx][index(va)].addend;
-        let fits = |w: &Withheld| w.page == page && usize::from(w.ctx) == ctx && if write { w.write } else { w.read };
-        va & 0xfff <= 4096 - u64::from(size) && self.withheld.iter().flatten().any(|w| fits(w) && w.addend == addend)
+        let fits = |w: &&WithheldPage| {
+            let lets = if write { w.write } else { w.read };
+            w.page == page && usize::from(w.ctx) == ctx && lets && w.addend == addend
+        };
+        let inside = va & 0xfff <= 4096 - u64::from(size);
+        inside.then(|| self.withheld.iter().flatten().find(fits))?.map(|w| w.why)
     }
 
     pub fn flush_all(&mut self, t: &mut Tables) {

@@ -176,13 +176,14 @@ extern "C" fn access<C: GuestCpu>(seam: *mut u8) {
     if va.0 & 0xfff > 4096 - u64::from(size) {
         return b.give_up(LEAVE, info.insn, info.rest);
     }
-    if b.quick_unwatched(va.0, size, access, info.ctx).is_some() {
-        // The access itself looks at no tag.
+    // The access itself looks at no tag.
+    let withheld = |b: &VcpuBlock<C>| b.quick_unwatched(va.0, size, access, info.ctx).is_some();
+    if withheld(b) {
         return;
     }
     match b.place(va, access, info.ctx) {
         Err(f) => b.give_up(f, info.insn, info.rest),
-        Ok(_) if b.quick(va.0, size, access, info.ctx).is_some() => {}
+        Ok(_) if b.quick(va.0, size, access, info.ctx).is_some() || withheld(b) => {}
         Ok(_) => b.give_up(LEAVE, info.insn, info.rest),
     }
 }
