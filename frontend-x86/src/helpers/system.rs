@@ -40,6 +40,8 @@ rows! {
     HLT = hlt(0) ANY;
     /// (1 for STI) where IOPL decides.
     SET_IF = set_if(1) ANY;
+    /// Leaves, unless it runs alone, if an event waits.
+    NOTHING_WAITS = nothing_waits(0) CHECKS;
     /// (linear address)
     MONITOR = monitor(1) ANY;
     MWAIT = mwait(0) ANY;
@@ -69,6 +71,10 @@ fn unimp<E: Env>(env: &mut E, mnemonic: u64, bytes: u64, _: u64) -> Res {
     let m = iced_x86::Mnemonic::values().nth(mnemonic as usize);
     dlog!(UNIMP, "instruction {m:?} at {:x}:{:x} (bytes {:02x?})", cpu.seg[1].selector, cpu.rip, bytes.to_le_bytes());
     Err(fault::ud())
+}
+
+fn nothing_waits<E: Env>(env: &mut E, _: u64, _: u64, _: u64) -> Res {
+    if env.io().signals().pending().is_empty() { Ok(0) } else { done(env.alone()) }
 }
 
 /// Result of a helper that gives none.

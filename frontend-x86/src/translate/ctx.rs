@@ -32,6 +32,8 @@ pub struct Tr<'a> {
     pub off: i64,
     pub next: i64,
     pub flow: Flow,
+    /// The last instruction was STI (I8: whether IF was set before). If the next is in the block too, nothing looks at events between them.
+    pub(super) shadowed: Option<Val>,
     /// I8, not 0 if a LOCK form lost the race and must run again.
     pub(super) retry: Option<Val>,
     pub(super) lazy: Lazy,

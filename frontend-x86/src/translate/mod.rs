@@ -152,6 +152,7 @@ impl Frontend for X86 {
             off: first as i64,
             next: first as i64,
             flow: Flow::Next,
+            shadowed: None,
             retry: None,
             lazy: flags::Lazy::UNKNOWN,
         };
@@ -205,6 +206,7 @@ fn block(tr: &mut Tr<'_>, bytes: &[u8], limit: u32) -> bool {
         let here = &bytes[at..];
         let n = here.len().min(tr.bytes.len());
         tr.bytes[..n].copy_from_slice(&here[..n]);
+        tr.shadowed = None;
         instruction(tr, len);
         if let Some(again) = tr.retry.take()
             && tr.flow == Flow::Next
@@ -217,7 +219,9 @@ fn block(tr: &mut Tr<'_>, bytes: &[u8], limit: u32) -> bool {
         }
     }
     let next = tr.next;
-    if tr.mode.has(Mode::STEP) {
+    if let Some(was) = tr.shadowed {
+        system::end_in_shadow(tr, was);
+    } else if tr.mode.has(Mode::STEP) {
         tr.exit_next()
     } else {
         tr.jump(next)

@@ -168,14 +168,21 @@ fn set_if(tr: &mut Tr<'_>, on: bool) {
         tr.b.set(Ty::I64, layout::EFLAGS, 0, f);
         return;
     }
+    // What waits is taken at the end of the next instruction; what comes later may be taken later.
+    tr.call(h::NOTHING_WAITS, &[]);
     let was = tr.b.bin_imm(Op::And, f, bit::IF);
     let was = tr.b.cmp_imm(Cond::Ne, was, 0);
+    let f = tr.b.bin_imm(Op::Or, f, bit::IF);
+    tr.b.set(Ty::I64, layout::EFLAGS, 0, f);
+    tr.shadowed = Some(was);
+}
+
+/// Ends the block behind STI: interrupts are held for the next instruction, unless they were on before (`was`).
+pub(super) fn end_in_shadow(tr: &mut Tr<'_>, was: Val) {
     let old = tr.b.get(Ty::I8, layout::SHADOW, 0);
     let hold = tr.i8(shadow::STI);
     let s = tr.b.select(was, old, hold);
-    let f = tr.b.bin_imm(Op::Or, f, bit::IF);
     tr.b.set(Ty::I8, layout::SHADOW, 0, s);
-    tr.b.set(Ty::I64, layout::EFLAGS, 0, f);
     tr.exit_next();
 }
 

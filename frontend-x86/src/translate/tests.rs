@@ -1,6 +1,7 @@
 //! Every block the translator makes is well formed, whatever the bytes; and the shape of typical blocks.
 
 use super::*;
+use ir::Op;
 use ir::verify::verify;
 use vm_core::testing::Rng;
 
@@ -272,4 +273,21 @@ fn carry_of_earlier_blocks_is_what_the_lazy_form_means() {
             }
         }
     }
+}
+
+/// Interrupts that wait are taken behind the instruction after STI; nothing looks at them between the two.
+#[test]
+fn sti_ends_a_block_only_where_the_next_instruction_is_not_in_it() {
+    let x = X86::new(ALL_FEATURES);
+    let mode = modes().into_iter().find(|m| Mode(*m).is_64() && Mode(*m).has(Mode::IO_OK)).expect("there is one");
+    let mut code = page(&[0xfb, 0xc3]);
+    let pair = check(&x, mode, 0, 64, &mut code);
+    let sets = |b: &Block| b.insts.iter().filter(|i| i.op == Op::Set && i.aux == layout::SHADOW.0).count();
+    assert_eq!((pair.guest_insns, sets(&pair)), (2, 0));
+    let alone = check(&x, mode, 0, 1, &mut code);
+    assert_eq!((alone.guest_insns, sets(&alone), alone.insts.last().map(|i| i.op)), (1, 1, Some(Op::ExitNext)));
+    let mut last = page(&[]);
+    last.0[PAGE - 1] = 0xfb;
+    let last = check(&x, mode, PAGE as u32 - 1, 64, &mut last);
+    assert_eq!(last.insts.last().map(|i| i.op), Some(Op::ExitNext));
 }
