@@ -428,6 +428,24 @@ mod tests {
     }
 
     #[test]
+    fn what_is_withheld_is_known_until_mappings_or_writers_change() {
+        let code = |f: &Fills, t: &Tables, va, write| f.withheld(t, va, 8, write, 0);
+        let (mut t, mut f) = (tables(), Fills::default());
+        let enter = |f: &mut Fills, t: &mut Tables| {
+            f.fill(t, A, 0, Serves { write: false, ..RW }, 0x300);
+            f.withhold(A, 0, 0x300, (false, true), Withheld::Code);
+        };
+        enter(&mut f, &mut t);
+        assert_eq!(code(&f, &t, A + 8, true), Some(Withheld::Code));
+        assert_eq!((code(&f, &t, A + 8, false), code(&f, &t, A + 0xffc, true), code(&f, &t, B, true)), (None, None, None));
+        f.revoke_writes(&mut t, A + 0x300);
+        assert_eq!(code(&f, &t, A, true), None);
+        enter(&mut f, &mut t);
+        f.flush_page(&mut t, B);
+        assert_eq!(code(&f, &t, A, true), None);
+    }
+
+    #[test]
     fn a_displaced_global_page_stays_global() {
         let (mut t, mut f) = (tables(), Fills::default());
         f.fill(&mut t, A, 0, Serves { global: true, ..RW }, 0);

@@ -467,10 +467,11 @@ impl Gen {
         }
     }
 
-    /// Stores into another instruction, before or behind, directly or through the page's alias.
+    /// Stores into another instruction, before or behind, or farther away in the page, where there may be none; directly or through the
+    /// page's alias.
     fn self_modify(&mut self, i: usize) -> Item {
         let item = (i + self.r.below(8) as usize).saturating_sub(3).min(self.items);
-        let plus = self.r.below(5) as u32;
+        let plus = if self.r.one_in(3) { 64 * self.r.below(24) as u32 } else { self.r.below(5) as u32 };
         let window = if self.r.one_in(3) { at::CODE_ALIAS } else { at::CODE } as u32;
         let any = Rm::Abs(0);
         let (bytes, imm) = match self.r.below(4) {

@@ -172,7 +172,8 @@ fn gates() {
 }
 
 fn map(addr: u64, len: u64) -> Result<()> {
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+    // Present from the beginning, as in the guest: what may not be written tells by its error code whether it was touched before.
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_POPULATE;
     // SAFETY: low addresses that the layout reserves and where a position-independent program, its libraries and heap do
     // not lie; a second `Native` maps them anew.
     let p = unsafe { libc::mmap(addr as *mut c_void, len as usize, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
