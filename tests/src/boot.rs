@@ -1,7 +1,7 @@
 //! Boot tests: `rhea` as a child process with its serial line on pipes. Waits have limits; a failed test keeps what the guest said.
 
 use crate::workspace::cargo;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -41,6 +41,35 @@ fn profile_dir() -> PathBuf {
     // Tests lie one below.
     let dir = if dir.ends_with("deps") { dir.parent().expect("deps lies in target/PROFILE") } else { dir };
     dir.to_owned()
+}
+
+/// Is there a KVM that may be used? Machines for continuous integration may have none: then it says so, past the test harness, which
+/// keeps what tests print.
+///
+/// # Panics
+/// If it cannot be opened for another reason.
+pub fn kvm_is_there() -> bool {
+    match std::fs::File::options().read(true).write(true).open("/dev/kvm") {
+        Ok(_) => true,
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) => {
+            let _ = writeln!(std::io::stderr(), "LEFT OUT: no /dev/kvm ({e})");
+            false
+        }
+        Err(e) => panic!("/dev/kvm: {e}"),
+    }
+}
+
+/// KVM with each kind of interrupt controllers, and the JIT for what it cannot run, as arguments.
+const ON_KVM: [(&str, &[&str]); 3] = [
+    ("kvm", &["-accel", "kvm,self-test=off", "-accel", "jit"]),
+    ("kvm-split", &["-accel", "kvm,self-test=off,kernel-irqchip=split", "-accel", "jit"]),
+    ("kvm-on", &["-accel", "kvm,self-test=off,kernel-irqchip=on", "-accel", "jit"]),
+];
+
+/// Names and arguments of the engines on which a small guest and its devices are to be alike; KVM where there is one.
+pub fn engines() -> Vec<(&'static str, &'static [&'static str])> {
+    let own: [(&str, &[&str]); 2] = [("interp", &["-accel", "interp"]), ("jit", &["-accel", "jit,threshold=0"])];
+    own.into_iter().chain(if kvm_is_there() { ON_KVM.to_vec() } else { Vec::new() }).collect()
 }
 
 /// A folder for files of boot tests, under `target`.

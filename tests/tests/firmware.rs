@@ -3,11 +3,13 @@
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
-use rhea_tests::boot::{Guest, file, run, scratch};
+use rhea_tests::boot::{Guest, file, kvm_is_there, run, scratch};
 use std::time::{Duration, Instant};
 use vm_core::testing::left_out;
 
 const LIMIT: Duration = Duration::from_secs(120);
+/// A KVM on a host without VT runs real mode by its emulator.
+const LIMIT_KVM: Duration = Duration::from_secs(900);
 const ENGINES: [&str; 2] = ["interp", "jit"];
 const SEABIOS: &str = "/usr/share/seabios/bios-256k.bin";
 
@@ -123,7 +125,7 @@ fn boots(name: &str, engine: &str, more: &[&str], text: &str) -> Guest {
     let args = ["-accel", engine, "-nographic", "-m", "64M"];
     let start = Instant::now();
     let mut g = Guest::start(name, &[&args, more].concat());
-    g.wait_for(text, LIMIT);
+    g.wait_for(text, if engine.starts_with("kvm") { LIMIT_KVM } else { LIMIT });
     eprintln!("{name}, {engine}: boot sector after {:.2?}", start.elapsed());
     g.send("k");
     g.wait_for("kk", LIMIT);
@@ -198,6 +200,24 @@ fn boot_sectors_on_ide_and_ahci() {
         let index = format!("file={disc},if=none,id=cd,media=cdrom");
         let cd = ["-drive", &index, "-device", "ide-cd,drive=cd,bootindex=0", "-boot", "strict=on"];
         boots(&format!("boot-index-{machine}"), "jit", &[&both[..], &cd].concat(), DISC_TEXT);
+    }
+}
+
+/// The same sectors on KVM with each kind of interrupt controllers: minutes, where the processor cannot virtualise.
+#[test]
+#[ignore = "slow"]
+fn boot_sectors_on_kvm() {
+    if !seabios() || !kvm_is_there() {
+        return;
+    }
+    let (disk, disc) = (disk("boot-kvm.raw"), disc("boot-kvm.iso"));
+    let (virtio, ide) = (format!("file={disk},format=raw,if=virtio,snapshot=on"), format!("file={disk},format=raw,snapshot=on"));
+    for irqchip in ["off", "split", "on"] {
+        let engine = format!("kvm,self-test=off,kernel-irqchip={irqchip}");
+        let boots = |name: &str, more: &[&str], text| drop(boots(&format!("boot-kvm-{irqchip}-{name}"), &engine, more, text));
+        boots("virtio", &["-drive", &virtio], TEXT);
+        boots("ide", &["-drive", &ide], TEXT);
+        boots("ahci-cd", &["-M", "q35", "-cdrom", &disc], DISC_TEXT);
     }
 }
 

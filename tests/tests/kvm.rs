@@ -1,10 +1,9 @@
 //! The machine on the host's KVM: the same guest with the same end on every engine, moved between them while it runs, and where KVM
 //! cannot go on. `tests/kvm/guest.S` checks itself and ends with status 33. Without /dev/kvm these tests say so and do nothing.
 
-use rhea_tests::boot::{Guest, run, scratch};
+use rhea_tests::boot::{Guest, kvm_is_there as there, run, scratch};
 use rhea_tests::workspace::root;
-use std::fs::File;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Command;
@@ -17,18 +16,6 @@ const RIGHT: i32 = 33;
 /// Past the test harness, which keeps what tests print.
 fn say(what: &str) {
     let _ = writeln!(std::io::stderr(), "{what}");
-}
-
-/// Is there a KVM that may be used? Machines for continuous integration may have none.
-fn there() -> bool {
-    match File::options().read(true).write(true).open("/dev/kvm") {
-        Ok(_) => true,
-        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) => {
-            say(&format!("LEFT OUT: no /dev/kvm ({e})"));
-            false
-        }
-        Err(e) => panic!("/dev/kvm: {e}"),
-    }
 }
 
 /// The guest, with preprocessor names.

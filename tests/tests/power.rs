@@ -2,13 +2,12 @@
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
-use rhea_tests::boot::{ENTRY, Guest, file, program, pvh_elf};
+use rhea_tests::boot::{ENTRY, Guest, engines, file, program, pvh_elf};
 use std::io::Read;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 const LIMIT: Duration = Duration::from_secs(60);
-const ENGINES: [&str; 2] = ["interp", "jit,threshold=0"];
 const COM1: u32 = 0x3f8;
 const RUNNING: u8 = b'!';
 
@@ -29,9 +28,9 @@ fn guest(name: &str, body: fn(&mut CodeAssembler) -> Result<(), IcedError>) -> S
 
 /// Starts the guest on each engine and, once it runs, hands it to `check`.
 fn on_every_engine(name: &str, elf: &str, more: &[&str], check: fn(&mut Guest)) {
-    for engine in ENGINES {
-        let args = [&["-accel", engine, "-m", "16M", "-nographic", "-kernel", elf][..], more].concat();
-        let mut g = Guest::start(&format!("{name}-{}", engine.split(',').next().unwrap()), &args);
+    for (engine, accel) in engines() {
+        let args = [accel, &["-m", "16M", "-nographic", "-kernel", elf], more].concat();
+        let mut g = Guest::start(&format!("{name}-{engine}"), &args);
         g.wait_for("!", LIMIT);
         check(&mut g);
     }
@@ -156,6 +155,22 @@ fn the_escape_ends_a_guest_lost_outside_ram() {
         a.call(eax)
     });
     on_every_engine("lost", &elf, &["-d", "guest_errors"], escape_ends_it);
+}
+
+/// Writes to ROM, and to and from where there is no device, for ever.
+#[test]
+fn the_escape_ends_a_loop_of_accesses_to_nothing() {
+    let elf = guest("nothing", |a| {
+        let mut again = a.create_label();
+        a.set_label(&mut again)?;
+        a.inc(ecx)?;
+        a.mov(dword_ptr(0xffff_fff0u32), ecx)?;
+        a.mov(dword_ptr(0xc_0000u32), ecx)?;
+        a.mov(dword_ptr(0xd000_0000u32), ecx)?;
+        a.mov(eax, dword_ptr(0xd000_0010u32))?;
+        a.jmp(again)
+    });
+    on_every_engine("nothing", &elf, &[], escape_ends_it);
 }
 
 /// Jumps to itself.

@@ -1,7 +1,7 @@
 //! A Multiboot kernel of a few instructions with a module, and the text screen that it writes to, as the monitor shows it.
 
 use iced_x86::code_asm::*;
-use rhea_tests::boot::{Guest, file};
+use rhea_tests::boot::{Guest, engines, file};
 use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -47,9 +47,9 @@ fn the_monitor_shows_what_a_kernel_writes() {
     let (kernel, module) = (file("multiboot.bin", &kernel()), file("module.bin", b"?!"));
     let picture = file("screen.ppm", b"");
     let initrd = format!("{module} some words");
-    for engine in ["interp", "jit,threshold=0"] {
-        let args = ["-accel", engine, "-m", "16M", "-nographic", "-kernel", &kernel, "-initrd", &initrd];
-        let mut g = Guest::start(&format!("text-screen-{}", engine.split(',').next().unwrap()), &args);
+    for (engine, accel) in engines() {
+        let args = [accel, &["-m", "16M", "-nographic", "-kernel", &kernel, "-initrd", &initrd]].concat();
+        let mut g = Guest::start(&format!("text-screen-{engine}"), &args);
         g.wait_for("M?.", LIMIT);
         g.send("\x01cxp /4xb 0xb8000\n");
         g.wait_for("0x48 0x07 0x69 0x07", LIMIT);
