@@ -1,11 +1,37 @@
 //! The program's own memory once the guest runs natively: most of what it is made of has served its turn when it has started.
 //!
-//! UNSAFE: looks at the segments that the loader has mapped, and unmaps pages of those that nobody can have written to.
+//! UNSAFE: looks at the segments that the loader has mapped, and unmaps pages of those that nobody can have written to; looks at the
+//! arguments before `main`, and sets a variable of the environment then.
 #![allow(unsafe_code)]
 
-use std::ffi::{c_int, c_void};
+use std::ffi::{CStr, c_char, c_int, c_void};
 
 const PAGE: usize = 4096;
+
+/// The loader calls it before the allocator's own start (glibc hands arguments to these functions; lower numbers come first).
+#[cfg(target_env = "gnu")]
+#[used]
+#[unsafe(link_section = ".init_array.00099")]
+static EARLY: extern "C" fn(c_int, *const *const c_char) = small_pages;
+
+/// The allocator (mimalloc) asks for large pages, of which a heap of some hundred KiB fills four: 8 MiB. A machine that is to be small does
+/// without, unless the user says otherwise.
+#[cfg(target_env = "gnu")]
+extern "C" fn small_pages(argc: c_int, argv: *const *const c_char) {
+    let count = usize::try_from(argc).unwrap_or(0);
+    // SAFETY: the loader hands over `argc` pointers to strings that end with 0, which nobody has changed yet.
+    let mut args = (0..count).map(|i| unsafe { CStr::from_ptr(*argv.add(i)) }.to_bytes());
+    if args.any(is_small) {
+        // SAFETY: there are no other threads yet; both strings are constants.
+        unsafe { libc::setenv(c"MIMALLOC_ALLOW_THP".as_ptr(), c"0".as_ptr(), 0) };
+    }
+}
+
+/// Names an argument of `-machine` microvm?
+fn is_small(arg: &[u8]) -> bool {
+    let first = arg.split(|b| *b == b',').next().unwrap_or_default();
+    first == b"microvm" || first == b"type=microvm"
+}
 
 /// Gives back the memory of code and constants of the program and its libraries. They are read again from their files as they are
 /// needed, by pieces of some pages: what only starting needs stays away.
@@ -54,6 +80,15 @@ fn has_textrel(base: u64, dynamic: &libc::Elf64_Phdr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_machine_that_is_to_be_small_is_known_by_its_name() {
+        for (arg, small) in
+            [("microvm", true), ("microvm,acpi=off", true), ("type=microvm", true), ("q35", false), ("-M", false), ("", false)]
+        {
+            assert_eq!(is_small(arg.as_bytes()), small, "{arg}");
+        }
+    }
 
     /// Constants, tables of pointers, code and libraries work as before, on several threads.
     #[test]
