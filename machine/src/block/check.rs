@@ -5,7 +5,7 @@
 
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -205,8 +205,13 @@ impl Counts<'_> {
         }
         self.alone(l1, bytes, "L1 table")?;
         let (file, per_table) = (self.file, self.cluster() / 8);
+        let mut seen = HashSet::new();
         entries(file, l1, len.into(), &mut |_, e| match e & OFFSET {
             0 => Ok(()),
+            // Else a small image could have one table read for each of millions of entries.
+            table if !seen.insert(table) => {
+                Err(damaged(format_args!("the L2 table at {table:#x} has two places in one L1 table")))
+            }
             table => {
                 self.shared(table, active && e & COPIED != 0, "L2 table")?;
                 entries(file, table, per_table, &mut |_, e| self.data(h, e, active))

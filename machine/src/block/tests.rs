@@ -350,6 +350,15 @@ fn damaged_reference_counts_are_found() {
     let mut leak = sound.clone();
     leak[counts + 2 * used + 1] = 1;
     assert_eq!(opened(&leak, false), Ok(()));
+    // One L2 table in two places, and counted so.
+    let (mut bad, l1) = (sound.clone(), be(&sound, 40, 8));
+    let l2 = be(&sound, l1, 8) & ((1 << 56) - 1);
+    bad[counts + 2 * (l2 >> be(&sound, 20, 4)) + 1] = 2;
+    for at in [l1, l1 + 8] {
+        bad[at..at + 8].copy_from_slice(&(l2 as u64).to_be_bytes());
+    }
+    let said = opened(&bad, false).expect_err("it could be read for ever");
+    assert!(said.contains("two places"), "{said}");
     // No table of counts, none of its blocks, and blocks out of line.
     for (at, v) in [(55, 7), (59, 0), (be(&sound, 48, 8) + 5, 0x77), (be(&sound, 48, 8) + 5, 0)] {
         let mut bad = sound.clone();
