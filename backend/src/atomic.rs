@@ -102,7 +102,7 @@ impl<C: GuestCpu> VcpuBlock<C> {
             return Ok(Operand::Plain(offset));
         }
         // In a page with a watchpoint beside the operand.
-        if let Some(offset) = self.quick_unwatched(va, size, Access::Write, ctx)
+        if let Some(offset) = self.quick_withheld(va, size, Access::Write, ctx)
             && !self.debug_cares(va, size, Access::Read)
         {
             return Ok(Operand::Plain(offset));

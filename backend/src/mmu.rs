@@ -131,17 +131,15 @@ impl<C: GuestCpu> VcpuBlock<C> {
 
     /// RAM offset of a hit in a page whose entry withholds the access, for reasons that do not concern it: the debugger watches other
     /// bytes, code came from others.
-    pub fn quick_unwatched(&self, va: u64, size: u8, access: Access, ctx: usize) -> Option<u64> {
+    pub fn quick_withheld(&self, va: u64, size: u8, access: Access, ctx: usize) -> Option<u64> {
         let why = self.fills.withheld(&self.eng.tlb, va, size, access == Access::Write, ctx)?;
         let e = &self.eng.tlb.0[ctx][index(va)];
         let offset = va.wrapping_add(e.addend).wrapping_sub(self.machine().ram().host_base() as u64);
         let concerned = match why {
             Withheld::Watched => self.debug_cares(va, size, access),
-            // A page of which no code is left should be entered anew.
+            // A page of which no code is left should be entered anew, and one that is watched meanwhile.
             Withheld::Code => {
-                self.machine().ram().page_bits(offset >> 12) != PageBits::CODE
-                    || !self.cache.has_code(offset >> 12)
-                    || self.cache.overlaps(offset, size.into())
+                self.machine().ram().page_bits(offset >> 12) != PageBits::CODE || !self.cache.lies_beside(offset, size.into())
             }
         };
         (!concerned).then_some(offset)
@@ -382,7 +380,7 @@ impl<C: GuestCpu> VcpuBlock<C> {
     fn load_slow(&mut self, va: Va, size: u8, ctx: usize) -> Result<u64, Fault> {
         let first = 4096 - (va.0 & 0xfff);
         if u64::from(size) <= first {
-            if let Some(offset) = self.quick_unwatched(va.0, size, Access::Read, ctx) {
+            if let Some(offset) = self.quick_withheld(va.0, size, Access::Read, ctx) {
                 return Ok(self.machine().ram().read_uint(offset, size));
             }
             let p = self.place(va, Access::Read, ctx)?;
@@ -407,7 +405,7 @@ impl<C: GuestCpu> VcpuBlock<C> {
     fn store_slow(&mut self, va: Va, size: u8, value: u64, ctx: usize) -> Result<(), Fault> {
         let first = 4096 - (va.0 & 0xfff);
         if u64::from(size) <= first {
-            if let Some(offset) = self.quick_unwatched(va.0, size, Access::Write, ctx) {
+            if let Some(offset) = self.quick_withheld(va.0, size, Access::Write, ctx) {
                 self.machine().ram().store_uint(offset, size, value);
                 return Ok(());
             }

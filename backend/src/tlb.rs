@@ -48,7 +48,7 @@ pub struct Fills {
     is_global: Vec<[bool; CTX_COUNT]>,
     /// Entries that others pushed out of the tables; any flush or revocation drops them all.
     victims: [Option<Victim>; VICTIMS],
-    /// Pages in the tables that lack access which only the debugger's watchpoints withhold; dropped with the victims.
+    /// Pages in the tables that lack access for a reason that need not concern all of it; dropped with the victims.
     withheld: [Option<WithheldPage>; WITHHELD],
     /// Which of them goes next.
     oldest_withheld: usize,

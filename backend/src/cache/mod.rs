@@ -227,13 +227,20 @@ impl Cache {
 
     /// Whether stored code was read from any byte of a range within one page.
     pub fn overlaps(&self, offset: u64, len: u64) -> bool {
+        self.pages.get(&(offset >> 12)).is_some_and(|p| self.meets(p, offset, len))
+    }
+
+    /// Whether stored code was read from the page of a range, but from none of its bytes.
+    pub fn lies_beside(&self, offset: u64, len: u64) -> bool {
+        self.pages.get(&(offset >> 12)).is_some_and(|p| !self.meets(p, offset, len))
+    }
+
+    fn meets(&self, p: &PageCode, offset: u64, len: u64) -> bool {
         let meets = |&(from, to): &(u64, u64)| from < offset + len && offset < to;
-        self.pages.get(&(offset >> 12)).is_some_and(|p| {
-            p.granules & granules(offset, offset + len) != 0
-                // SAFETY: records listed in `pages` are live.
-                && (p.records.iter().any(|r| unsafe { &**r }.ranges().iter().flatten().any(meets))
-                    || p.regions.iter().any(|id| self.regions[id].ranges.iter().any(meets)))
-        })
+        p.granules & granules(offset, offset + len) != 0
+            // SAFETY: records listed in `pages` are live.
+            && (p.records.iter().any(|r| unsafe { &**r }.ranges().iter().flatten().any(meets))
+                || p.regions.iter().any(|id| self.regions[id].ranges.iter().any(meets)))
     }
 
     /// Whether any code of the page is kept.

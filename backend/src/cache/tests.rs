@@ -64,7 +64,8 @@ fn a_write_drops_what_it_overlaps_to_the_byte() {
     block(&mut c, &ram, 0x1010, 4);
     block(&mut c, &ram, 0x1014, 4);
     assert!(!c.overlaps(0x1008, 8) && c.overlaps(0x1008, 9) && c.overlaps(0x1017, 1) && !c.overlaps(0x1018, 8));
-    assert!(!c.overlaps(0x2010, 4), "another page");
+    assert!(!c.overlaps(0x2010, 4) && !c.lies_beside(0x2010, 4), "another page");
+    assert!(c.lies_beside(0x1008, 8) && !c.lies_beside(0x1017, 1));
     c.invalidate(&ram, 0x1008, 8);
     assert_eq!((c.len(), ram.page_bits(1)), (2, PageBits::CODE));
     c.invalidate(&ram, 0x1013, 1);

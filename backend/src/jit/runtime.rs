@@ -177,7 +177,7 @@ extern "C" fn access<C: GuestCpu>(seam: *mut u8) {
         return b.give_up(LEAVE, info.insn, info.rest);
     }
     // The access itself looks at no tag.
-    let withheld = |b: &VcpuBlock<C>| b.quick_unwatched(va.0, size, access, info.ctx).is_some();
+    let withheld = |b: &VcpuBlock<C>| b.quick_withheld(va.0, size, access, info.ctx).is_some();
     if withheld(b) {
         return;
     }
