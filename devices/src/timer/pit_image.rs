@@ -1,7 +1,7 @@
 //! The 8254's state as another model of it (KVM's) goes on with it, and back (Intel 82C54 data sheet). The other model's counts
 //! begin anew when they are given: so an interrupt comes late rather than early.
 
-use super::pit::{PIT_HZ, PORT_B_DATA, PORT_B_GATE2, Pit, ns_of};
+use super::pit::{PORT_B_DATA, PORT_B_GATE2, Pit, ns_of, pulse_of};
 use super::pit_counter::{Counter, RW_BOTH, RW_LSB, RW_MSB};
 use std::sync::atomic::Ordering;
 use vm_core::clock::Ns;
@@ -44,10 +44,6 @@ pub(super) struct Away {
     since: u64,
 }
 
-fn pulses(ns: Ns) -> u64 {
-    (u128::from(ns) * u128::from(PIT_HZ) / 1_000_000_000) as u64
-}
-
 impl Counter {
     fn image(&mut self, now: u64) -> ChannelImage {
         let fresh = *self == Self::new(self.gate);
@@ -79,7 +75,7 @@ impl Counter {
     fn set_image(&mut self, i: &ChannelImage, now: u64) {
         if let Some(mode) = i.mode {
             let n = i.count.clamp(1, 0x10000);
-            let elapsed = pulses(i.elapsed).min(1 << 40);
+            let elapsed = pulse_of(i.elapsed).min(1 << 40);
             let stopped = !i.gate && !matches!(mode, 1 | 5);
             *self = Self {
                 mode: mode.min(5),
@@ -195,7 +191,7 @@ mod tests {
         image.channels[2].elapsed += 100_000;
         p.take_back(|| Ok::<_, ()>(image)).expect("taken");
         assert_eq!(p.read(1, 0, 1) & 3, 3);
-        let (then, passed) = (read(&mut p, 0), pulses(100_000) as u32);
+        let (then, passed) = (read(&mut p, 0), pulse_of(100_000) as u32);
         assert!((1193 - then).abs_diff(passed) <= 2, "{first} {then}");
         assert!(read(&mut p, 2).abs_diff(speaker - 2 * passed) <= 6, "{speaker}");
     }

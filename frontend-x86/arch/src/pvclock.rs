@@ -123,71 +123,18 @@ fn tell_wall(at: u64, io: &dyn CpuIo) {
 mod tests {
     use super::*;
     use crate::models::configure;
-    use std::sync::atomic::{AtomicU64, Ordering};
-    use vm_core::{Ram, VcpuSignals};
+    use crate::tests::Io;
+    use std::sync::atomic::Ordering;
 
     const PAGE: u64 = 0x1000;
     const RAM: u64 = 0x3000;
 
-    struct Io {
-        ram: Ram,
-        signals: VcpuSignals,
-        now: AtomicU64,
-        offset: AtomicU64,
-    }
-
-    impl CpuIo for Io {
-        fn port_read(&self, _: u16, _: u8) -> u32 {
-            !0
-        }
-        fn port_write(&self, _: u16, _: u8, _: u32) {}
-        fn mmio_read(&self, pa: Pa, size: u8) -> u64 {
-            self.ram.read_uint(pa.0, size)
-        }
-        fn mmio_write(&self, pa: Pa, size: u8, value: u64) {
-            self.ram.write_uint(pa.0, size, value);
-        }
-        fn msr_read(&self, _: u32) -> Option<u64> {
-            None
-        }
-        fn msr_write(&self, _: u32, _: u64) -> bool {
-            false
-        }
-        fn cr8(&self) -> u8 {
-            0
-        }
-        fn set_cr8(&self, _: u8) {}
-        fn target(&self, pa: Pa) -> Target {
-            if pa.0 < RAM { Target::Ram { offset: pa.0, writable: pa.0 < 0x2000 } } else { Target::Mmio }
-        }
-        fn ram(&self) -> &Ram {
-            &self.ram
-        }
-        fn signals(&self) -> &VcpuSignals {
-            &self.signals
-        }
-        fn ack_intr(&self) -> Option<u8> {
-            None
-        }
-        fn tsc(&self) -> u64 {
-            self.now.load(Ordering::Relaxed)
-        }
-        fn kvm_clock_offset(&self) -> u64 {
-            self.offset.load(Ordering::Relaxed)
-        }
-        fn raise_kvm_clock(&self, offset: u64) {
-            self.offset.store(offset, Ordering::Relaxed);
-        }
-        fn wall_clock(&self) -> i64 {
-            1_700_000_000_250_000_000
-        }
-    }
-
     fn set_up() -> (CpuState, Io) {
         let tweaks = [(true, "kvmclock".to_owned())];
         let cpu = CpuState::new(&configure("qemu64", &tweaks).expect("a model"), 0);
-        let ram = Ram::new(RAM).expect("memory");
-        (cpu, Io { ram, signals: VcpuSignals::default(), now: 5_000_000_000.into(), offset: 700.into() })
+        let told = |pa| if pa < RAM { Target::Ram { offset: pa, writable: pa < 0x2000 } } else { Target::Mmio };
+        let wall_clock = 1_700_000_000_250_000_000;
+        (cpu, Io { told, wall_clock, tsc: 5_000_000_000.into(), kvm_clock: 700.into(), ..Io::new() })
     }
 
     fn write(cpu: &mut CpuState, io: &Io, msr: u32, value: u64) {
@@ -217,7 +164,7 @@ mod tests {
         assert_eq!((io.ram.read_uint(PAGE, 4) & 1, io.ram.read_uint(PAGE, 4) > 0), (0, true), "the version");
         let at = |io: &Io, cpu: &CpuState| shown(io, PAGE, io.tsc().wrapping_add(cpu.tsc_offset));
         assert_eq!(at(&io, &cpu), 5_000_000_700);
-        io.now.store(5_000_012_345, Ordering::Relaxed);
+        io.tsc.store(5_000_012_345, Ordering::Relaxed);
         assert_eq!(at(&io, &cpu), 5_000_013_045);
         // Another TSC: nothing is seen of it.
         cpu.tsc_offset = 77;

@@ -13,7 +13,7 @@ use crate::cpuid::CpuConfigured;
 use crate::flags::bit;
 use crate::models::configure;
 use crate::state::{CpuState, SegReg, Segment, cr0, cr4, efer};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use vm_core::guest::{Flush, GuestCpu, GuestEnv, PhysMem};
 use vm_core::{Access, CpuIo, Fault, Pa, Ram, Target, Va, VcpuSignals};
 
@@ -25,6 +25,26 @@ pub struct Io {
     /// The vector that `ack_intr` returns; 256 for none.
     pub vector: AtomicU32,
     pub cr8: AtomicU32,
+    pub tsc: AtomicU64,
+    /// What lies where, as `target` tells it; all of `ram` is accessible whatever that is.
+    pub told: fn(u64) -> Target,
+    pub kvm_clock: AtomicU64,
+    pub wall_clock: i64,
+}
+
+impl Io {
+    pub fn new() -> Self {
+        Self {
+            ram: Ram::new(RAM_SIZE).unwrap(),
+            signals: VcpuSignals::default(),
+            vector: AtomicU32::new(256),
+            cr8: AtomicU32::new(0),
+            tsc: AtomicU64::new(1000),
+            told: |_| Target::Mmio,
+            kvm_clock: AtomicU64::new(0),
+            wall_clock: 0,
+        }
+    }
 }
 
 impl CpuIo for Io {
@@ -52,8 +72,8 @@ impl CpuIo for Io {
     fn set_cr8(&self, v: u8) {
         self.cr8.store(v.into(), Ordering::Relaxed);
     }
-    fn target(&self, _pa: Pa) -> Target {
-        Target::Mmio
+    fn target(&self, pa: Pa) -> Target {
+        (self.told)(pa.0)
     }
     fn ram(&self) -> &Ram {
         &self.ram
@@ -65,7 +85,16 @@ impl CpuIo for Io {
         u8::try_from(self.vector.load(Ordering::Relaxed)).ok()
     }
     fn tsc(&self) -> u64 {
-        1000
+        self.tsc.load(Ordering::Relaxed)
+    }
+    fn kvm_clock_offset(&self) -> u64 {
+        self.kvm_clock.load(Ordering::Relaxed)
+    }
+    fn raise_kvm_clock(&self, offset: u64) {
+        self.kvm_clock.store(offset, Ordering::Relaxed);
+    }
+    fn wall_clock(&self) -> i64 {
+        self.wall_clock
     }
 }
 
@@ -164,12 +193,7 @@ impl Env {
     }
 
     pub fn with(config: &CpuConfigured) -> Env {
-        let io = Io {
-            ram: Ram::new(RAM_SIZE).unwrap(),
-            signals: VcpuSignals::default(),
-            vector: AtomicU32::new(256),
-            cr8: AtomicU32::new(0),
-        };
+        let io = Io::new();
         let mut cpu = CpuState::new(config, 0);
         cpu.idt.limit = 0x3ff;
         cpu.gpr[4] = 0x8000;
