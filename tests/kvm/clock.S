@@ -10,24 +10,10 @@
 #define PAGE 0x200000
 #define WALL 0x200100
 
-    .section .note.pvh, "a", @note
-    .long 4, 4, 18
-    .ascii "Xen\0"
-    .long start
+#include "flat.h"
 
-    .text
-    .code32
-    .globl start
 start:
-    cli
-    cld
-    mov $stack_top, %esp
-    lgdt gdt_at
-    ljmp $8, $1f
-1:  mov $0x10, %eax
-    mov %eax, %ds
-    mov %eax, %es
-    mov %eax, %ss
+    flat
     mov $0x40000000, %eax
     cpuid
     cmp $0x4b4d564b, %ebx
@@ -123,15 +109,6 @@ clock:
     jne clock
     ret
 
-say:
-    lodsb
-    test %al, %al
-    jz 1f
-    mov $0x3f8, %edx
-    out %al, %dx
-    jmp say
-1:  ret
-
     .data
 begins:
     .asciz "begins\n"
@@ -144,13 +121,3 @@ last:
     .quad 0
 reads:
     .long 0
-gdt:
-    .quad 0, 0x00cf9b000000ffff, 0x00cf93000000ffff
-gdt_at:
-    .word 23
-    .long gdt
-
-    .bss
-    .balign 16
-    .skip 4096
-stack_top:

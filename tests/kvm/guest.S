@@ -15,24 +15,11 @@
 #define END 0x9008
 #define MORE 0x900c
 
-    .section .note.pvh, "a", @note
-    .long 4, 4, 18
-    .ascii "Xen\0"
-    .long start
+#include "flat.h"
 
-    .text
-    .code32
-    .globl start, compute
+    .globl compute
 start:
-    cli
-    cld
-    mov $stack_top, %esp
-    lgdt gdt_at
-    ljmp $8, $1f
-1:  mov $0x10, %eax
-    mov %eax, %ds
-    mov %eax, %es
-    mov %eax, %ss
+    flat
     mov $timer, %eax
     mov %ax, idt + 0x100
     movw $8, idt + 0x102
@@ -151,15 +138,6 @@ wrong:
     out %al, $0xf4
     hlt
 
-say:
-    lodsb
-    test %al, %al
-    jz 1f
-    mov $0x3f8, %edx
-    out %al, %dx
-    jmp say
-1:  ret
-
 timer:
     push %eax
     incl ticks
@@ -199,11 +177,6 @@ begins:
 right:
     .asciz "right\n"
     .balign 8
-gdt:
-    .quad 0, 0x00cf9b000000ffff, 0x00cf93000000ffff
-gdt_at:
-    .word 23
-    .long gdt
 idt_at:
     .word 0x1ff
     .long idt
@@ -214,5 +187,3 @@ ticks:
     .balign 16
 idt:
     .skip 0x200
-    .skip 4096
-stack_top:

@@ -14,10 +14,7 @@
 #define GSI 16
 #endif
 
-    .section .note.pvh, "a", @note
-    .long 4, 4, 18
-    .ascii "Xen\0"
-    .long start
+#include "flat.h"
 
     .macro fail code
     mov $\code, %al
@@ -39,19 +36,8 @@
     lret $4
     .endm
 
-    .text
-    .code32
-    .globl start
 start:
-    cli
-    cld
-    mov $stack_top, %esp
-    lgdt gdt_at
-    ljmp $8, $1f
-1:  mov $0x10, %eax
-    mov %eax, %ds
-    mov %eax, %es
-    mov %eax, %ss
+    flat
     gate 0x40, timer
     gate 0x41, disk
     lidt idt_at
@@ -167,15 +153,6 @@ request:
     ret
 3:  fail 23
 
-say:
-    lodsb
-    test %al, %al
-    jz 1f
-    mov $0x3f8, %edx
-    out %al, %dx
-    jmp say
-1:  ret
-
 timer:
     push %eax
     incl ticks
@@ -198,11 +175,6 @@ begins:
 right:
     .asciz "right\n"
     .balign 8
-gdt:
-    .quad 0, 0x00cf9b000000ffff, 0x00cf93000000ffff
-gdt_at:
-    .word 23
-    .long gdt
 idt_at:
     .word 0x3ff
     .long idt
@@ -215,5 +187,3 @@ interrupts:
     .balign 16
 idt:
     .skip 0x400
-    .skip 4096
-stack_top:

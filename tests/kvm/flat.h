@@ -1,0 +1,48 @@
+// What these guests have in common: the entry by PVH at `start`, flat segments and a stack, a text to COM1.
+
+    .section .note.pvh, "a", @note
+    .long 4, 4, 18
+    .ascii "Xen\0"
+    .long start
+
+    // Interrupts off, segments of our own, a stack.
+    .macro flat
+    cli
+    cld
+    mov $stack_top, %esp
+    lgdt gdt_at
+    ljmp $8, $1f
+1:  mov $0x10, %eax
+    mov %eax, %ds
+    mov %eax, %es
+    mov %eax, %ss
+    .endm
+
+    .text
+    .code32
+    .globl start
+
+    // The text at ESI, up to its zero. EAX, EDX and ESI are lost.
+say:
+    lodsb
+    test %al, %al
+    jz 1f
+    mov $0x3f8, %edx
+    out %al, %dx
+    jmp say
+1:  ret
+
+    .data
+    .balign 8
+gdt:
+    .quad 0, 0x00cf9b000000ffff, 0x00cf93000000ffff
+gdt_at:
+    .word 23
+    .long gdt
+
+    .bss
+    .balign 16
+    .skip 4096
+stack_top:
+
+    .text
