@@ -6,7 +6,8 @@ use crate::event_loop::Waker;
 use crate::gdb::{Arch, script};
 use crate::machine::Machine;
 use crate::monitor::Monitor;
-use crate::options::{self, Config, DeviceSpec, SerialPort};
+use crate::net::user::{Line, Lines};
+use crate::options::{self, Config, DeviceSpec, ForwardTarget, NetdevKind, SerialPort};
 use crate::qmp::Qmp;
 use crate::run::RunError;
 use devices::chr::CharSink;
@@ -97,6 +98,24 @@ impl Consoles {
         self.ports = port_lists(config).map(|ports| ports.iter().map(end).collect()).collect();
         let sink = |e: &Option<End>| e.as_ref().map(End::sink);
         self.ports.iter().map(|ports| ports.iter().map(sink).collect()).collect()
+    }
+
+    /// Lines of user-mode networks to back ends.
+    pub fn lines(&self, config: &Config, waker: &Waker) -> Lines {
+        let users = config.netdevs.iter().filter_map(|n| match &n.kind {
+            NetdevKind::User(u) => Some(&u.guestfwd),
+            NetdevKind::Link(_) => None,
+        });
+        let mut lines = Lines::new();
+        for g in users.flatten() {
+            let ForwardTarget::Chardev(id) = &g.to else { continue };
+            if let (false, Some(end)) = (lines.contains_key(id), self.end(id)) {
+                let line = Line::start(end.sink(), waker);
+                end.set_front(line.front());
+                lines.insert(id.clone(), line);
+            }
+        }
+        lines
     }
 
     /// Lets input flow to the ports of virtio console devices.

@@ -102,7 +102,7 @@ pub fn run(config: Config) -> Result<ExitCode, RunError> {
     let mut consoles = Consoles::open(&config, &events.waker(), move || quit.end(0, Some(Cause::HostQuit)))?;
     let (a20, remap) = (control.clone(), control.clone());
     let drives = Arc::new(Drives::open(&config.drives, &control)?);
-    let nets = Arc::new(Nets::open(&config.netdevs, &config.dumps)?);
+    let nets = Arc::new(Nets::open(&config.netdevs, &config.dumps, &consoles.lines(&config, &events.waker()))?);
     let shares = Shares::open(&config.shares)?;
     let balloon = control.clone();
     let outside = Outside {

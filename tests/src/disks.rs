@@ -5,14 +5,16 @@ use cpio::newc::{Builder, ModeFileType, trailer};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 /// Modules of Debian's kernel, in the order in which they need each other. Those that are built in are left out.
-const MODULES: [&str; 7] = [
+const MODULES: [&str; 8] = [
     "drivers/virtio/virtio_ring",
     "drivers/virtio/virtio",
     "drivers/virtio/virtio_pci_legacy_dev",
     "drivers/virtio/virtio_pci_modern_dev",
     "drivers/virtio/virtio_pci",
+    "drivers/virtio/virtio_mmio",
     "drivers/block/virtio_blk",
     "drivers/char/hw_random/virtio-rng",
 ];
@@ -87,15 +89,19 @@ fn first(dir: &Path, start: &str) -> Option<PathBuf> {
     list.into_iter().next()
 }
 
-/// Debian's kernel for virtual machines, unpacked.
+/// Debian's kernel for virtual machines, unpacked. Tests that run at the same time fetch it once.
 fn kernel_package() -> Option<PathBuf> {
-    let dir = scratch().join("kernel-package");
-    let root = dir.join("root");
-    if !root.exists() && !fetch(&dir) {
-        let _ = std::fs::remove_dir_all(&dir);
-        return None;
-    }
-    Some(root)
+    static FETCHED: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let make = || {
+        let dir = scratch().join("kernel-package");
+        let root = dir.join("root");
+        if !root.exists() && !fetch(&dir) {
+            let _ = std::fs::remove_dir_all(&dir);
+            return None;
+        }
+        Some(root)
+    };
+    FETCHED.get_or_init(make).clone()
 }
 
 fn fetch(dir: &Path) -> bool {

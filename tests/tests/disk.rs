@@ -17,6 +17,7 @@ const MIB: usize = 1 << 20;
 const JOB: &str = r#"sh /disk/load
 echo "sizes $(cat /sys/block/vda/size) $(cat /sys/block/vdb/size)"
 echo "serial $(cat /sys/block/vda/serial)"
+echo "caches $(cat /sys/block/vda/queue/write_cache), $(cat /sys/block/vdb/queue/write_cache)"
 echo "first $(md5sum < /dev/vda | cut -c 1-32) $(md5sum < /dev/vdb | cut -c 1-32)"
 dd if=/dev/hwrng of=/tmp/random bs=4096 count=1 2>/dev/null
 echo "random $(wc -c < /tmp/random)"
@@ -110,7 +111,7 @@ fn read_and_write(case: &Case) {
     let base_before = std::fs::read(&base).unwrap();
 
     let (a, b) = (format!("file={raw},format=raw,if=none,id=a"), format!("file={top},format=qcow2,if=none,id=b"));
-    let devices = ["a,serial=one", "b"].map(|d| format!("virtio-blk-pci,drive={d}{}", case.device));
+    let devices = ["a,serial=one,write-cache=off", "b"].map(|d| format!("virtio-blk-pci,drive={d}{}", case.device));
     let args = [
         &["-accel", case.engine, "-m", "256M", "-nographic", "-no-reboot", "-kernel", &linux.kernel, "-initrd", &linux.initrd][..],
         &["-append", &format!("console=ttyS0 quiet {}", case.append), "-drive", &a, "-drive", &b],
@@ -123,6 +124,7 @@ fn read_and_write(case: &Case) {
     let sum = |d: &[u8]| md5(d);
     g.wait_for("sizes 32768 24576\r\n", LIMIT);
     g.wait_for("serial one\r\n", LIMIT);
+    g.wait_for("caches write through, write back\r\n", LIMIT);
     g.wait_for(&format!("first {} {}\r\n", sum(&before[0]), sum(&before[1])), LIMIT);
     g.wait_for("random 4096\r\n", LIMIT);
     let after = before.map(changed);

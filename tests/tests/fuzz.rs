@@ -71,7 +71,12 @@ fn queues() {
 #[test]
 fn blk() {
     let subject = virtio::Subject {
-        make: || Blk::new(DISK.with_borrow(Clone::clone), BlkConfig { serial: "fuzz".into(), queues: 2, queue_size: 64 }),
+        make: || {
+            Blk::new(
+                DISK.with_borrow(Clone::clone),
+                BlkConfig { serial: "fuzz".into(), queues: 2, queue_size: 64, ..BlkConfig::default() },
+            )
+        },
         outside: |d, n| {
             if n & 1 != 0 {
                 DISK.with_borrow(|disk| disk.run());
@@ -220,7 +225,7 @@ fn use_image(drives: &Drives, seen: &mut Behaviour) {
         Op::Read { at: last, to: part(65536) },
         Op::Write { at: 4096, from: part(1024), through: false },
         Op::Discard { at: 8192, len: 8192 },
-        Op::Zero { at: 16384, len: 4096, unmap: true },
+        Op::Zero { at: 16384, len: 4096, unmap: true, through: true },
         Op::Write { at: last, from: part(65536), through: false },
         Op::Flush,
     ];

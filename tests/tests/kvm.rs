@@ -2,11 +2,10 @@
 //! cannot go on. `tests/kvm/guest.S` checks itself and ends with status 33. Without /dev/kvm these tests say so and do nothing.
 
 use rhea_tests::boot::{Guest, kvm_is_there as there, run, scratch};
-use rhea_tests::workspace::root;
+use rhea_tests::small::guest_of;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -21,19 +20,6 @@ fn say(what: &str) {
 /// The guest, with preprocessor names.
 fn guest(name: &str, defines: &[&str]) -> Option<String> {
     guest_of("guest.S", name, defines)
-}
-
-fn guest_of(source: &str, name: &str, defines: &[&str]) -> Option<String> {
-    let elf: PathBuf = scratch().join(format!("kvm-{name}.elf"));
-    let mut cc = Command::new("cc");
-    cc.current_dir(root().join("tests/kvm"));
-    cc.args(["-m32", "-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none", "-Wl,-T,guest.ld", source, "-o"]).arg(&elf);
-    let Ok(out) = cc.args(defines.iter().map(|d| format!("-D{d}"))).output() else {
-        vm_core::testing::left_out("there is no C compiler");
-        return None;
-    };
-    assert!(out.status.success(), "{source} does not compile:\n{}", String::from_utf8_lossy(&out.stderr));
-    Some(elf.display().to_string())
 }
 
 const MACHINE: [&str; 7] = ["-m", "16", "-display", "none", "-nodefaults", "-device", "isa-debug-exit,iobase=0xf4,iosize=4"];

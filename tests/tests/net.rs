@@ -7,6 +7,7 @@ use rhea_tests::disks::Linux;
 use rhea_tests::qmp::Client;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
+use std::os::unix::net::UnixStream;
 use std::sync::OnceLock;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -39,6 +40,10 @@ echo "host $(nslookup guest.test 10.0.2.2:$3 | grep -c 192.0.2.7)"
 nc 10.0.2.2 1 < /dev/null && echo "somebody is there" || echo "nobody is there"
 nc 10.0.2.2 $1 < /dev/null | nc 10.0.2.2 $2
 echo "sent back"
+echo "from the guest" | nc 10.0.2.100 80 > /tmp/line &
+while ! grep -q host /tmp/line; do sleep 0.1; done
+echo "line $(cat /tmp/line)"
+kill $!
 nc -ll -p 7000 -e cat &
 echo "listening"
 "#;
@@ -172,10 +177,21 @@ fn use_the_network(case: &Case) -> Option<Guest> {
     let (dns, forwarded) = (name_server(), free());
     let resolv = file(&format!("{}.resolv", case.name), format!("nameserver [127.0.0.1]:{dns}\n").as_bytes());
     let capture = scratch().join(format!("{}.pcap", case.name));
-    let netdev = format!("user,id=n,hostname=rhea-guest,hostfwd=tcp:127.0.0.1:{forwarded}-:7000,resolv-conf={resolv}");
+    let forward = format!("hostfwd=tcp:127.0.0.1:{forwarded}-:7000,guestfwd=tcp:10.0.2.100:80-chardev:line");
+    let netdev = format!("user,id=n,hostname=rhea-guest,{forward},resolv-conf={resolv}");
+    let line = scratch().join(format!("{}.line", case.name));
+    let chardev = format!("socket,id=line,path={},server=on,wait=off", line.display());
+    let _ = std::fs::remove_file(&line);
     let device = format!("virtio-net-pci,netdev=n,mac=52:54:00:aa:bb:cc{}", case.device);
     let dump = format!("filter-dump,id=d,netdev=n,maxlen=96,file={}", capture.display());
-    let mut g = boot(case.name, linux, &[&["-netdev", &netdev, "-device", &device, "-object", &dump][..], case.more].concat());
+    let mut g = boot(
+        case.name,
+        linux,
+        &[&["-chardev", &chardev, "-netdev", &netdev, "-device", &device, "-object", &dump][..], case.more].concat(),
+    );
+    // All that the guest says to an address of its network is said here, and the other way round.
+    let mut line = UnixStream::connect(line).unwrap();
+    line.set_read_timeout(Some(LIMIT)).unwrap();
     let ((down, sent), (up, taken)) = (sender(case.mib), taker(case.mib));
     g.type_line(&format!("sh /disk/job {down} {up} {dns}"));
     g.wait_for("lease 10.0.2.15 10.0.2.2 10.0.2.3 rhea-guest\r\n", LIMIT);
@@ -185,6 +201,11 @@ fn use_the_network(case: &Case) -> Option<Guest> {
     g.wait_for("nobody is there\r\n", LIMIT);
     // On a host that does much else a mebibyte may take seconds.
     g.wait_for("sent back\r\n", LIMIT + Duration::from_secs(4 * case.mib as u64));
+    let mut said = [0; 15];
+    line.read_exact(&mut said).unwrap();
+    assert_eq!(&said, b"from the guest\n");
+    line.write_all(b"from the host\n").unwrap();
+    g.wait_for("line from the host\r\n", LIMIT);
     g.wait_for("listening\r\n", LIMIT);
     sent.join().unwrap();
     taken.join().unwrap();

@@ -1,15 +1,17 @@
-//! Consoles, named ports and the balloon with a Linux guest: what is said both ways, memory that goes back to the host.
+//! Consoles, named ports and the balloon with a Linux guest, on PCI and in memory: what is said both ways, memory that goes back to the
+//! host. A small guest uses them, and a shared folder, on every engine.
 
 use machine::firstrun;
 use machine::options::{Request, parse};
-use rhea_tests::boot::{Guest, scratch};
+use rhea_tests::boot::{Guest, engines, scratch};
 use rhea_tests::disks::Linux;
 use rhea_tests::qmp::Client;
+use rhea_tests::small::guest_of;
 use serde_json::json;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use vm_core::testing::{Rng, left_out};
 
@@ -67,40 +69,52 @@ fn connect(path: &PathBuf) -> UnixStream {
 }
 
 fn md5(data: &[u8]) -> String {
-    let (_, name) = path("virtio-sum");
-    std::fs::write(&name, data).unwrap();
-    let out = Command::new("md5sum").arg(&name).output().expect("md5sum is there");
-    String::from_utf8_lossy(&out.stdout)[..32].to_owned()
+    let mut c = Command::new("md5sum").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("md5sum is there");
+    c.stdin.take().unwrap().write_all(data).unwrap();
+    String::from_utf8(c.wait_with_output().unwrap().stdout).unwrap()[..32].to_owned()
+}
+
+/// What virtio devices are on: arguments, and the ending of the devices' names.
+struct On(&'static str, &'static [&'static str], &'static str);
+
+const PCI: On = On("pci", &[], "pci");
+const MICROVM: On = On("microvm", &["-M", "microvm"], "device");
+
+impl On {
+    /// A file of the test's.
+    fn path(&self, name: &str) -> (PathBuf, String) {
+        path(&format!("virtio-{}-{name}", self.0))
+    }
+
+    fn device(&self, name: &str) -> String {
+        format!("{name}-{}", self.2)
+    }
 }
 
 #[test]
 fn a_guest_talks_by_a_console_and_a_named_port() {
+    talk(&PCI);
+}
+
+#[test]
+fn a_microvms_guest_talks_by_a_console_and_a_named_port() {
+    talk(&MICROVM);
+}
+
+fn talk(on: &On) {
     let (down, up) = (data(1, 1_000_000), data(2, 1_000_000));
     let big = String::from_utf8(up.clone()).unwrap();
     let Some(linux) = linux("ports", &[("ports", PORTS), ("big", &big)]) else {
         return left_out("virtio: Debian's kernel cannot be fetched");
     };
-    let ((console, c), (port, p), (_, saved)) = (path("virtio-c"), path("virtio-p"), path("virtio-saved"));
-    let (qmp, q) = path("virtio-q");
+    let ((console, c), (port, p), (_, saved)) = (on.path("c"), on.path("p"), on.path("saved"));
+    let (qmp, q) = on.path("q");
     let chardev = |id: &str, path: &str| format!("socket,path={path},server=on,wait=off,id={id}");
-    let mut g = boot(
-        "virtio-ports",
-        &linux,
-        &[
-            "-device",
-            "virtio-serial-pci",
-            "-chardev",
-            &chardev("c", &c),
-            "-device",
-            "virtconsole,chardev=c",
-            "-chardev",
-            &chardev("p", &p),
-            "-device",
-            "virtserialport,chardev=p,name=org.rhea.test",
-            "-qmp",
-            &format!("unix:{q},server=on,wait=off"),
-        ],
-    );
+    let (c, p, q, serial) =
+        (chardev("c", &c), chardev("p", &p), format!("unix:{q},server=on,wait=off"), on.device("virtio-serial"));
+    let ends = ["-chardev", &c, "-device", "virtconsole,chardev=c", "-chardev", &p];
+    let named = ["-device", "virtserialport,chardev=p,name=org.rhea.test", "-qmp", &q];
+    let mut g = boot(&format!("virtio-{}-ports", on.0), &linux, &[on.1, &["-device", &serial], &ends, &named].concat());
     let mut port = connect(&port);
     g.type_line("sh /disk/ports");
     assert!(g.wait_for("port org.rhea.test\r\n", LIMIT).len() < 2000);
@@ -152,13 +166,22 @@ fn wait_below(pid: u32, mib: u64, what: &str) {
 
 #[test]
 fn a_balloon_gives_memory_back() {
+    lend(&PCI);
+}
+
+#[test]
+fn a_microvms_balloon_gives_memory_back() {
+    lend(&MICROVM);
+}
+
+fn lend(on: &On) {
     let Some(linux) = linux("balloon", &[("fill", FILL)]) else {
         return left_out("virtio: Debian's kernel cannot be fetched");
     };
-    let (qmp, q) = path("balloon-q");
+    let (qmp, q) = on.path("balloon");
     let unix = format!("unix:{q},server=on,wait=off");
-    let device = "virtio-balloon-pci,free-page-reporting=on,guest-stats-polling-interval=1";
-    let mut g = boot("virtio-balloon", &linux, &["-device", device, "-qmp", &unix]);
+    let device = format!("{},free-page-reporting=on,guest-stats-polling-interval=1", on.device("virtio-balloon"));
+    let mut g = boot(&format!("virtio-{}-balloon", on.0), &linux, &[on.1, &["-device", &device, "-qmp", &unix]].concat());
     let mut qmp = Client::new(&qmp);
     let pid = g.process();
     g.type_line("sh /disk/load; sh /disk/load-more; sh /disk/fill");
@@ -183,10 +206,42 @@ fn a_balloon_gives_memory_back() {
     g.expect_exit(0, LIMIT);
 }
 
+/// What is typed comes back from the console, a page that is lent is empty, the file is shown on the serial port.
+#[test]
+fn a_microvm_uses_console_balloon_and_folder_on_every_engine() {
+    let Some(kernel) = guest_of("virtio.S", "virtio", &[]) else { return };
+    let folder = scratch().join("virtio-micro-folder");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("hello"), "from the folder\n").unwrap();
+    let fsdev = format!("local,id=f,path={},security_model=none", folder.display());
+    let machine = ["-M", "microvm", "-m", "16", "-display", "none", "-nodefaults", "-no-reboot", "-kernel", &kernel];
+    let exit = ["-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-chardev", "stdio,id=c"];
+    let console = ["-device", "virtio-serial-device,max_ports=1", "-device", "virtconsole,chardev=c"];
+    let others = ["-device", "virtio-balloon-device", "-fsdev", &fsdev, "-device", "virtio-9p-device,fsdev=f,mount_tag=t"];
+    for (engine, accel) in engines() {
+        for acpi in ["on", "off"] {
+            let (serial, acpi_off) = (scratch().join("virtio-micro.serial"), format!("microvm,acpi={acpi}"));
+            let to = format!("file:{}", serial.display());
+            let args = [&machine[..], &["-M", &acpi_off, "-serial", &to], &exit, &console, &others, accel].concat();
+            let mut g = Guest::start("virtio-micro", &args);
+            g.wait_for("from the guest\n", LIMIT);
+            g.send("back and forth");
+            g.wait_for("back and forth", LIMIT);
+            g.expect_exit(33, LIMIT);
+            assert_eq!(std::fs::read_to_string(&serial).unwrap(), "from the folder\n", "{engine} acpi={acpi}");
+        }
+    }
+}
+
 #[test]
 fn mistakes_are_told_in_one_line() {
     for (args, want) in [
         (&["-device", "virtconsole"][..], "there is no virtio-serial-pci"),
+        (&["-M", "microvm", "-device", "virtserialport"], "add -device virtio-serial-device"),
+        (&["-M", "microvm", "-device", "virtio-serial-pci"], "use virtio-serial-device"),
+        (&["-device", "virtio-balloon-device"], "use virtio-balloon-pci"),
+        (&["-M", "microvm", "-device", "virtio-balloon-device", "-device", "virtio-balloon-device"], "one balloon only"),
+        (&["-M", "microvm", "-device", "virtio-9p-device,fsdev=x,mount_tag=y"], "fsdev"),
         (&["-device", "virtio-serial-pci,id=a", "-device", "virtserialport,bus=b.0"], "b.0"),
         (&["-device", "virtio-serial-pci", "-device", "virtserialport,nr=0"], "port 0 is for a console"),
         (

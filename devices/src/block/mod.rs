@@ -43,11 +43,13 @@ pub enum Op {
     },
     /// As `Discard`, of several ranges: positions and lengths.
     Trim(Vec<(u64, u64)>),
-    /// Reads as zeroes afterwards. `unmap`: space on the host may be given back.
+    /// Reads as zeroes afterwards. `unmap`: space on the host may be given back; `through`: done when it is on disk.
     Zero {
         at: u64,
         len: u64,
         unmap: bool,
+        #[serde(default)]
+        through: bool,
     },
 }
 

@@ -47,6 +47,12 @@ impl MemoryDisk {
         self
     }
 
+    /// Without a write cache.
+    pub fn write_through(self) -> Self {
+        self.geometry.lock().write_back = false;
+        self
+    }
+
     /// Another size; who watches is not told.
     pub fn resize(&self, bytes: u64) {
         self.state.lock().data.resize(bytes as usize, 0);
@@ -92,15 +98,14 @@ impl MemoryDisk {
     fn perform(&self, job: &Job) -> bool {
         let mut s = self.state.lock();
         let range = |at: u64, len: u64| at as usize..(at + len) as usize;
+        let now = |through: bool| if through { " through" } else { "" };
         let (text, at) = match &job.op {
             Op::Read { at, .. } => (format!("read {at} {}", job.op.len()), *at),
-            Op::Write { at, through, .. } => {
-                (format!("write {at} {}{}", job.op.len(), if *through { " through" } else { "" }), *at)
-            }
+            Op::Write { at, through, .. } => (format!("write {at} {}{}", job.op.len(), now(*through)), *at),
             Op::Flush => ("flush".into(), 0),
             Op::Discard { at, len } => (format!("discard {at} {len}"), *at),
             Op::Trim(list) => (format!("trim {list:?}"), 0),
-            Op::Zero { at, len, unmap } => (format!("zero {at} {len} {unmap}"), *at),
+            Op::Zero { at, len, unmap, through } => (format!("zero {at} {len} {unmap}{}", now(*through)), *at),
         };
         s.log.push(text);
         if at >= self.fail_from {

@@ -53,11 +53,13 @@ pub struct BlkConfig {
     pub queues: u16,
     /// A power of two, 2..=`MAX_QUEUE_SIZE`.
     pub queue_size: u16,
+    /// The driver may turn the write cache on and off.
+    pub config_wce: bool,
 }
 
 impl Default for BlkConfig {
     fn default() -> Self {
-        Self { serial: String::new(), queues: 1, queue_size: 256 }
+        Self { serial: String::new(), queues: 1, queue_size: 256, config_wce: true }
     }
 }
 
@@ -222,7 +224,7 @@ impl Blk {
         let len = u64::from(sectors) * SECTOR;
         let op = match kind {
             T_DISCARD => Op::Discard { at, len },
-            _ => Op::Zero { at, len, unmap: flags & RANGE_UNMAP != 0 },
+            _ => Op::Zero { at, len, unmap: flags & RANGE_UNMAP != 0, through: self.through() },
         };
         if sectors > MAX_RANGE || self.geometry.read_only || !op.fits(self.geometry.bytes) {
             return Plan::Answer(S_IOERR, Vec::new());
@@ -277,7 +279,13 @@ impl Model for Blk {
     }
 
     fn features(&self) -> u64 {
-        let mut f = F_SEG_MAX | F_BLK_SIZE | F_FLUSH | F_TOPOLOGY | F_CONFIG_WCE;
+        let mut f = F_SEG_MAX | F_BLK_SIZE | F_TOPOLOGY;
+        if self.config.config_wce {
+            f |= F_CONFIG_WCE | F_FLUSH;
+        }
+        if self.geometry.write_back {
+            f |= F_FLUSH;
+        }
         if self.config.queues > 1 {
             f |= F_MQ;
         }

@@ -13,7 +13,7 @@ const STATUS_AT: u64 = 0x2000;
 const DATA_AT: u64 = 0x8000;
 
 fn blk(disk: &Arc<MemoryDisk>) -> Blk {
-    Blk::new(disk.clone(), BlkConfig { serial: "serial-0".into(), queues: 2, queue_size: 64 })
+    Blk::new(disk.clone(), BlkConfig { serial: "serial-0".into(), queues: 2, queue_size: 64, ..BlkConfig::default() })
 }
 
 fn driver(disk: &Arc<MemoryDisk>, features: u64) -> Driver<Blk> {
@@ -88,9 +88,36 @@ fn a_driver_may_turn_write_back_off() {
 }
 
 #[test]
+fn without_a_write_cache_all_that_is_done_is_on_disk() {
+    let disk = MemoryDisk::new(1 << 20).write_through().shared();
+    let mut d = driver(&disk, F_FLUSH | F_CONFIG_WCE | F_WRITE_ZEROES);
+    assert_eq!(d.device.bar_read(4, 0x2000 + 32, 1), 0, "writeback");
+    assert_eq!(request(&mut d, T_OUT, 0, &[(DATA_AT, 512)], &[]), S_OK);
+    d.ram.write_uint(DATA_AT, 8, 8);
+    d.ram.write_uint(DATA_AT + 8, 8, 2);
+    assert_eq!(request(&mut d, T_WRITE_ZEROES, 0, &[(DATA_AT, 16)], &[]), S_OK);
+    assert_eq!(disk.log(), ["write 0 512 through", "zero 4096 1024 false through"]);
+    // The driver may turn it on, until the device is reset.
+    d.device.bar_write(4, 0x2000 + 32, 1, 1);
+    assert_eq!(request(&mut d, T_OUT, 0, &[(DATA_AT, 512)], &[]), S_OK);
+    assert_eq!(disk.log(), ["write 0 512"]);
+    d.device.reset();
+    assert_eq!(d.device.bar_read(4, 0x2000 + 32, 1), 0);
+}
+
+#[test]
+fn a_driver_that_may_not_choose_sees_what_there_is() {
+    let features = |disk: MemoryDisk| {
+        Blk::new(disk.shared(), BlkConfig { config_wce: false, ..BlkConfig::default() }).features() & (F_FLUSH | F_CONFIG_WCE)
+    };
+    assert_eq!(features(MemoryDisk::new(1 << 20)), F_FLUSH);
+    assert_eq!(features(MemoryDisk::new(1 << 20).write_through()), 0);
+}
+
+#[test]
 fn ranges_are_discarded_and_zeroed() {
     let disk = MemoryDisk::new(1 << 20).shared();
-    let mut d = driver(&disk, F_DISCARD | F_WRITE_ZEROES);
+    let mut d = driver(&disk, F_FLUSH | F_DISCARD | F_WRITE_ZEROES);
     let mut range = |kind, sector: u64, sectors: u64, flags: u64, len| {
         d.ram.write_uint(DATA_AT, 8, sector);
         d.ram.write_uint(DATA_AT + 8, 8, sectors | flags << 32);

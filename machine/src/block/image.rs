@@ -120,7 +120,10 @@ impl Image {
             Op::Flush => self.flush(),
             Op::Discard { at, len } => self.discard(*at, *len),
             Op::Trim(list) => list.iter().try_for_each(|(at, len)| self.discard(*at, *len)),
-            Op::Zero { at, len, unmap } => self.zero(*at, *len, *unmap),
+            Op::Zero { at, len, unmap, through } => {
+                self.zero(*at, *len, *unmap)?;
+                if *through { self.flush() } else { Ok(()) }
+            }
         }
     }
 

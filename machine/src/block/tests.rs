@@ -103,6 +103,10 @@ impl User {
     }
 }
 
+fn zero(at: u64, len: u64, unmap: bool) -> Op {
+    Op::Zero { at, len, unmap, through: unmap }
+}
+
 fn pattern(len: usize, seed: u8) -> Vec<u8> {
     (0..len).map(|i| (i as u8).wrapping_mul(31) ^ (i >> 8) as u8 ^ seed).collect()
 }
@@ -142,7 +146,7 @@ fn raw_images_hold_what_is_written() {
     let data = pattern(3 << 20, 1);
     assert!(u.write(512, &data) && u.run(Op::Flush));
     assert_eq!(u.read(512, 3 << 20), data);
-    assert!(u.run(Op::Zero { at: 4096, len: 8192, unmap: false }) && u.run(Op::Zero { at: 65536, len: 65536, unmap: true }));
+    assert!(u.run(zero(4096, 8192, false)) && u.run(zero(65536, 65536, true)));
     assert!(u.run(Op::Discard { at: 1 << 20, len: 4096 }));
     let on_disk = std::fs::read(&file).unwrap();
     assert_eq!((on_disk.len(), &on_disk[512..4096]), (4 << 20, &data[..3584]));
@@ -168,7 +172,7 @@ fn qcow2_images_lie_over_others() {
     assert_eq!(std::fs::read(&base_file).unwrap(), base);
     let u = User::new(&DriveConfig { io_uring: true, ..config(&top, Some(ImageFormat::Qcow2)) });
     assert_eq!(u.read(0, 3 << 20), want);
-    assert!(u.run(Op::Discard { at: 0, len: 1 << 20 }) && u.run(Op::Zero { at: 1 << 20, len: 1 << 20, unmap: true }));
+    assert!(u.run(Op::Discard { at: 0, len: 1 << 20 }) && u.run(zero(1 << 20, 1 << 20, true)));
     assert!(u.read(1 << 20, 1 << 20).iter().all(|b| *b == 0));
 }
 

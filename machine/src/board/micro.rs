@@ -2,15 +2,14 @@
 //! Addresses are those of QEMU's machine of this name. No PCI; without ACPI there are 8259s and an 8254 as well, as nothing else tells a
 //! kernel of interrupts and time.
 
-use super::pci::{Added, backend, disk, host_random};
-use super::{BoardError, Builder, Outside, Parts, Place, TSC_HZ, add_extra, add_serials, new_pit};
-use crate::options::{DeviceSpec, MachineConfig, MachineKind};
+use super::virtio::{self, Bus, Look, Placed};
+use super::{BoardError, Builder, Outside, Parts, Place, TSC_HZ, add_extra, add_serials, memory, new_pit};
+use crate::options::{MachineConfig, MachineKind, PciSlot};
 use devices::fw::reduced::Reduced;
 use devices::power::sleep::{self, Sleep};
 use devices::timer::pit;
-use devices::virtio::blk::MAX_QUEUES;
+use devices::virtio::Model;
 use devices::virtio::mmio::{self, MmioWires, VirtioMmio};
-use devices::virtio::{Blk, BlkConfig, Model, Net, NetConfig, Rng};
 use parking_lot::Mutex;
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -22,6 +21,8 @@ const SLEEP: u32 = 0xfea0_0200;
 const VIRTIO: u32 = 0xfeb0_0000;
 /// As many as have an interrupt of their own.
 const SLOTS: u32 = 8;
+/// Doorbells that a device has at most. Each ring looks at all, so those of a console's many ports would cost more than they save.
+const BELLS: u32 = 16;
 /// Interrupt of the first device: with ACPI an input of the I/O APIC, else one of ISA's, which kernels know without being told.
 const GSI: u32 = 16;
 const ISA: u32 = 5;
@@ -41,10 +42,9 @@ pub fn add(b: &mut Builder, config: MachineConfig, out: &Outside, at: &Place) ->
     let uarts = add_serials(b, out, at.wires)?;
     add_extra(b, out)?;
     let mut parts = Parts { uarts, pit, ..Parts::default() };
-    for (spec, _) in &out.devices {
-        let slots = Slots { first: if config.acpi { GSI } else { ISA }, taken: &mut parts.slots, at };
-        add_device(b, spec, out, slots, &mut parts.added)?;
-    }
+    let mut slots = Slots { first: if config.acpi { GSI } else { ISA }, taken: Vec::new(), at };
+    out.devices.iter().try_for_each(|(spec, _)| virtio::add(b, spec, out, &mut slots, &mut parts.added))?;
+    parts.slots = slots.taken;
     Ok(parts)
 }
 
@@ -60,13 +60,18 @@ pub struct Slot {
 struct Slots<'a> {
     /// The first one's interrupt.
     first: u32,
-    taken: &'a mut Vec<Slot>,
+    taken: Vec<Slot>,
     at: &'a Place<'a>,
 }
 
-impl Slots<'_> {
+impl Bus for Slots<'_> {
+    fn ram(&self) -> u64 {
+        let (below, above) = memory::sizes(self.at.map);
+        below + above
+    }
+
     /// Puts a device into the next slot.
-    fn add<M: Model>(self, b: &mut Builder, name: &'static str, model: M) -> Result<Arc<Mutex<VirtioMmio<M>>>, BoardError> {
+    fn place<M: Model>(&mut self, b: &mut Builder, name: &'static str, _: &PciSlot, model: M) -> Result<Placed<M>, BoardError> {
         let n = self.taken.len() as u32;
         let number = self.first + n;
         let line = |n| if n < GSI { Some(self.at.wires.isa(n)) } else { self.at.wires.gsi(n) };
@@ -76,32 +81,10 @@ impl Slots<'_> {
         let cell = VirtioMmio::new_shared(model, MmioWires { irq, dma: self.at.dma.clone() });
         b.mmio(&cell, Pa(base.into()), mmio::SIZE);
         self.taken.push(Slot { base, number, queues });
-        Ok(cell)
+        let (access, seen) = (VirtioMmio::access(&cell), cell.clone());
+        let look: Look<M> = Box::new(move |f| f(seen.lock().model()));
+        Ok(Placed { access, look, service: Box::new(move || cell.lock().service()), at: None })
     }
-}
-
-fn add_device(b: &mut Builder, spec: &DeviceSpec, out: &Outside, slots: Slots, added: &mut Added) -> Result<(), BoardError> {
-    match spec {
-        DeviceSpec::VirtioBlk { drive, serial, queues, queue_size, .. } => {
-            let queues = queues.unwrap_or(out.cpus.len() as u16).clamp(1, MAX_QUEUES);
-            let config = BlkConfig { serial: serial.clone(), queues, queue_size: *queue_size };
-            let cell = slots.add(b, "virtio-blk-device", Blk::new(disk(out, drive)?, config))?;
-            added.storage.push(Box::new(move || cell.lock().service()));
-        }
-        DeviceSpec::VirtioRng { .. } => {
-            slots.add(b, "virtio-rng-device", Rng::new(Box::new(host_random)))?;
-        }
-        DeviceSpec::VirtioNet { netdev, mac, rx_queue, tx_queue, .. } => {
-            let config = NetConfig { mac: *mac, rx_queue: *rx_queue, tx_queue: *tx_queue };
-            let cell = slots.add(b, "virtio-net-device", Net::new(backend(out, netdev.as_ref())?, config))?;
-            added.cards.push(Box::new(move || cell.lock().model().mac()));
-        }
-        DeviceSpec::VirtioSerial { .. } => return Err(BoardError::NotHere("virtio-serial")),
-        DeviceSpec::VirtioBalloon { .. } => return Err(BoardError::NotHere("virtio-balloon")),
-        DeviceSpec::Virtio9p { .. } => return Err(BoardError::NotHere("virtio-9p")),
-        DeviceSpec::Ide { .. } | DeviceSpec::IsaDebugExit { .. } | DeviceSpec::IsaDebugcon { .. } => {}
-    }
-    Ok(())
 }
 
 /// What ACPI says of it.
@@ -112,7 +95,7 @@ pub fn describe(slots: &[Slot]) -> Reduced {
 
 /// QueueNotify of each device, by the number of the queue.
 pub fn doorbells(slots: &[Slot]) -> Vec<(Pa, u32)> {
-    let of = |s: &Slot| (0..s.queues).map(|q| (Pa(u64::from(s.base) + mmio::QUEUE_NOTIFY), q)).collect::<Vec<_>>();
+    let of = |s: &Slot| (0..s.queues.min(BELLS)).map(|q| (Pa(u64::from(s.base) + mmio::QUEUE_NOTIFY), q)).collect::<Vec<_>>();
     slots.iter().flat_map(of).collect()
 }
 
@@ -144,6 +127,7 @@ mod tests {
     fn devices_are_announced_once() {
         let with = |acpi, kernel_args| MachineConfig { kind: MachineKind::Microvm, acpi, hpet: false, vga: false, kernel_args };
         let slot = |base, number, queues| Slot { base, number, queues };
+        assert_eq!(doorbells(&[slot(0xfeb0_0000, 5, 64)]).len(), BELLS as usize);
         let slots = [slot(0xfeb0_0000, 5, 1), slot(0xfeb0_0200, 6, 2)];
         let bells = [(Pa(0xfeb0_0050), 0), (Pa(0xfeb0_0250), 0), (Pa(0xfeb0_0250), 1)];
         assert_eq!(doorbells(&slots), bells);

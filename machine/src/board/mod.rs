@@ -80,13 +80,11 @@ pub enum BoardError {
     PortsBeyondEnd(&'static str),
     #[error("the firmware has {0} bytes, and is to have whole units of 64 KiB, 16 MiB at most")]
     Rom(u64),
-    #[error("-device {0}: no PCI slot is free")]
+    #[error("-device {0}-pci: no PCI slot is free")]
     NoSlot(&'static str),
-    #[error("-machine microvm: {0} is not there yet; use -machine pc")]
-    NotHere(&'static str),
-    #[error("-device {0}: microvm has room for 8 virtio devices")]
+    #[error("-device {0}-device: microvm has room for 8 virtio devices")]
     NoPlace(&'static str),
-    #[error("-device {0}: PCI device {1:x}.{2} is there already")]
+    #[error("-device {0}-pci: PCI device {1:x}.{2} is there already")]
     SlotTaken(&'static str, u8, u8),
     #[error("there is no drive '{0}'")]
     NoDrive(String),
@@ -232,7 +230,7 @@ impl Board {
         let (disks, nets, firmware) = (out.disks, out.nets, out.firmware);
         let (clock, ports, extra) = (out.clock, ports.into_bus(), out.devices.into_iter().map(|(spec, _)| spec).collect());
         let Parts { pm, typist, rtc, pit, hpet, coprocessor, uarts, vga, added, slots } = parts;
-        let pci::Added { storage, cards, consoles, balloon, bootorder } = added;
+        let pci::Added { storage, cards, consoles, balloon, order } = added;
         let this = Self {
             ram,
             map,
@@ -269,7 +267,10 @@ impl Board {
             ioapic,
         };
         match firmware {
-            Some(f) => this.with_firmware(f, &bootorder, dma),
+            Some(f) => {
+                let paths: Vec<String> = order.into_iter().map(|(_, path)| path).collect();
+                this.with_firmware(f, &paths, dma)
+            }
             None => Ok(this),
         }
     }
@@ -402,8 +403,8 @@ fn add_pc(b: &mut Builder, config: MachineConfig, out: &Outside, at: &Place) -> 
     let vga = config.vga.then(|| add_vga(b, out)).transpose()?;
     add_extra(b, out)?;
     let (below, above) = memory::sizes(at.map);
-    let slots = pci::Slots { bus, wires: at.wires, msi: at.msi.clone(), dma: at.dma.clone(), ram: below + above };
-    let added = pci::add_devices(b, config.kind, out, &slots)?;
+    let mut slots = pci::Slots { bus, wires: at.wires, msi: at.msi.clone(), dma: at.dma.clone(), ram: below + above };
+    let added = pci::add_devices(b, config.kind, out, &mut slots)?;
     let coprocessor = Some(coprocessor);
     Ok(Parts { pm: Some(pm), typist: Some(typist), coprocessor, uarts, vga, added, ..timers })
 }

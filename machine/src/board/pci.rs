@@ -2,16 +2,13 @@
 
 use super::memory::ECAM;
 use super::storage;
-use super::virtio;
+use super::virtio::{self, Bus, Look, Placed};
 use super::wires::Wires;
 use super::{BoardError, Builder, ECAM_BUSES, Outside};
-use crate::options::{DeviceSpec, MachineConfig, MachineKind, PciSlot};
-use devices::block::Disk;
+use crate::options::{MachineConfig, MachineKind, PciSlot};
 use devices::fw::acpi;
-use devices::net::{Absent, NetBackend};
 use devices::pci::{Bridge, Pam, PciBus, PciEcam, PciPorts, PciWires, Smm};
-use devices::virtio::blk::MAX_QUEUES;
-use devices::virtio::{Access, Balloon, Blk, BlkConfig, Console, Net, NetConfig, PciOptions, Rng, VirtioPci};
+use devices::virtio::{Access, Balloon, Console, Model, PciOptions, VirtioPci};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use vm_core::{DeviceCell, Dma, MemMap, MsiSink};
@@ -73,7 +70,7 @@ impl Slots<'_> {
     }
 
     /// Device and function of a slot, and its wires.
-    pub(super) fn take(&self, name: &'static str, slot: &PciSlot) -> Result<(u8, u8, PciWires), BoardError> {
+    fn take(&self, name: &'static str, slot: &PciSlot) -> Result<(u8, u8, PciWires), BoardError> {
         let (device, function) = match slot.addr {
             Some(at) => at,
             None => (self.bus.free_device().filter(|d| *d < 31).ok_or(BoardError::NoSlot(name))?, 0),
@@ -85,8 +82,27 @@ impl Slots<'_> {
     }
 }
 
-pub(super) fn virtio_options(slot: &PciSlot) -> PciOptions {
-    PciOptions { legacy: slot.legacy, modern: slot.modern, vectors: slot.vectors }
+impl Bus for Slots<'_> {
+    fn ram(&self) -> u64 {
+        self.ram
+    }
+
+    fn place<M: Model>(
+        &mut self,
+        b: &mut Builder,
+        name: &'static str,
+        slot: &PciSlot,
+        model: M,
+    ) -> Result<Placed<M>, BoardError> {
+        let (device, function, wires) = self.take(name, slot)?;
+        let options = PciOptions { legacy: slot.legacy, modern: slot.modern, vectors: slot.vectors };
+        let cell = VirtioPci::new_shared(model, wires, options);
+        self.bus.add(device, function, cell.clone());
+        b.devices.push(cell.clone());
+        let (access, seen) = (VirtioPci::access(&cell), cell.clone());
+        let look: Look<M> = Box::new(move |f| f(seen.lock().model()));
+        Ok(Placed { access, look, service: Box::new(move || cell.lock().service()), at: Some((device, function)) })
+    }
 }
 
 /// What has been added to the bus.
@@ -96,72 +112,15 @@ pub struct Added {
     pub cards: Vec<Card>,
     pub consoles: Vec<Access<Console>>,
     pub balloon: Option<Access<Balloon>>,
-    /// Open Firmware paths of what has a boot index, in its order.
-    pub bootorder: Vec<String>,
+    /// Boot indexes, and Open Firmware paths of what has them.
+    pub order: Vec<(u32, String)>,
 }
 
 /// Adds the PCI devices among `out.devices`.
-pub fn add_devices(b: &mut Builder, kind: MachineKind, out: &Outside, slots: &Slots) -> Result<Added, BoardError> {
+pub fn add_devices(b: &mut Builder, kind: MachineKind, out: &Outside, slots: &mut Slots) -> Result<Added, BoardError> {
     let mut added = Added::default();
-    let mut order = storage::add_ide(b, kind, out, slots, &mut added)?;
-    for (spec, _) in &out.devices {
-        match spec {
-            DeviceSpec::VirtioBlk { drive, serial, queues, queue_size, slot, boot_index } => {
-                let (device, function, wires) = slots.take("virtio-blk-pci", slot)?;
-                let queues = queues.unwrap_or(out.cpus.len() as u16).clamp(1, MAX_QUEUES);
-                let config = BlkConfig { serial: serial.clone(), queues, queue_size: *queue_size };
-                let cell = VirtioPci::new_shared(Blk::new(disk(out, drive)?, config), wires, virtio_options(slot));
-                slots.bus.add(device, function, cell.clone());
-                b.devices.push(cell.clone());
-                added.storage.push(Box::new(move || cell.lock().service()));
-                order.extend(boot_index.map(|n| (n, format!("{}/disk@0,0", storage::path("scsi", device, function)))));
-            }
-            DeviceSpec::VirtioRng { slot } => {
-                let (device, function, wires) = slots.take("virtio-rng-pci", slot)?;
-                let cell = VirtioPci::new_shared(Rng::new(Box::new(host_random)), wires, virtio_options(slot));
-                slots.bus.add(device, function, cell.clone());
-                b.devices.push(cell);
-            }
-            DeviceSpec::VirtioNet { netdev, mac, rx_queue, tx_queue, slot } => {
-                let (device, function, wires) = slots.take("virtio-net-pci", slot)?;
-                let config = NetConfig { mac: *mac, rx_queue: *rx_queue, tx_queue: *tx_queue };
-                let cell = VirtioPci::new_shared(Net::new(backend(out, netdev.as_ref())?, config), wires, virtio_options(slot));
-                slots.bus.add(device, function, cell.clone());
-                b.devices.push(cell.clone());
-                added.cards.push(Box::new(move || cell.lock().model().mac()));
-            }
-            DeviceSpec::VirtioSerial { .. } | DeviceSpec::VirtioBalloon { .. } | DeviceSpec::Virtio9p { .. } => {
-                virtio::add(b, spec, out, slots, &mut added)?;
-            }
-            DeviceSpec::Ide { .. } | DeviceSpec::IsaDebugExit { .. } | DeviceSpec::IsaDebugcon { .. } => {}
-        }
-    }
-    order.sort();
-    added.bootorder = order.into_iter().map(|(_, path)| path).collect();
+    added.order = storage::add_ide(b, kind, out, slots, &mut added)?;
+    out.devices.iter().try_for_each(|(spec, _)| virtio::add(b, spec, out, slots, &mut added))?;
+    added.order.sort();
     Ok(added)
-}
-
-/// A drive by its id.
-pub fn disk(out: &Outside, id: &String) -> Result<Arc<dyn Disk>, BoardError> {
-    out.disks.get(id).cloned().ok_or_else(|| BoardError::NoDrive(id.clone()))
-}
-
-/// A network by its id; without one there is no link.
-pub fn backend(out: &Outside, id: Option<&String>) -> Result<Arc<dyn NetBackend>, BoardError> {
-    match id {
-        Some(id) => out.nets.get(id).cloned().ok_or_else(|| BoardError::NoNetdev(id.clone())),
-        None => Ok(Arc::new(Absent { offloads: true })),
-    }
-}
-
-/// Random bytes of the host's.
-pub fn host_random(buf: &mut [u8]) {
-    let mut at = 0;
-    while at < buf.len() {
-        match rustix::rand::getrandom(&mut buf[at..], rustix::rand::GetRandomFlags::empty()) {
-            Ok(n) => at += n,
-            // It may be interrupted; other errors there are none of.
-            Err(_) => std::thread::yield_now(),
-        }
-    }
 }

@@ -1,7 +1,8 @@
 //! Tests of the wiring: ports answer, memory lies where it should, interrupts reach the CPU by the way that is set up.
 
 use super::*;
-use crate::options::{MachineKind, PciSlot};
+use crate::options::{MachineKind, PciSlot, ShareConfig};
+use crate::share::Shares;
 use devices::chr::NullSink;
 use vm_core::{CpuIo, Events, Target};
 
@@ -262,6 +263,51 @@ fn pci_slots_that_are_taken_are_errors() {
     assert_eq!(made(&[slot(Some((4, 0))), slot(Some((4, 1))), slot(None)]), None);
     assert_eq!(made(&[slot(Some((1, 0)))]).as_deref(), Some("-device virtio-rng-pci: PCI device 1.0 is there already"));
     assert_eq!(made(&[slot(None); 30]).as_deref(), Some("-device virtio-rng-pci: no PCI slot is free"));
+}
+
+fn microvm(devices: Vec<DeviceSpec>) -> Result<Board, BoardError> {
+    let config = MachineConfig { kind: MachineKind::Microvm, ..CONFIG };
+    let folder = ShareConfig { id: "f".into(), path: std::env::temp_dir(), read_only: true, passthrough: false };
+    let shares = Shares::open(&[folder]).unwrap().all();
+    let devices = devices.into_iter().map(|d| (d, None)).collect();
+    let virtio = super::Ends { shares, ..Default::default() };
+    Board::new(config, 16 * MIB, Outside { devices, virtio, ..outside(Arc::default()) })
+}
+
+/// Every virtio device has its slot there; boards that guests have written to at random are the same after loading.
+#[test]
+fn a_microvm_has_every_virtio_device() {
+    let slot = PciSlot { addr: None, legacy: true, modern: true, vectors: None };
+    let all = || {
+        vec![
+            DeviceSpec::VirtioSerial { max_ports: 4, ports: Vec::new(), slot },
+            DeviceSpec::VirtioBalloon { deflate_on_oom: true, reporting: true, stats: None, slot },
+            DeviceSpec::Virtio9p { share: "f".into(), tag: "tag".into(), slot },
+            DeviceSpec::VirtioRng { slot },
+            DeviceSpec::VirtioNet { netdev: None, mac: [2, 0, 0, 0, 0, 1], rx_queue: 64, tx_queue: 64, slot },
+        ]
+    };
+    for seed in 0..8 {
+        let io = BoardIo(Arc::new(microvm(all()).unwrap()), 0);
+        let ids: Vec<u64> = (0..5).map(|n| io.mmio_read(Pa(0xfeb0_0008 + n * 0x200), 4)).collect();
+        assert_eq!((ids, io.0.consoles.len(), io.0.balloon.is_some()), (vec![3, 5, 9, 4, 1], 1, true));
+        let mut r = vm_core::testing::Rng(seed);
+        for _ in 0..4000 {
+            let at = Pa(0xfeb0_0000 + r.below(5) * 0x200 + r.pick(&[0, 0x100]) + 4 * r.below(0x40));
+            let value = r.next_u64() >> r.below(64);
+            // Mostly what a driver would do.
+            let value = if at.0 & 0xff == 0x70 && r.one_in(2) { 15 } else { value };
+            io.mmio_write(at, if r.one_in(8) { 1 << r.below(4) } else { 4 }, value);
+            io.mmio_read(at, 4);
+        }
+        let sections = io.0.save();
+        io.0.check(&mut None, &sections, 0).unwrap();
+        let other = microvm(all()).unwrap();
+        other.load(&sections).unwrap();
+        assert!(other.save() == sections, "seed {seed}");
+    }
+    let nine = microvm(vec![DeviceSpec::VirtioRng { slot }; 9]).err().map(|e| e.to_string());
+    assert_eq!(nine.as_deref(), Some("-device virtio-rng-device: microvm has room for 8 virtio devices"));
 }
 
 /// ROM at the reset vector and below 1 MiB, where the host bridge opens RAM; fw_cfg answers; a trial board leaves all of it alone.

@@ -18,7 +18,7 @@ use std::io;
 use std::net::SocketAddrV4;
 use std::path::PathBuf;
 use std::sync::Arc;
-use user::User;
+use user::{Lines, User};
 
 /// Why a network cannot be had; one line each.
 #[derive(Debug, thiserror::Error)]
@@ -55,7 +55,8 @@ struct Net {
 pub struct Nets(BTreeMap<String, Net>);
 
 impl Nets {
-    pub fn open(list: &[NetdevConfig], dumps: &[DumpConfig]) -> Result<Self, NetError> {
+    /// `lines`: back ends that `guestfwd` names.
+    pub fn open(list: &[NetdevConfig], dumps: &[DumpConfig], lines: &Lines) -> Result<Self, NetError> {
         let mut nets = BTreeMap::new();
         for c in list {
             let host = |e| NetError::Host(c.id.clone(), e);
@@ -65,7 +66,7 @@ impl Nets {
                 port.add_dump(Dump::create(&d.file, d.most).map_err(|e| NetError::Dump(d.file.clone(), e))?);
             }
             let kind = match &c.kind {
-                NetdevKind::User(u) => Kind::User(User::start(&c.id, u, port.clone()).map_err(|(f, e)| match f {
+                NetdevKind::User(u) => Kind::User(User::start(&c.id, u, lines, port.clone()).map_err(|(f, e)| match f {
                     Some(f) => NetError::Forward { id: c.id.clone(), forward: Box::new(f), source: e },
                     None => host(e),
                 })?),

@@ -354,9 +354,10 @@ fn check_kernel(c: &Config) -> Result<(), OptionError> {
 
 /// Every chardev that something names exists, and has one user unless it is muxed.
 fn check_users(tree: &Tree, c: &Config) -> Result<(), OptionError> {
-    let users = || tree.objects.iter().filter(|o| matches!(o.group, Group::Device | Group::Monitor | Group::Gdb));
-    for o in users() {
-        let Some(id) = o.text("chardev").filter(|id| !id.is_empty()) else { continue };
+    let named = |o: &&Object| matches!(o.group, Group::Device | Group::Monitor | Group::Gdb);
+    let own = || tree.objects.iter().filter(named).filter_map(|o| Some((o, o.text("chardev").filter(|id| !id.is_empty())?)));
+    let users = || own().chain(tree.all(Group::Netdev).flat_map(|o| net::chardevs(o).map(move |id| (o, id))));
+    for (o, id) in users() {
         let Some(dev) = c.chardev(id) else {
             let hint = Hint::for_word(id, c.chardevs.iter().map(|c| c.id.as_str()));
             return Err(OptionError::UnknownValue(format!("{}: chardev", o.origin), id.into(), hint));
@@ -365,7 +366,7 @@ fn check_users(tree: &Tree, c: &Config) -> Result<(), OptionError> {
             let (id, who) = (Quoted::from(id), if o.group == Group::Gdb { "gdb" } else { "QMP" });
             return Err(OptionError::Conflict(format!("{}: {who} needs a chardev of its own, and {id} has mux=on", o.origin)));
         }
-        if !dev.mux && users().filter(|u| u.text("chardev") == Some(id)).count() > 1 {
+        if !dev.mux && users().filter(|u| u.1 == id).count() > 1 {
             let id = Quoted::from(id);
             return Err(OptionError::Conflict(format!("{}: chardev {id} has another user; share it with mux=on", o.origin)));
         }

@@ -32,7 +32,7 @@ fn add(tree: &mut Tree, driver: &str, kvs: Vec<KeyVal>, origin: &str) -> Result<
 }
 
 /// Adds the back end that `spec` names, as chardev `id` unless it is `chardev:ID`; returns the id. `none` is no back end.
-fn short(tree: &mut Tree, spec: &str, id: &str, mux: bool, origin: &str) -> Result<Option<String>, OptionError> {
+pub fn short(tree: &mut Tree, spec: &str, id: &str, mux: bool, origin: &str) -> Result<Option<String>, OptionError> {
     let (driver, rest) = spec.split_once(':').unwrap_or((spec, ""));
     let mut kvs = match driver {
         "none" if rest.is_empty() => return Ok(None),

@@ -244,6 +244,8 @@ pub enum DeviceSpec {
         serial: String,
         queues: Option<u16>,
         queue_size: u16,
+        /// The driver may turn the write cache on and off.
+        config_wce: bool,
         slot: PciSlot,
         /// What firmware boots first: the lowest.
         boot_index: Option<u32>,
@@ -400,6 +402,8 @@ pub enum ForwardTarget {
     Unix(PathBuf),
     /// A shell's command line, anew for each connection.
     Command(String),
+    /// A back end that all connections share.
+    Chardev(ChardevId),
 }
 
 /// `-object filter-dump`.

@@ -85,13 +85,18 @@ pub const fn pci_and<const N: usize, const ALL: usize>(rest: [PropSpec; N]) -> [
     all
 }
 
-pub const VIRTIO_BLK: &[PropSpec] = &pci_and::<9, 15>([
+/// Of all devices with a disk.
+pub const WRITE_CACHE: PropSpec =
+    prop("write-cache", Kind::Word(ON_OFF_AUTO), "off: what is written is on disk when the guest is told (as cache= says)");
+
+pub const VIRTIO_BLK: &[PropSpec] = &pci_and::<10, 16>([
     need("drive", Kind::Text, "id of a drive, or node name"),
     prop("serial", Kind::Text, "serial number, 20 bytes"),
     prop("num-queues", Kind::Positive(64), "queues (one for each CPU)"),
     prop("queue-size", Kind::Positive(1024), "requests of a queue, a power of two (256)"),
     prop("bootindex", Kind::Number(i32::MAX as u64), "what firmware boots first: the lowest"),
-    prop("write-cache", Kind::Word(ON_OFF_AUTO), "accepted when not off"),
+    WRITE_CACHE,
+    prop("config-wce", Kind::Switch, "the guest may turn the write cache on and off (on)"),
     prop("share-rw", Kind::Switch, "others may write to the image (off)"),
     prop("werror", Kind::Word(&["auto", "ignore", "stop", "report", "enospc"]), "that of the drive"),
     prop("rerror", Kind::Word(&["auto", "ignore", "stop", "report"]), "that of the drive"),
@@ -291,17 +296,12 @@ pub fn device(o: &Object) -> Result<Option<DeviceSpec>, OptionError> {
                 let why = "a power of two from 4 to 1024".to_owned();
                 return Err(OptionError::BadValue(format!("{}: queue-size", o.origin), text.as_str().into(), why));
             }
-            if o.text("write-cache") == Some("off") {
-                return Err(OptionError::NotBuilt(
-                    format!("{} write-cache=off", o.origin),
-                    "use cache=writethrough of -drive".into(),
-                ));
-            }
             DeviceSpec::VirtioBlk {
                 drive: o.text("drive").unwrap_or_default().into(),
                 serial: o.text("serial").unwrap_or_default().into(),
                 queues: o.number("num-queues").map(|n| n as u16),
                 queue_size,
+                config_wce: o.switch("config-wce").unwrap_or(true),
                 slot: slot(o)?,
                 boot_index: o.number("bootindex").map(|n| n as u32),
             }
@@ -311,7 +311,7 @@ pub fn device(o: &Object) -> Result<Option<DeviceSpec>, OptionError> {
     }))
 }
 
-/// Error policies and sharing that a device sets for its drive.
+/// Error policies, sharing and write cache that a device sets for its drive.
 pub fn adopt(tree: &Tree, list: &mut [DriveConfig]) {
     for o in tree.all(Group::Device).filter(|o| matches!(o.driver, "virtio-blk-pci" | "virtio-blk-device" | "ide-hd" | "ide-cd"))
     {
@@ -319,6 +319,11 @@ pub fn adopt(tree: &Tree, list: &mut [DriveConfig]) {
         c.werror = on_error(o.text("werror"), c.werror);
         c.rerror = on_error(o.text("rerror"), c.rerror);
         c.share |= o.switch("share-rw") == Some(true);
+        match o.text("write-cache") {
+            Some("on") => c.cache.write_back = true,
+            Some("off") => c.cache.write_back = false,
+            _ => {}
+        }
     }
 }
 

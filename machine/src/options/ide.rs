@@ -2,7 +2,7 @@
 //! QEMU they are on the PIIX3's two channels of the machine pc, and on the six AHCI ports of q35.
 
 use super::config::{DeviceSpec, MachineKind};
-use super::drive;
+use super::drive::{self, WRITE_CACHE};
 use super::error::OptionError;
 use super::schema::{Kind, PropSpec, need, prop};
 use super::tree::{Group, KeyVal, Object, Tree};
@@ -16,8 +16,18 @@ const RERROR: PropSpec = prop("rerror", Kind::Word(&["auto", "ignore", "stop", "
 const SHARE: PropSpec = prop("share-rw", Kind::Switch, "others may write to the image (off)");
 const SERIAL: PropSpec = prop("serial", Kind::Text, "serial number, 20 bytes");
 
-pub const IDE_HD: &[PropSpec] =
-    &[need("drive", Kind::Text, "id of a drive, or node name"), BUS, UNIT, INDEX, SERIAL, BOOTINDEX, WERROR, RERROR, SHARE];
+pub const IDE_HD: &[PropSpec] = &[
+    need("drive", Kind::Text, "id of a drive, or node name"),
+    BUS,
+    UNIT,
+    INDEX,
+    SERIAL,
+    BOOTINDEX,
+    WERROR,
+    RERROR,
+    SHARE,
+    WRITE_CACHE,
+];
 pub const IDE_CD: &[PropSpec] = &[
     prop("drive", Kind::Text, "id of a drive, or node name; without one it is empty"),
     BUS,
@@ -28,6 +38,7 @@ pub const IDE_CD: &[PropSpec] = &[
     WERROR,
     RERROR,
     SHARE,
+    WRITE_CACHE,
 ];
 
 /// Where `-hda` and the others go.

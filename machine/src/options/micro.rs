@@ -6,6 +6,7 @@ use super::error::OptionError;
 use super::net::VIRTIO_NET as NET_PCI;
 use super::schema::{Kind, PropSpec, prop};
 use super::tree::Object;
+use super::virtio::{BALLOON as BALLOON_PCI, P9 as P9_PCI, SERIAL as SERIAL_PCI};
 
 const OFF: Kind = Kind::Word(&["off", "auto"]);
 const ON: Kind = Kind::Word(&["on", "auto"]);
@@ -28,6 +29,9 @@ pub const MACHINE: &[PropSpec] = &[
 pub const VIRTIO_BLK: &[PropSpec] = BLK_PCI.split_at(PCI.len()).1;
 pub const VIRTIO_RNG: &[PropSpec] = RNG_PCI.split_at(PCI.len()).1;
 pub const VIRTIO_NET: &[PropSpec] = NET_PCI.split_at(PCI.len()).1;
+pub const VIRTIO_SERIAL: &[PropSpec] = SERIAL_PCI.split_at(PCI.len()).1;
+pub const VIRTIO_BALLOON: &[PropSpec] = BALLOON_PCI.split_at(PCI.len()).1;
+pub const VIRTIO_9P: &[PropSpec] = P9_PCI.split_at(PCI.len()).1;
 
 /// Devices of the one bus are not for machines with the other. Those that other options mean fit everywhere.
 pub fn check_bus(o: &Object, kind: MachineKind) -> Result<(), OptionError> {

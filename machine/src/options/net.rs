@@ -1,5 +1,6 @@
 //! Network: `-netdev`, `-nic`, `-net none`, the network card, captures, and what there is when nothing is said.
 
+use super::chardev;
 use super::config::{
     Config, DeviceSpec, DumpConfig, ForwardTarget, GuestForward, HostForward, LinkConfig, NetdevConfig, NetdevKind, Protocol,
     SocketAddress, UserNet,
@@ -27,7 +28,7 @@ pub const USER: &[PropSpec] = &[
     prop("domainname", Kind::Text, "domain that DHCP tells"),
     prop("restrict", Kind::Switch, "the guest reaches nothing but what guestfwd names (off)"),
     prop("hostfwd", Kind::Text, "[tcp|udp]:[HOSTADDR]:HOSTPORT-[GUESTADDR]:GUESTPORT, any number of times"),
-    prop("guestfwd", Kind::Text, "[tcp]:ADDR:PORT-tcp:HOST:PORT, …-unix:PATH, …-cmd:COMMAND, any number of times"),
+    prop("guestfwd", Kind::Text, "[tcp]:ADDR:PORT-tcp:HOST:PORT, …-unix:PATH, …-cmd:COMMAND, …-chardev:ID, any number of times"),
     prop("resolv-conf", Kind::Text, "where the host's name server is named (/etc/resolv.conf)"),
     prop("ipv4", Kind::Word(&["on", "yes", "y"]), "accepted"),
     prop("ipv6", Kind::Word(&["off", "no", "n"]), "accepted"),
@@ -98,9 +99,30 @@ fn join_lists(kvs: Vec<KeyVal>) -> Vec<KeyVal> {
     out
 }
 
+/// What `-netdev` and `-nic` say; back ends that `guestfwd` describes, rather than names, become chardevs.
+fn properties(tree: &mut Tree, value: &str, origin: &str) -> Result<Vec<KeyVal>, OptionError> {
+    let mut kvs = keyvals(value, Some("type"));
+    for text in kvs.iter_mut().filter(|k| k.key == "guestfwd").filter_map(|k| k.value.as_mut()) {
+        let Some((at, to)) = text.split_once('-') else { continue };
+        let word = to.split(':').next().unwrap_or_default();
+        if word != "cmd" && (to.contains(',') || !matches!(word, "tcp" | "unix" | "chardev")) {
+            let id = format!("guestfwd.tcp.{}", at.rsplit(':').next().unwrap_or_default());
+            let id = chardev::short(tree, to, &id, false, &format!("{origin}: guestfwd"))?.unwrap_or_default();
+            *text = format!("{at}-chardev:{id}");
+        }
+    }
+    Ok(join_lists(kvs))
+}
+
+/// Back ends that a network's `guestfwd` names.
+pub fn chardevs(o: &Object) -> impl Iterator<Item = &str> {
+    let all = o.text("guestfwd").filter(|_| o.group == Group::Netdev).unwrap_or_default();
+    all.lines().filter_map(|l| l.split_once('-')?.1.strip_prefix("chardev:"))
+}
+
 /// `-netdev KIND,id=ID,…`.
 pub fn netdev(tree: &mut Tree, value: &str, origin: &str) -> Result<(), OptionError> {
-    let mut kvs = join_lists(keyvals(value, Some("type")));
+    let mut kvs = properties(tree, value, origin)?;
     let kind = take(&mut kvs, "type").ok_or(OptionError::MissingProperty(origin.into(), "type"))?;
     let o = Object::new(Group::Netdev, &kind, kvs, &format!("{origin} {}", kind.escape_debug()))?;
     if o.id.is_none() {
@@ -115,7 +137,7 @@ pub fn nic(tree: &mut Tree, value: &str, origin: &str) -> Result<(), OptionError
     if value == "none" {
         return super::expand::process(tree, vec![KeyVal::new("network", "off")], origin);
     }
-    let mut kvs = join_lists(keyvals(value, Some("type")));
+    let mut kvs = properties(tree, value, origin)?;
     let kind = take(&mut kvs, "type").ok_or(OptionError::MissingProperty(origin.into(), "type"))?;
     if let Some(model) = take(&mut kvs, "model").filter(|m| !matches!(m.as_str(), MODEL | "virtio" | "virtio-net")) {
         let what = format!("{origin} model={}", Quoted::from(&*model));
@@ -305,7 +327,7 @@ pub fn host_forward(text: &str) -> Result<HostForward, String> {
 }
 
 fn guest_forward(text: &str) -> Result<GuestForward, String> {
-    const FORM: &str = "not [tcp]:ADDR:PORT-tcp:HOST:PORT, -unix:PATH or -cmd:COMMAND";
+    const FORM: &str = "not [tcp]:ADDR:PORT-tcp:HOST:PORT, -unix:PATH, -cmd:COMMAND or -chardev:ID";
     let (at, to) = text.split_once('-').ok_or(FORM)?;
     let (Protocol::Tcp, at) = host_end(at).map_err(|_| FORM)? else { return Err("only 'tcp' can be forwarded".into()) };
     let to = match to.split_once(':').ok_or(FORM)? {
@@ -314,6 +336,7 @@ fn guest_forward(text: &str) -> Result<GuestForward, String> {
             ForwardTarget::Tcp(at.parse::<SocketAddr>().map_err(|_| format!("'{at}' is no ADDRESS:PORT"))?)
         }
         ("unix", path) if !path.is_empty() => ForwardTarget::Unix(path.into()),
+        ("chardev", id) if !id.is_empty() => ForwardTarget::Chardev(id.into()),
         ("cmd", line) if !line.is_empty() => ForwardTarget::Command(line.into()),
         _ => return Err(FORM.into()),
     };

@@ -386,8 +386,60 @@ fn drives_by_their_short_and_long_forms() {
     assert_eq!((c.drives[0].file.to_str(), c.drives[0].rerror), (Some("x.qcow2"), OnError::Stop));
     let slot = PciSlot { addr: Some((0x1e, 0)), legacy: false, modern: true, vectors: None };
     let (drive, serial) = ("n".to_owned(), "s".to_owned());
-    assert_eq!(c.devices, [DeviceSpec::VirtioBlk { drive, serial, queues: Some(2), queue_size: 64, slot, boot_index: None }]);
+    let disk = DeviceSpec::VirtioBlk { drive, serial, queues: Some(2), queue_size: 64, config_wce: true, slot, boot_index: None };
+    assert_eq!(c.devices, [disk]);
     assert!(config("-snapshot -drive file=a,if=virtio").drives[0].snapshot);
+}
+
+#[test]
+fn a_device_says_whether_its_drive_has_a_write_cache() {
+    for (cache, device, on) in [
+        ("", "virtio-blk-pci", true),
+        ("", "virtio-blk-pci,write-cache=auto", true),
+        ("", "virtio-blk-pci,write-cache=off", false),
+        (",cache=writethrough", "virtio-blk-pci", false),
+        (",cache=writethrough", "virtio-blk-pci,write-cache=on,config-wce=off", true),
+        (",cache.writeback=off", "ide-hd,write-cache=auto", false),
+        (",cache=directsync", "ide-hd,write-cache=on", true),
+        ("", "ide-hd,write-cache=off", false),
+    ] {
+        let c = config(&format!("-drive file=a,if=none,id=x{cache} -device {device},drive=x"));
+        assert_eq!(c.drives[0].cache.write_back, on, "{cache} {device}");
+        assert!(
+            !c.devices
+                .iter()
+                .any(|d| matches!(d, DeviceSpec::VirtioBlk { config_wce, .. } if *config_wce == device.contains("wce")))
+        );
+    }
+}
+
+#[test]
+fn addresses_lead_to_chardevs_named_or_described() {
+    let targets = |line: &str| {
+        let c = config(line);
+        let NetdevKind::User(u) = &c.netdevs[0].kind else { panic!("{line}") };
+        let ids: Vec<String> = c.chardevs.iter().map(|c| c.id.clone()).filter(|id| !id.starts_with("serial")).collect();
+        (u.guestfwd.iter().map(|g| g.to.clone()).collect::<Vec<_>>(), ids)
+    };
+    let to = |id: &str| ForwardTarget::Chardev(id.into());
+    let named =
+        targets("-chardev null,id=c -netdev user,id=n,guestfwd=tcp:10.0.2.100:80-chardev:c -device virtio-net-pci,netdev=n");
+    assert_eq!(named, (vec![to("c")], vec!["c".into()]));
+    let made = targets(
+        "-nic user,guestfwd=:10.0.2.100:80-file:out,guestfwd=:10.0.2.100:81-tcp:127.0.0.1:5,guestfwd=:10.0.2.100:82-null",
+    );
+    let (a, b) = ("guestfwd.tcp.80", "guestfwd.tcp.82");
+    let tcp = ForwardTarget::Tcp("127.0.0.1:5".parse().unwrap());
+    assert_eq!(made, (vec![to(a), tcp, to(b)], vec![a.to_owned(), b.to_owned()]));
+    for (line, words) in [
+        ("-nic user,guestfwd=:10.0.2.100:80-chardev:x", "unknown value 'x'"),
+        ("-chardev null,id=c -serial chardev:c -nic user,guestfwd=:10.0.2.100:80-chardev:c", "share it with mux=on"),
+        ("-nic user,guestfwd=:10.0.2.100:80-none", "not [tcp]:ADDR:PORT-"),
+        ("-nic user,guestfwd=:10.0.2.100:80-tpc:x:1", "unknown value 'tpc'"),
+        ("-nic user,guestfwd=:10.0.2.100:80", "not [tcp]:ADDR:PORT-"),
+    ] {
+        assert!(error(line).contains(words), "{line}: {}", error(line));
+    }
 }
 
 #[test]

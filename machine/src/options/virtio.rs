@@ -1,7 +1,7 @@
 //! Consoles, the balloon and shared folders: `-device virtio-serial-pci`, `virtconsole`, `virtserialport`, `virtio-balloon-pci`,
-//! `virtio-9p-pci`; `-fsdev`, `-virtfs`.
+//! `virtio-9p-pci`, and the same in memory (`virtio-serial-device`, …); `-fsdev`, `-virtfs`.
 
-use super::config::{Config, DeviceSpec, SerialPort, ShareConfig};
+use super::config::{Config, DeviceSpec, MachineKind, SerialPort, ShareConfig};
 use super::drive::{pci_and, slot};
 use super::error::{Hint, OptionError, Quoted};
 use super::schema::{Kind, PropSpec, need, prop};
@@ -17,7 +17,7 @@ pub const PORT: &[PropSpec] = &[
     prop("chardev", Kind::Text, "chardev it talks to; without one output is lost"),
     prop("name", Kind::Text, "name for the guest (virtio-ports/NAME)"),
     prop("nr", Kind::Number(MAX_PORTS as u64 - 1), "number; 0 is for a console (next free)"),
-    prop("bus", Kind::Text, "ID.0 of a virtio-serial-pci (the first)"),
+    prop("bus", Kind::Text, "ID.0 of a virtio-serial (the first)"),
 ];
 
 pub const BALLOON: &[PropSpec] = &pci_and::<3, 9>([
@@ -91,15 +91,26 @@ pub fn shares(tree: &Tree) -> Result<Vec<ShareConfig>, OptionError> {
     Ok(list)
 }
 
+/// A device's name, less the bus that it is for.
+fn kind(o: &Object) -> &str {
+    let name = o.driver;
+    name.strip_suffix("-pci").or(name.strip_suffix("-device")).unwrap_or(name)
+}
+
+/// The devices that have ports.
+fn serials(tree: &Tree) -> impl Iterator<Item = &Object> {
+    tree.all(Group::Device).filter(|d| kind(d) == "virtio-serial")
+}
+
 /// A device of these, or `None` if it is something else.
 pub fn device(tree: &Tree, o: &Object) -> Result<Option<DeviceSpec>, OptionError> {
-    Ok(Some(match o.driver {
-        "virtio-serial-pci" => {
+    Ok(Some(match kind(o) {
+        "virtio-serial" => {
             let max_ports = o.number("max_ports").map_or(MAX_PORTS, |n| n as u32);
             DeviceSpec::VirtioSerial { max_ports, ports: ports(tree, o, max_ports)?, slot: slot(o)? }
         }
-        "virtio-balloon-pci" => {
-            if tree.all(Group::Device).filter(|d| d.driver == o.driver).count() > 1 {
+        "virtio-balloon" => {
+            if tree.all(Group::Device).filter(|d| kind(d) == kind(o)).count() > 1 {
                 return Err(OptionError::Conflict(format!("{}: there can be one balloon only", o.origin)));
             }
             let on = |name| o.switch(name) == Some(true);
@@ -111,7 +122,7 @@ pub fn device(tree: &Tree, o: &Object) -> Result<Option<DeviceSpec>, OptionError
                 slot: slot(o)?,
             }
         }
-        "virtio-9p-pci" => {
+        "virtio-9p" => {
             let text = |name| o.text(name).unwrap_or_default().to_owned();
             let (share, tag) = (text("fsdev"), text("mount_tag"));
             if tag.is_empty() || tag.len() > 255 {
@@ -130,10 +141,9 @@ fn is_port(o: &Object) -> bool {
 
 /// Whether a port belongs to a device: the one that it names, else the first.
 fn belongs(tree: &Tree, port: &Object, device: &Object) -> bool {
-    let mut devices = tree.all(Group::Device).filter(|d| d.driver == "virtio-serial-pci");
     match port.text("bus") {
         Some(bus) => device.id.as_deref() == Some(bus.strip_suffix(".0").unwrap_or(bus)),
-        None => devices.next() == Some(device),
+        None => serials(tree).next() == Some(device),
     }
 }
 
@@ -171,24 +181,21 @@ fn ports(tree: &Tree, device: &Object, max_ports: u32) -> Result<Vec<SerialPort>
 
 /// Every port has a device, every device its folder.
 pub fn check(tree: &Tree, c: &Config) -> Result<(), OptionError> {
-    let devices = || tree.all(Group::Device).filter(|d| d.driver == "virtio-serial-pci");
     for o in tree.all(Group::Device).filter(|o| is_port(o)) {
         match o.text("bus") {
-            None if devices().next().is_none() => {
-                return Err(OptionError::Conflict(format!(
-                    "{}: there is no virtio-serial-pci; add -device virtio-serial-pci",
-                    o.origin
-                )));
+            None if serials(tree).next().is_none() => {
+                let name = if c.machine.kind == MachineKind::Microvm { "virtio-serial-device" } else { "virtio-serial-pci" };
+                return Err(OptionError::Conflict(format!("{}: there is no {name}; add -device {name}", o.origin)));
             }
-            Some(bus) if !devices().any(|d| belongs(tree, o, d)) => {
-                let known: Vec<_> = devices().filter_map(|d| Some(format!("{}.0", d.id.as_ref()?))).collect();
+            Some(bus) if !serials(tree).any(|d| belongs(tree, o, d)) => {
+                let known: Vec<_> = serials(tree).filter_map(|d| Some(format!("{}.0", d.id.as_ref()?))).collect();
                 let hint = Hint::for_word(bus, known.iter().map(String::as_str));
                 return Err(OptionError::UnknownValue(format!("{}: bus", o.origin), bus.into(), hint));
             }
             _ => {}
         }
     }
-    for o in tree.all(Group::Device).filter(|o| o.driver == "virtio-9p-pci") {
+    for o in tree.all(Group::Device).filter(|o| kind(o) == "virtio-9p") {
         let id = o.text("fsdev").unwrap_or_default();
         if !c.shares.iter().any(|s| s.id == id) {
             let hint = Hint::for_word(id, c.shares.iter().map(|s| s.id.as_str()));

@@ -189,7 +189,11 @@ impl Disk {
     fn set_features(&mut self, t: &Task) -> Plan {
         match t.features as u8 {
             0x02 => self.write_back = true,
-            0x82 => self.write_back = false,
+            0x82 => {
+                self.write_back = false;
+                // What is in the cache is to be on disk when it is off.
+                return Plan::Flush;
+            }
             0x03 => match t.count as u8 {
                 // PIO modes are all the same.
                 0..=0x0f => {}

@@ -78,10 +78,7 @@ fn settings_are_kept() {
     let mut set =
         |command, features, count| d.plan(&Task { command, features, count, ..Task::default() }, &g, &identity(), false);
     assert_eq!((set(0xc6, 0, 3), set(0xc6, 0, 8)), (Plan::Abort, Plan::Done(None)));
-    assert_eq!(
-        (set(0xef, 0x82, 0), set(0xef, 0x03, 0x42), set(0xef, 0x03, 0x50)),
-        (Plan::Done(None), Plan::Done(None), Plan::Abort)
-    );
+    assert_eq!((set(0xef, 0x82, 0), set(0xef, 0x03, 0x42), set(0xef, 0x03, 0x50)), (Plan::Flush, Plan::Done(None), Plan::Abort));
     assert!(matches!(set(0xc4, 0, 1), Plan::NotFound), "sector 0 of a cylinder");
     let Plan::Data(data) = set(0xec, 0, 0) else { panic!() };
     let w = words(&data);
@@ -90,6 +87,21 @@ fn settings_are_kept() {
     assert!(matches!(d.plan(&t, &g, &identity(), false), Plan::Write { through: true, .. }), "without a cache");
     let ro = Geometry { read_only: true, ..g };
     assert_eq!(d.plan(&t, &ro, &identity(), false), Plan::Abort);
+}
+
+#[test]
+fn a_disk_without_a_write_cache_says_so_until_it_is_turned_on() {
+    let g = Geometry { write_back: false, ..geometry(1 << 20) };
+    let mut d = Disk::new(&g);
+    let write = Task { command: 0xca, count: 1, device: DEVICE_LBA, ..Task::default() };
+    let look = |d: &mut Disk| {
+        let Plan::Data(data) = d.plan(&Task { command: 0xec, ..Task::default() }, &g, &identity(), false) else { panic!() };
+        let Plan::Write { through, .. } = d.plan(&write, &g, &identity(), false) else { panic!() };
+        (words(&data)[82] & 0x20, words(&data)[85] & 0x20, through)
+    };
+    assert_eq!(look(&mut d), (0x20, 0, true));
+    let on = Task { command: 0xef, features: 0x02, ..Task::default() };
+    assert_eq!((d.plan(&on, &g, &identity(), false), look(&mut d)), (Plan::Done(None), (0x20, 0x20, false)));
 }
 
 #[test]

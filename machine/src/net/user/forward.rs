@@ -1,7 +1,7 @@
 //! Ports of the host's that lead to the guest (`hostfwd`), and addresses of the guest's network that lead to the host (`guestfwd`).
 
 use super::stack::Stack;
-use super::{ForwardTarget, GuestForward, HostForward, Protocol};
+use super::{ForwardTarget, GuestForward, HostForward, Lines, Protocol};
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -59,8 +59,9 @@ pub fn connect(to: SocketAddr) -> io::Result<OwnedFd> {
 
 impl GuestForward {
     /// A connection to what the guest's address leads to.
-    pub fn open(&self) -> io::Result<OwnedFd> {
+    pub fn open(&self, lines: &Lines) -> io::Result<OwnedFd> {
         match &self.to {
+            ForwardTarget::Chardev(id) => lines.get(id).ok_or(io::ErrorKind::NotFound)?.open(),
             ForwardTarget::Tcp(to) => connect(*to),
             ForwardTarget::Unix(path) => {
                 let fd = open(AddressFamily::UNIX)?;

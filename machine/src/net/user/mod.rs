@@ -4,6 +4,7 @@ mod datagram;
 mod dhcp;
 mod forward;
 mod fragments;
+mod line;
 mod resolver;
 mod stack;
 mod tcp;
@@ -12,6 +13,8 @@ mod tests;
 mod wire;
 
 pub use crate::options::{ForwardTarget, GuestForward, HostForward, Protocol, UserNet as Settings};
+
+pub use line::{Line, Lines};
 
 use super::port::{Moves, Port};
 use devices::net::Mac;
@@ -105,9 +108,15 @@ pub struct User {
 
 impl User {
     /// Opens the forwarded ports and starts the thread. An error comes with the port that could not be opened.
-    pub fn start(id: &str, settings: &Settings, port: Arc<Port>) -> Result<Self, (Option<HostForward>, io::Error)> {
+    pub fn start(
+        id: &str,
+        settings: &Settings,
+        lines: &Lines,
+        port: Arc<Port>,
+    ) -> Result<Self, (Option<HostForward>, io::Error)> {
         let plain = |e: io::Error| (None, e);
         let mut stack = Stack::new(settings.clone()).map_err(plain)?;
+        stack.lines = lines.clone();
         for f in &settings.hostfwd {
             stack.add_forward(f).map_err(|e| (Some(f.clone()), e))?;
         }

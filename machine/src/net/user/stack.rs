@@ -7,7 +7,7 @@ use super::fragments::Fragments;
 use super::resolver::Resolver;
 use super::tcp::{After, Tcp};
 use super::wire::{HELD, MAC, Wire, unchecked};
-use super::{GuestForward, Protocol, Settings};
+use super::{Lines, Protocol, Settings};
 use devices::net::{Frame, Mac};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use smoltcp::phy::ChecksumCapabilities;
@@ -41,6 +41,8 @@ pub enum Flow {
 /// See the module.
 pub struct Stack {
     pub net: Settings,
+    /// Back ends that `net` names.
+    pub lines: Lines,
     pub wire: Wire,
     epoll: OwnedFd,
     pub flows: HashMap<u64, Flow>,
@@ -64,9 +66,9 @@ impl Stack {
         let _ = rustix::rand::getrandom(&mut seed[..], rustix::rand::GetRandomFlags::empty());
         let resolver = Resolver::new(&net.resolv_conf);
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let (wire, flows, keys, forwards, again, touched, leases, fragments) = Default::default();
-        let random = u64::from_ne_bytes(seed);
-        Ok(Self { net, wire, epoll, flows, keys, next: WAKER + 1, forwards, again, touched, leases, fragments, resolver, random })
+        let (lines, wire, flows, keys, forwards, again, touched, leases, fragments) = Default::default();
+        let (next, random) = (WAKER + 1, u64::from_ne_bytes(seed));
+        Ok(Self { net, lines, wire, epoll, flows, keys, next, forwards, again, touched, leases, fragments, resolver, random })
     }
 
     pub fn epoll(&self) -> io::Result<OwnedFd> {
@@ -274,7 +276,7 @@ impl Stack {
         }
         let forward = self.net.guestfwd.iter().find(|g| g.at == remote).cloned();
         let opened = match forward {
-            Some(g) => GuestForward::open(&g),
+            Some(g) => g.open(&self.lines),
             None => {
                 self.target(remote, now).ok_or_else(|| io::ErrorKind::ConnectionRefused.into()).and_then(super::forward::connect)
             }
