@@ -5,19 +5,24 @@ use machine::options::{Request, parse};
 use rhea_tests::boot::{Guest, scratch};
 use rhea_tests::disks::{Linux, qemu_img};
 use rhea_tests::qmp::Client;
+use std::io::Write;
+use std::net::TcpListener;
 use std::path::PathBuf;
-use std::sync::OnceLock;
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 use vm_core::testing::{Rng, left_out};
 
 const LIMIT: Duration = Duration::from_secs(if cfg!(debug_assertions) { 3000 } else { 300 });
 const MIB: usize = 1 << 20;
 
-/// Reads both disks, writes to both, reads again what was written past the guest's cache.
+/// Reads both disks, writes to both, reads again what was written past the guest's cache. A third one is for reading only.
 const JOB: &str = r#"sh /disk/load
 echo "sizes $(cat /sys/block/vda/size) $(cat /sys/block/vdb/size)"
 echo "serial $(cat /sys/block/vda/serial)"
 echo "caches $(cat /sys/block/vda/queue/write_cache), $(cat /sys/block/vdb/queue/write_cache)"
+echo "third $(cat /sys/block/vdc/ro) $(md5sum < /dev/vdc | cut -c 1-32)"
+dd if=/disk/job of=/dev/vdc conv=notrunc,fsync 2>/dev/null || echo "not written"
 echo "first $(md5sum < /dev/vda | cut -c 1-32) $(md5sum < /dev/vdb | cut -c 1-32)"
 dd if=/dev/hwrng of=/tmp/random bs=4096 count=1 2>/dev/null
 echo "random $(wc -c < /tmp/random)"
@@ -43,16 +48,22 @@ while :; do
 done
 "#;
 
-/// Writes blocks from several processes at once, and reads them past the guest's cache.
+/// Writes blocks from several processes at once, and reads them past the guest's cache; all the while it listens to a port of the
+/// host's, and calls again when the connection ends.
 const STEADY: &str = r#"sh /disk/load
+sh /disk/load-net
+ip link set eth0 up
+ip addr add 10.0.2.15/24 dev eth0
+(while :; do nc 10.0.2.2 $1 < /dev/null > /dev/null; sleep 0.2; done) &
 for p in 0 1 2 3; do
     (i=$p; while [ $i -lt 400 ]; do
         printf "block %08d of process %d" $i $p | dd of=/dev/vda bs=4096 seek=$i conv=sync,notrunc,fsync 2>/dev/null
         echo "at $i"
         i=$((i+4))
     done) &
+    pids="$pids $!"
 done
-wait
+wait $pids
 echo 3 > /proc/sys/vm/drop_caches
 echo "sum=$(dd if=/dev/vda bs=4096 count=400 2>/dev/null | md5sum | cut -c 1-32)"
 "#;
@@ -109,6 +120,8 @@ fn read_and_write(case: &Case) {
     let base_name = PathBuf::from(&base).file_name().unwrap().to_string_lossy().into_owned();
     qemu_img(&["create", "-q", "-f", "qcow2", "-b", &base_name, "-F", "qcow2", &top]);
     let base_before = std::fs::read(&base).unwrap();
+    let (third, kept) = (image(&format!("{n}-third.raw")), data(3, MIB));
+    std::fs::write(&third, &kept).unwrap();
 
     let (a, b) = (format!("file={raw},format=raw,if=none,id=a"), format!("file={top},format=qcow2,if=none,id=b"));
     let devices = ["a,serial=one,write-cache=off", "b"].map(|d| format!("virtio-blk-pci,drive={d}{}", case.device));
@@ -116,6 +129,7 @@ fn read_and_write(case: &Case) {
         &["-accel", case.engine, "-m", "256M", "-nographic", "-no-reboot", "-kernel", &linux.kernel, "-initrd", &linux.initrd][..],
         &["-append", &format!("console=ttyS0 quiet {}", case.append), "-drive", &a, "-drive", &b],
         &["-device", &devices[0], "-device", &devices[1], "-device", "virtio-rng-pci"],
+        &["-drive", &format!("file={third},format=raw,if=virtio,readonly=on")],
         case.more,
     ];
     let mut g = Guest::start(n, &args.concat());
@@ -125,6 +139,7 @@ fn read_and_write(case: &Case) {
     g.wait_for("sizes 32768 24576\r\n", LIMIT);
     g.wait_for("serial one\r\n", LIMIT);
     g.wait_for("caches write through, write back\r\n", LIMIT);
+    g.wait_for(&format!("third 1 {}\r\nnot written\r\n", sum(&kept)), LIMIT);
     g.wait_for(&format!("first {} {}\r\n", sum(&before[0]), sum(&before[1])), LIMIT);
     g.wait_for("random 4096\r\n", LIMIT);
     let after = before.map(changed);
@@ -133,17 +148,17 @@ fn read_and_write(case: &Case) {
 
     assert!(std::fs::read(&raw).unwrap() == after[0], "the raw image is not what the guest wrote");
     assert!(std::fs::read(&base).unwrap() == base_before, "the backing file has changed");
+    assert!(std::fs::read(&third).unwrap() == kept, "the disk for reading only has changed");
     qemu_img(&["check", "-f", "qcow2", &top]);
     qemu_img(&["convert", "-O", "raw", &top, &plain]);
     assert!(std::fs::read(&plain).unwrap() == after[1], "the qcow2 image is not what the guest wrote");
-    for f in [raw, base, top, plain] {
+    for f in [raw, base, top, plain, third] {
         std::fs::remove_file(f).unwrap();
     }
 }
 
 /// By the host's tool.
 fn md5(data: &[u8]) -> String {
-    use std::io::Write;
     use std::process::{Command, Stdio};
     let mut c = Command::new("md5sum").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("md5sum is there");
     c.stdin.take().unwrap().write_all(data).unwrap();
@@ -235,7 +250,26 @@ fn a_killed_program_leaves_a_whole_image_again_and_again() {
     killed(number("RHEA_KILL_CASES", 50), number("RHEA_KILL_SEED", 1000));
 }
 
-/// A busy machine is saved, and goes on in another process, again and again; what it wrote is whole.
+/// A port that says something to all who call, for as long as they listen; how many have called.
+fn speaker() -> (u16, Arc<AtomicUsize>) {
+    let l = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (port, calls) = (l.local_addr().unwrap().port(), Arc::<AtomicUsize>::default());
+    let count = calls.clone();
+    std::thread::spawn(move || {
+        for mut s in l.incoming().map_while(Result::ok) {
+            count.fetch_add(1, Ordering::SeqCst);
+            std::thread::spawn(move || {
+                while s.write_all(&[7; 4096]).is_ok() {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+            });
+        }
+    });
+    (port, calls)
+}
+
+/// A busy machine with a connection open is saved, goes on in another process, and goes back to an earlier moment there, again and
+/// again; what it wrote is whole, and its connections can be made anew.
 fn saved_while_busy(name: &str, seed: u64, handovers: u64) {
     let (Some(linux), Some(_)) = (linux(), qemu_img(&["--version"])) else {
         return left_out("disk: Debian's kernel cannot be fetched, or qemu-img is not there");
@@ -249,7 +283,7 @@ fn saved_while_busy(name: &str, seed: u64, handovers: u64) {
     let start = |more: &[&str]| {
         let _ = std::fs::remove_file(&socket);
         let machine = ["-m", "256M", "-display", "none", "-kernel", &linux.kernel, "-initrd", &linux.initrd, "-drive", &drive];
-        let host = ["-append", "console=ttyS0 quiet", "-serial", "stdio", "-qmp", &qmp];
+        let host = ["-append", "console=ttyS0 quiet", "-serial", "stdio", "-qmp", &qmp, "-nic", "user"];
         let g = Guest::start(name, &[&machine[..], &host, more].concat());
         (g, Client::new(&socket))
     };
@@ -259,9 +293,19 @@ fn saved_while_busy(name: &str, seed: u64, handovers: u64) {
     assert_eq!((&shown[0]["device"], &shown[0]["inserted"]["image"]["virtual-size"]), (&"virtio0".into(), &(16 * MIB).into()));
     assert!(c.human("info block").starts_with(&format!("virtio0: {top} (qcow2)")), "{shown}");
     g.wait_for("# ", LIMIT);
-    g.type_line("sh /disk/steady");
+    let (port, calls) = speaker();
+    let called_after = |before: usize| {
+        let end = Instant::now() + LIMIT;
+        while calls.load(Ordering::SeqCst) <= before {
+            assert!(Instant::now() < end, "the guest does not call again");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        calls.load(Ordering::SeqCst)
+    };
+    g.type_line(&format!("sh /disk/steady {port}"));
     for n in 0..handovers {
         g.wait_for("at ", LIMIT);
+        let before = called_after(0);
         std::thread::sleep(Duration::from_millis(r.below(300)));
         let done = c.migrate(&state);
         assert_eq!(done["status"], "completed", "{done}");
@@ -269,6 +313,11 @@ fn saved_while_busy(name: &str, seed: u64, handovers: u64) {
         g.expect_exit(0, LIMIT);
         said += &g.serial_to_end();
         (g, c) = start(&["-loadvm", state.to_str().unwrap(), "-accel", if n % 2 == 0 { "interp" } else { "jit" }]);
+        let before = called_after(before);
+        assert_eq!(c.human(&format!("savevm {}", state.display())), "");
+        std::thread::sleep(Duration::from_millis(r.below(300)));
+        assert_eq!(c.human(&format!("loadvm {}", state.display())), "");
+        called_after(before);
         if said.contains("sum=") {
             break;
         }

@@ -5,11 +5,11 @@ use devices::block::testkit::MemoryDisk;
 use devices::chr::CharSink;
 use devices::net::{Frame, testkit::MemoryNet};
 use devices::virtio::p9::{Request, Share};
-use devices::virtio::{Balloon, BalloonConfig, Blk, BlkConfig, Console, Net, NetConfig, P9, PortConfig, Rng};
+use devices::virtio::{Balloon, BalloonConfig, Blk, BlkConfig, Console, Net, NetConfig, P9, PortConfig, Queues, Rng};
 use machine::block::Drives;
 use machine::control::{Control, RunState};
 use machine::options::{CacheConfig, DriveConfig, ImageFormat, OnError};
-use rhea_tests::fuzz::{Behaviour, campaign, disks, image, pci, virtio};
+use rhea_tests::fuzz::{Behaviour, campaign, disks, image, mmio, pci, virtio};
 use serde_json::Value;
 use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -64,13 +64,13 @@ impl CharSink for Sink {
 
 #[test]
 fn queues() {
-    let subject = virtio::Subject { make: || Rng::new(Box::new(|b| b.fill(0x55))), outside: |d, _| d.service() };
+    let subject = virtio::OnPci { make: || Rng::new(Box::new(|b| b.fill(0x55))), outside: |d, _| d.service() };
     campaign("queues", &virtio::first(), &|input, seen| virtio::run(&subject, input, seen));
 }
 
 #[test]
 fn blk() {
-    let subject = virtio::Subject {
+    let subject = virtio::OnPci {
         make: || {
             Blk::new(
                 DISK.with_borrow(Clone::clone),
@@ -92,7 +92,7 @@ fn blk() {
 
 #[test]
 fn net() {
-    let subject = virtio::Subject {
+    let subject = virtio::OnPci {
         make: || Net::new(NET.with_borrow(Clone::clone), NetConfig { mac: [2, 0, 0, 0, 0, 1], rx_queue: 64, tx_queue: 64 }),
         outside: |d, n| {
             NET.with_borrow(|net| {
@@ -112,37 +112,45 @@ fn net() {
     });
 }
 
+fn console_model() -> Console {
+    let room = ROOM.get();
+    let port = |nr: u32| PortConfig { nr, console: nr == 0, name: "port".repeat(nr as usize), sink: Some(Arc::new(Sink(room))) };
+    Console::new(4, vec![port(0), port(2), PortConfig { nr: 1, console: false, name: String::new(), sink: None }])
+}
+
+/// The host's side of a console: room for output, input, peers that come and go.
+fn at_the_console(n: u8, with: impl FnOnce(&mut dyn FnMut(&mut Console, &mut Queues))) {
+    ROOM.get().store(usize::from(n) * 50, Ordering::Relaxed);
+    let nr = u32::from(n % 4);
+    with(&mut |c, queues| match n >> 6 {
+        0 => {
+            let room = c.room(nr).min(300);
+            c.receive(nr, &vec![n; room], queues);
+        }
+        1 => {
+            c.receive(nr, &[n; 5000], queues);
+        }
+        2 => c.set_open(nr, n & 4 != 0, queues),
+        _ => {}
+    });
+}
+
+/// In memory-mapped registers, as on microvm.
+#[test]
+fn mmio() {
+    let subject = mmio::OnMmio { make: console_model, outside: |d, n| at_the_console(n, |f| d.with(f)) };
+    campaign("mmio", &virtio::first(), &|input, seen| mmio::run(&subject, input, seen));
+}
+
 #[test]
 fn console() {
-    let subject = virtio::Subject {
-        make: || {
-            let room = ROOM.get();
-            let port =
-                |nr: u32| PortConfig { nr, console: nr == 0, name: "port".repeat(nr as usize), sink: Some(Arc::new(Sink(room))) };
-            Console::new(4, vec![port(0), port(2), PortConfig { nr: 1, console: false, name: String::new(), sink: None }])
-        },
-        outside: |d, n| {
-            ROOM.get().store(usize::from(n) * 50, Ordering::Relaxed);
-            let nr = u32::from(n % 4);
-            d.with(|c, queues| match n >> 6 {
-                0 => {
-                    let room = c.room(nr).min(300);
-                    c.receive(nr, &vec![n; room], queues);
-                }
-                1 => {
-                    c.receive(nr, &[n; 5000], queues);
-                }
-                2 => c.set_open(nr, n & 4 != 0, queues),
-                _ => {}
-            });
-        },
-    };
+    let subject = virtio::OnPci { make: console_model, outside: |d, n| at_the_console(n, |f| d.with(f)) };
     campaign("console", &virtio::first(), &|input, seen| virtio::run(&subject, input, seen));
 }
 
 #[test]
 fn balloon() {
-    let subject = virtio::Subject {
+    let subject = virtio::OnPci {
         make: || Balloon::new(BalloonConfig { ram: pci::RAM, deflate_on_oom: true, reporting: true }, Box::new(|_| {})),
         outside: |d, n| match n & 1 {
             0 => d.with(|b, queues| b.set_target(u64::from(n) << 12, queues)),
@@ -154,7 +162,7 @@ fn balloon() {
 
 #[test]
 fn p9() {
-    let subject = virtio::Subject {
+    let subject = virtio::OnPci {
         make: || P9::new("fuzz", SHARE.with_borrow(|s| s.clone() as Arc<dyn Share>)),
         outside: |d, n| {
             let list = SHARE.with_borrow(|s| std::mem::take(&mut *s.0.lock().unwrap()));

@@ -1,10 +1,11 @@
-//! Networks that need the host's: a TAP device, and echo requests that go on. Each test has a network namespace of its own, where
-//! the host lets it make one (unshare(1), ip(8)).
+//! Networks that lead out of the program: a TAP device and echo requests that go on, each in a network namespace of its own, where the
+//! host lets it make one (unshare(1), ip(8)); and two guests behind sockets of all kinds.
 
 use machine::firstrun;
 use machine::options::{Request, parse};
 use rhea_tests::boot::{Guest, program, scratch};
 use rhea_tests::disks::Linux;
+use std::net::TcpListener;
 use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -32,6 +33,22 @@ ip route add default via 10.0.2.2
 echo "echoes $(ping -c 3 -s 1000 -W 5 192.0.2.1 | grep -c 'bytes from 192.0.2.1')"
 "#;
 
+/// Three cards with addresses that end in the argument.
+const CARDS: &str = r#"sh /disk/load
+sh /disk/load-net
+for i in 0 1 2; do
+    ip link set eth$i up
+    ip addr add 10.9.$i.$1/24 dev eth$i
+done
+echo "cards are up"
+"#;
+
+/// Echoes of the other guest's by each card.
+const CALL: &str = r#"for i in 0 1 2; do
+    echo "card $i $(ping -c 3 -s 1400 -W 20 10.9.$i.1 | grep -c 'bytes from')"
+done
+"#;
+
 /// Makes the device usable when it is there, and calls the guest. `$DIR`: where data lie.
 const HOST: &str = r#"ip link set lo up
 (until ip link set rhea-tap up 2>/dev/null; do sleep 0.1; done
@@ -53,7 +70,13 @@ fn linux() -> Option<&'static Linux> {
     let make = || {
         let Ok(Request::FirstRun(c)) = parse([]) else { panic!("no arguments mean the first run") };
         let c = firstrun::prepare(*c).expect("some guest can always be made");
-        let files = [("tap", TAP.as_bytes()), ("ping", PING.as_bytes()), ("guest", &data(1))];
+        let files = [
+            ("tap", TAP.as_bytes()),
+            ("ping", PING.as_bytes()),
+            ("cards", CARDS.as_bytes()),
+            ("call", CALL.as_bytes()),
+            ("guest", &data(1)),
+        ];
         Linux::with(&c.initrd?, "net-host", &files)
     };
     MADE.get_or_init(make).as_ref()
@@ -68,6 +91,10 @@ fn namespace(script: &str) -> bool {
 fn boot(name: &str, host: &str, linux: &Linux, more: &[&str]) -> Guest {
     let mut c = Command::new("unshare");
     c.args(["-n", "bash", "-c", host, "bash"]).arg(program()).env("DIR", scratch());
+    start(name, c, linux, more)
+}
+
+fn start(name: &str, mut c: Command, linux: &Linux, more: &[&str]) -> Guest {
     c.args(["-accel", "jit", "-m", "256M", "-nographic", "-no-reboot", "-kernel", &linux.kernel, "-initrd", &linux.initrd]);
     let mut g = Guest::spawn(name, c.args(["-append", "console=ttyS0 quiet no_timer_check"]).args(more));
     g.wait_for("# ", LIMIT);
@@ -118,5 +145,37 @@ fn echo_requests_go_on_to_other_hosts() {
         // From the gateway: destination unreachable, communication administratively prohibited (RFC 1812).
         let told = std::fs::read(capture).unwrap().windows(10).any(|w| w == [10, 0, 2, 2, 10, 0, 2, 15, 3, 13]);
         assert_eq!(told, echoes == 0, "{range}");
+    }
+}
+
+/// TCP, a Unix socket and datagrams, a card for each.
+#[test]
+fn two_guests_reach_each_other_by_sockets_of_all_kinds() {
+    let Some(linux) = linux() else { return left_out("net: Debian's kernel cannot be fetched") };
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let path = |name: &str| scratch().join(format!("net-two-{name}")).display().to_string();
+    let (stream, ends) = (path("stream"), [path("one"), path("two")]);
+    [&stream, &ends[0], &ends[1]].into_iter().for_each(|p| drop(std::fs::remove_file(p)));
+    let guest = |n: usize| {
+        let tcp = if n == 0 { "listen" } else { "connect" };
+        let netdevs = [
+            format!("socket,id=n0,{tcp}=127.0.0.1:{port}"),
+            format!("stream,id=n1,server={},addr.type=unix,addr.path={stream}", if n == 0 { "on" } else { "off" }),
+            format!("dgram,id=n2,local.type=unix,local.path={},remote.type=unix,remote.path={}", ends[n], ends[1 - n]),
+        ];
+        let card = |i: usize| format!("virtio-net-pci,netdev=n{i},mac=52:54:00:00:0{n}:0{i}");
+        let more: Vec<String> = (0..3).flat_map(|i| ["-netdev".into(), netdevs[i].clone(), "-device".into(), card(i)]).collect();
+        let more: Vec<&str> = more.iter().map(String::as_str).collect();
+        let mut g = start(&format!("net-two-{n}"), Command::new(program()), linux, &more);
+        g.type_line(&format!("sh /disk/cards {}", n + 1));
+        g.wait_for("cards are up\r\n", LIMIT);
+        g
+    };
+    let (mut one, mut two) = (guest(0), guest(1));
+    two.type_line("sh /disk/call");
+    (0..3).for_each(|i| drop(two.wait_for(&format!("card {i} 3\r\n"), LIMIT)));
+    for g in [&mut one, &mut two] {
+        g.type_line("poweroff -f");
+        g.expect_exit(0, LIMIT);
     }
 }

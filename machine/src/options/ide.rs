@@ -16,30 +16,13 @@ const RERROR: PropSpec = prop("rerror", Kind::Word(&["auto", "ignore", "stop", "
 const SHARE: PropSpec = prop("share-rw", Kind::Switch, "others may write to the image (off)");
 const SERIAL: PropSpec = prop("serial", Kind::Text, "serial number, 20 bytes");
 
-pub const IDE_HD: &[PropSpec] = &[
-    need("drive", Kind::Text, "id of a drive, or node name"),
-    BUS,
-    UNIT,
-    INDEX,
-    SERIAL,
-    BOOTINDEX,
-    WERROR,
-    RERROR,
-    SHARE,
-    WRITE_CACHE,
-];
-pub const IDE_CD: &[PropSpec] = &[
-    prop("drive", Kind::Text, "id of a drive, or node name; without one it is empty"),
-    BUS,
-    UNIT,
-    INDEX,
-    SERIAL,
-    BOOTINDEX,
-    WERROR,
-    RERROR,
-    SHARE,
-    WRITE_CACHE,
-];
+pub const IDE_HD: &[PropSpec] = &with(need("drive", Kind::Text, "id of a drive, or node name"));
+pub const IDE_CD: &[PropSpec] = &with(prop("drive", Kind::Text, "id of a drive, or node name; without one it is empty"));
+
+/// What both have, behind the drive.
+const fn with(drive: PropSpec) -> [PropSpec; 10] {
+    [drive, BUS, UNIT, INDEX, SERIAL, BOOTINDEX, WERROR, RERROR, SHARE, WRITE_CACHE]
+}
 
 /// Where `-hda` and the others go.
 const PLACES: [(&str, u64, bool); 5] =

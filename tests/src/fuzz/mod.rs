@@ -3,6 +3,7 @@
 
 pub mod disks;
 pub mod image;
+pub mod mmio;
 pub mod pci;
 pub mod virtio;
 

@@ -24,6 +24,19 @@ impl IrqSink for Heard {
     }
 }
 
+impl Heard {
+    pub fn count(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A device's way to a bench's RAM.
+pub fn dma(ram: &Arc<Ram>) -> Dma {
+    let mut map = MemMap::default();
+    map.map_ram(Pa(0), RAM, 0, true);
+    Dma::new(ram.clone(), &map)
+}
+
 type Make<D> = dyn Fn(PciWires, &Arc<Heard>) -> D;
 
 /// See the module.
@@ -35,9 +48,7 @@ pub struct Bench<D> {
 }
 
 fn wires(ram: &Arc<Ram>, heard: &Arc<Heard>) -> PciWires {
-    let mut map = MemMap::default();
-    map.map_ram(Pa(0), RAM, 0, true);
-    PciWires { intx: IrqLine::new(heard.clone(), 0), msi: heard.clone(), dma: Dma::new(ram.clone(), &map), line: 11 }
+    PciWires { intx: IrqLine::new(heard.clone(), 0), msi: heard.clone(), dma: dma(ram), line: 11 }
 }
 
 impl<D: Device + PciFunction> Bench<D> {
@@ -53,7 +64,7 @@ impl<D: Device + PciFunction> Bench<D> {
     }
 
     pub fn interrupts(&self) -> u32 {
-        self.heard.0.load(Ordering::Relaxed)
+        self.heard.count()
     }
 
     /// One operation that any device knows. `regions` are its ranges of ports.
