@@ -25,7 +25,7 @@ pub mod qmp;
 pub mod run;
 pub mod runner;
 pub mod say;
-mod share;
+pub mod share;
 pub mod state;
 mod switch;
 pub mod trace;

@@ -163,11 +163,22 @@ const SHARE: &str = "mount -t 9p -o trans=virtio,version=9p2000.L host /mnt && c
     cat /mnt/../mnt/moved/7; cmp /mnt/out /etc/passwd && echo the link is the guest\"\"s; \
     find /mnt -type f | wc -l; touch /mnt/late; sync; umount /mnt; echo shar''ed";
 
-/// A folder of the host's, by the 9p file system of Debian's kernel; the disk stays as it is.
 #[test]
 #[ignore = "takes debootstrap and minutes"]
 fn a_debian_system_uses_a_shared_folder() {
-    let (dir, folder) = (system(), scratch().join("debian-share"));
+    share("pc");
+}
+
+#[test]
+#[ignore = "takes debootstrap and minutes"]
+fn a_debian_system_uses_a_shared_folder_of_a_microvm() {
+    share("microvm");
+}
+
+/// A folder of the host's, by the 9p file system of Debian's kernel; the disk stays as it is.
+fn share(machine: &str) {
+    let name = format!("debian-share-{machine}");
+    let (dir, folder) = (system(), scratch().join(&name));
     let _ = std::fs::remove_dir_all(&folder);
     std::fs::create_dir_all(&folder).unwrap();
     std::fs::write(folder.join("from-host"), "from the host\n").unwrap();
@@ -177,8 +188,8 @@ fn a_debian_system_uses_a_shared_folder() {
         format!("local,path={},mount_tag=host,security_model=none", text(folder.clone())),
     );
     let append = "root=/dev/vda rw console=ttyS0 init=/bin/bash";
-    let disk = ["-m", "1G", "-nographic", "-no-reboot", "-kernel", &kernel, "-initrd", &initrd, "-append", append];
-    let mut g = Guest::start("debian-share", &[&disk[..], &["-drive", &drive, "-virtfs", &share]].concat());
+    let disk = ["-M", machine, "-m", "1G", "-nographic", "-no-reboot", "-kernel", &kernel, "-initrd", &initrd, "-append", append];
+    let mut g = Guest::start(&name, &[&disk[..], &["-drive", &drive, "-virtfs", &share]].concat());
     g.wait_for("# ", LIMIT);
     g.type_line("export PS1='# '; mount -t proc proc /proc; modprobe 9pnet_virtio; modprobe 9p");
     g.wait_for("# ", LIMIT);

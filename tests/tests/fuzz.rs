@@ -8,8 +8,9 @@ use devices::virtio::p9::{Request, Share};
 use devices::virtio::{Balloon, BalloonConfig, Blk, BlkConfig, Console, Net, NetConfig, P9, PortConfig, Queues, Rng};
 use machine::block::Drives;
 use machine::control::{Control, RunState};
-use machine::options::{CacheConfig, DriveConfig, ImageFormat, OnError};
-use rhea_tests::fuzz::{Behaviour, campaign, disks, image, mmio, pci, virtio};
+use machine::options::{CacheConfig, DriveConfig, ImageFormat, OnError, ShareConfig};
+use machine::share::Shares;
+use rhea_tests::fuzz::{Behaviour, campaign, disks, image, mmio, pci, share, virtio};
 use serde_json::Value;
 use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -177,6 +178,16 @@ fn p9() {
         SHARE.set(Arc::default());
         virtio::run(&subject, input, seen);
     });
+}
+
+/// The server behind it, on a folder.
+#[test]
+fn shared_folder() {
+    let open = |path| {
+        let config = ShareConfig { id: "fuzz".into(), path, read_only: false, passthrough: false };
+        Shares::open(&[config]).expect("the folder is there").all().remove("fuzz").expect("it is open")
+    };
+    campaign("share", &share::first(), &|input, seen| share::run(open, input, seen));
 }
 
 #[test]

@@ -56,6 +56,11 @@ impl Answers {
         self.list.lock().push((id, message));
     }
 
+    /// Takes all answers, with the requests' numbers.
+    pub fn take(&self) -> Vec<(u64, Vec<u8>)> {
+        std::mem::take(&mut *self.list.lock())
+    }
+
     pub fn kick(&self) {
         if let Some(wake) = self.wake.get() {
             wake();
@@ -170,7 +175,7 @@ impl Model for P9 {
     }
 
     fn service(&mut self, queues: &mut Queues) {
-        let list = std::mem::take(&mut *self.answers.list.lock());
+        let list = self.answers.take();
         for (id, message) in list {
             if let Some(p) = self.pending.remove(&id) {
                 answer(queues, &p, &message);

@@ -5,6 +5,7 @@ pub mod disks;
 pub mod image;
 pub mod mmio;
 pub mod pci;
+pub mod share;
 pub mod virtio;
 
 use crate::workspace::root;
