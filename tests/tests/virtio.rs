@@ -228,6 +228,7 @@ fn a_microvm_uses_console_balloon_and_folder_on_every_engine() {
             g.send("back and forth");
             g.wait_for("back and forth", LIMIT);
             g.expect_exit(33, LIMIT);
+            assert!(!g.errors().contains("goes on without it"), "{engine}: {}", g.errors());
             assert_eq!(std::fs::read_to_string(&serial).unwrap(), "from the folder\n", "{engine} acpi={acpi}");
         }
     }

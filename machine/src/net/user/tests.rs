@@ -472,7 +472,8 @@ fn evil_frames_do_no_harm() {
         g.stack.wire.room = r.below(300) as usize;
         g.stack.frame(frame, g.now);
         if r.one_in(8) {
-            g.turn();
+            // It seldom waits for the host, or a campaign would do little else.
+            g.turn_for(if r.one_in(25) { 5_000_000 } else { 0 });
         }
         if r.one_in(40) {
             let most = if r.one_in(20) { 400_000 } else { 3000 };
