@@ -18,6 +18,24 @@
     mov %eax, %ss
     .endm
 
+    // A gate of `idt`.
+    .macro gate vector, handler
+    mov $\handler, %eax
+    mov %ax, idt + 8 * \vector
+    movw $8, idt + 8 * \vector + 2
+    movw $0x8e00, idt + 8 * \vector + 4
+    shr $16, %eax
+    mov %ax, idt + 8 * \vector + 6
+    .endm
+
+    // To where the interrupt came, past a word on the stack, which becomes EAX: KVM's emulator has no IRET in protected mode.
+    .macro return
+    pop %eax
+    pushl 8(%esp)
+    popf
+    lret $4
+    .endm
+
     .text
     .code32
     .globl start

@@ -20,12 +20,7 @@
     .globl compute
 start:
     flat
-    mov $timer, %eax
-    mov %ax, idt + 0x100
-    movw $8, idt + 0x102
-    movw $0x8e00, idt + 0x104
-    shr $16, %eax
-    mov %ax, idt + 0x106
+    gate 0x20, timer
     lidt idt_at
     mov $begins, %esi
     call say
@@ -143,11 +138,7 @@ timer:
     incl ticks
     mov $0x20, %al
     out %al, $0x20
-    pop %eax
-    // An IRET: KVM's emulator has none in protected mode.
-    pushl 8(%esp)
-    popf
-    lret $4
+    return
 
 #ifdef SMP
     // Real mode at 8000h.

@@ -20,21 +20,6 @@
     mov $\code, %al
     jmp wrong
     .endm
-    .macro gate vector, handler
-    mov $\handler, %eax
-    mov %ax, idt + 8 * \vector
-    movw $8, idt + 8 * \vector + 2
-    movw $0x8e00, idt + 8 * \vector + 4
-    shr $16, %eax
-    mov %ax, idt + 8 * \vector + 6
-    .endm
-    // An IRET: KVM's emulator has none in protected mode.
-    .macro return
-    pop %eax
-    pushl 8(%esp)
-    popf
-    lret $4
-    .endm
 
 start:
     flat

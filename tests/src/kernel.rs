@@ -1,10 +1,8 @@
 //! The test kernel (`tests/kernel`): system software of our own that checks, row by row, what only system software sees, and
 //! says on the serial line which rows failed. Built by the C compiler that the workspace needs anyway.
 
-use crate::boot::scratch;
-use crate::workspace::root;
+use crate::small::{self, FREESTANDING};
 use std::path::PathBuf;
-use std::process::Command;
 
 /// Exit status of `rhea` after `isa-debug-exit` got 0: every row passed.
 pub const STATUS_PASS: i32 = 1;
@@ -68,30 +66,8 @@ impl Kernel {
     }
 }
 
-/// Freestanding, without anything of the host's; with debugging information, for debuggers that are tested on it.
-const FLAGS: &[&str] = &[
-    "-O1",
-    "-g",
-    "-std=gnu11",
-    "-ffreestanding",
-    "-fno-pic",
-    "-no-pie",
-    "-static",
-    "-nostdlib",
-    "-mgeneral-regs-only",
-    "-fno-stack-protector",
-    "-fcf-protection=none",
-    "-fno-asynchronous-unwind-tables",
-    "-fno-strict-aliasing",
-    "-fno-delete-null-pointer-checks",
-    "-fno-tree-loop-distribute-patterns",
-    "-Wall",
-    "-Wextra",
-    "-Werror",
-    "-Wno-main",
-    "-Wl,--build-id=none",
-    "-Wl,-T,kernel.ld",
-];
+/// With debugging information, for debuggers that are tested on it.
+const FLAGS: &[&str] = &["-O1", "-g"];
 
 /// Builds a kernel into the scratch folder and returns its path; `defines` are preprocessor names that change it. `None`, said on
 /// standard error, where there is no C compiler and `RHEA_TEST_ALL` does not ask for one.
@@ -101,19 +77,8 @@ const FLAGS: &[&str] = &[
 pub fn build(kernel: Kernel, defines: &[&str]) -> Option<PathBuf> {
     let mut name = kernel.name().to_owned();
     defines.iter().for_each(|d| name = format!("{name}-{}", d.to_lowercase()));
-    let (elf, part) = (scratch().join(format!("{name}.elf")), scratch().join(format!("{name}.{}.part", std::process::id())));
-    let mut cc = Command::new("cc");
-    cc.current_dir(root().join("tests/kernel")).args(kernel.flags()).args(FLAGS).args(kernel.sources());
-    cc.args(defines.iter().map(|d| format!("-D{d}"))).arg("-o").arg(&part);
-    let out = match cc.output() {
-        Ok(out) => out,
-        Err(e) if std::env::var_os("RHEA_TEST_ALL").is_none() => {
-            eprintln!("left out: the test kernel needs a C compiler (cc: {e})");
-            return None;
-        }
-        Err(e) => panic!("cc: {e}"),
-    };
-    assert!(out.status.success(), "{name} does not compile:\n{}", String::from_utf8_lossy(&out.stderr));
-    std::fs::rename(&part, &elf).unwrap_or_else(|e| panic!("{}: {e}", elf.display()));
-    Some(elf)
+    let defines: Vec<_> = defines.iter().map(|d| format!("-D{d}")).collect();
+    let more = defines.iter().map(String::as_str);
+    let flags: Vec<&str> = FREESTANDING.iter().chain(FLAGS).chain(kernel.flags()).copied().chain(more).collect();
+    small::build(&name, "tests/kernel", "kernel.ld", &flags, kernel.sources())
 }

@@ -2,6 +2,7 @@
 //! cannot go on. `tests/kvm/guest.S` checks itself and ends with status 33. Without /dev/kvm these tests say so and do nothing.
 
 use rhea_tests::boot::{Guest, kvm_is_there as there, run, scratch};
+use rhea_tests::qmp::Client;
 use rhea_tests::small::guest_of;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -235,27 +236,40 @@ fn kvms_clock_goes_on_through_a_hundred_moves() {
     }
 }
 
-/// Saved on KVM, it goes on anywhere.
+/// Saved on KVM, with each kind of interrupt controllers, it goes on anywhere: by `savevm`, and by QMP's `migrate` to a file.
 #[test]
-fn a_machine_saved_on_kvm_goes_on_on_both() {
-    let Some(kernel) = guest("saved", &["TICKS=1500", "SMP"]) else { return };
+fn a_machine_saved_on_kvm_goes_on_on_all() {
+    let Some(kernel) = guest("saved", &["TICKS=700", "SMP"]) else { return };
     if !there() {
         return;
     }
-    let file = scratch().join("kvm-saved.state");
-    let path = file.display().to_string();
+    const IRQCHIPS: [&str; 3] = ["kvm", "kvm,kernel-irqchip=split", "kvm,kernel-irqchip=on"];
     // No feature that some KVM lacks.
     let args = [&MACHINE[..], &["-smp", "2", "-cpu", "x86-64-v1", "-kernel", &kernel]].concat();
-    let mut g = Guest::start("kvm-save", &[&args[..], &MONITOR, &["-accel", "kvm"]].concat());
-    g.wait_for("(rhea)", LIMIT);
-    std::thread::sleep(Duration::from_millis(300));
-    g.send(&format!("stop\nsavevm {path}\ninfo status\n"));
-    g.wait_for("VM status: paused", LIMIT);
-    g.send("quit\n");
-    g.expect_exit(0, LIMIT);
-    for accel in ["jit", "kvm"] {
-        let out = run("kvm-load", &[&args[..], &["-accel", accel, "-loadvm", &path]].concat(), LIMIT);
-        assert_eq!(out.status.code(), Some(RIGHT), "{accel}: {}", String::from_utf8_lossy(&out.stderr));
+    let (file, socket) = (scratch().join("kvm-saved.state"), scratch().join("kvm-saved.qmp"));
+    let (path, qmp) = (file.display().to_string(), format!("unix:{},server=on,wait=off", socket.display()));
+    let incoming = format!("file:{path}");
+    for (from, migrate) in IRQCHIPS.into_iter().flat_map(|i| [(i, false), (i, true)]) {
+        for old in [&file, &socket] {
+            let _ = std::fs::remove_file(old);
+        }
+        let mut g = Guest::start("kvm-save", &[&args[..], &SERIAL, &["-qmp", &qmp, "-accel", from]].concat());
+        g.wait_for("begins", LIMIT);
+        let mut c = Client::new(&socket);
+        std::thread::sleep(Duration::from_millis(150));
+        if migrate {
+            assert_eq!(c.migrate(&file)["status"], "completed");
+        } else {
+            assert_eq!(c.human(&format!("savevm {path}")), "");
+        }
+        c.send(r#"{"execute":"quit"}"#);
+        g.expect_exit(0, LIMIT);
+        let load = if migrate { ["-incoming", &*incoming] } else { ["-loadvm", &*path] };
+        for accel in IRQCHIPS.into_iter().chain(["jit"]) {
+            let out = run("kvm-load", &[&args[..], &SERIAL, &load, &["-accel", accel]].concat(), LIMIT);
+            let errors = String::from_utf8_lossy(&out.stderr);
+            assert_eq!((out.status.code(), &*out.stdout), (Some(RIGHT), &b"right\n"[..]), "{from} to {accel}: {errors}");
+        }
     }
 }
 
