@@ -1,18 +1,18 @@
 //! A vCPU's registers between `CpuState` and KVM.
 
 use crate::vcpu::{KvmCpu, Where};
-use crate::{ioctl, msrs, regs, xsave};
+use crate::{at, ioctl, msrs, regs, xsave};
 use arch_x86::flags::bit;
 use arch_x86::msr::index::APIC_BASE;
 use arch_x86::state::{cr4, efer};
 use kvm_bindings::kvm_xcrs;
-use vm_core::{CpuIo, Events, dlog};
+use vm_core::{CpuIo, Events};
 
 impl KvmCpu {
     /// Gives the registers to KVM if it does not have them.
     pub(crate) fn send(&mut self, io: &dyn CpuIo) -> Result<(), String> {
-        let from = std::mem::replace(&mut self.at, Where::Kvm);
-        if from == Where::Here {
+        if self.at == Where::Here {
+            // Where KVM refuses some of it they stay here.
             self.send_all(io).map_err(|(what, e)| format!("{what}: {e}"))?;
             // Its exits before that say nothing about this state. A halted CPU of KVM's would not wake up to say that it is ready.
             let ready = self.vm.kernel_lapic() && self.cpu.eflags & bit::IF != 0 && !self.cpu.pending.valid;
@@ -20,6 +20,7 @@ impl KvmCpu {
             self.fd.get_kvm_run().if_flag = ready.into();
             self.fd.get_kvm_run().cr8 = io.cr8().into();
         }
+        self.at = Where::Kvm;
         if std::mem::take(&mut self.tsc_here) {
             let tsc = io.tsc().wrapping_add(self.cpu.tsc_offset);
             msrs::push_tsc(&self.fd, tsc);
@@ -51,8 +52,8 @@ impl KvmCpu {
     /// Takes the registers from KVM. Without `io` guest time goes on, and the TSC stays in KVM.
     pub(crate) fn fetch(&mut self, io: Option<&dyn CpuIo>) {
         if self.at == Where::Kvm {
-            if let Err(e) = self.fetch_all() {
-                dlog!(UNIMP, "KVM does not give its state: {e}");
+            if let Err((what, e)) = self.fetch_all() {
+                self.lost = Some(at(what)(e));
             }
             if !self.vm.kernel_lapic() {
                 (self.cpu.halted, self.cpu.wait_sipi) = (self.halted, self.wait_sipi);
@@ -87,21 +88,22 @@ impl KvmCpu {
         }
     }
 
-    fn fetch_all(&mut self) -> Result<(), kvm_ioctls::Error> {
+    fn fetch_all(&mut self) -> Result<(), (&'static str, kvm_ioctls::Error)> {
         let c = &mut self.cpu;
-        regs::set_regs(c, &self.fd.get_regs()?);
-        regs::set_sregs(c, &self.fd.get_sregs()?);
+        let named = |what| move |e| (what, e);
+        regs::set_regs(c, &self.fd.get_regs().map_err(named("KVM_GET_REGS"))?);
+        regs::set_sregs(c, &self.fd.get_sregs().map_err(named("KVM_GET_SREGS"))?);
         if c.has(arch_x86::cpuid::feature::XSAVE) {
-            c.xcr0 = self.fd.get_xcrs()?.xcrs[0].value;
+            c.xcr0 = self.fd.get_xcrs().map_err(named("KVM_GET_XCRS"))?.xcrs[0].value;
         }
-        xsave::unpack(c, &self.fd.get_xsave()?);
-        regs::set_debug_registers(c, &self.fd.get_debug_regs()?);
+        xsave::unpack(c, &self.fd.get_xsave().map_err(named("KVM_GET_XSAVE"))?);
+        regs::set_debug_registers(c, &self.fd.get_debug_regs().map_err(named("KVM_GET_DEBUGREGS"))?);
         msrs::pull(&self.fd, c);
-        let events = self.fd.get_vcpu_events()?;
+        let events = self.fd.get_vcpu_events().map_err(named("KVM_GET_VCPU_EVENTS"))?;
         regs::set_events(c, &events);
         self.nmi_waits = events.nmi.pending != 0;
         if self.vm.kernel_lapic() {
-            regs::set_mp_state(c, self.fd.get_mp_state()?);
+            regs::set_mp_state(c, self.fd.get_mp_state().map_err(named("KVM_GET_MP_STATE"))?);
         }
         Ok(())
     }

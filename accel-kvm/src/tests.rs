@@ -6,7 +6,7 @@ use arch_x86::state::{F80, PendingEvent, SegReg, shadow};
 use arch_x86::{CpuState, models};
 use std::io::Write;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use vm_core::{CpuIo, Events, StopReason};
 
@@ -97,6 +97,33 @@ fn a_kick_ends_a_loop_and_the_loop_goes_on() {
     cpu.cpu().gpr[0] = 1 << 60;
     assert_eq!(run_bench(&mut cpu, &io, Duration::from_millis(20)), Ok(StopReason::Stopped));
     assert!(cpu.cpu().gpr[0] > 1 << 60);
+}
+
+/// Nothing is lost, and nothing done twice, where signals come all the time.
+#[test]
+fn a_loop_under_a_storm_of_kicks_comes_to_its_end() {
+    // mov $20000,%ecx; 1: inc %rax; out %al,$0x80; loop 1b; hlt
+    let code = [0xb9, 0x20, 0x4e, 0x00, 0x00, 0x48, 0xff, 0xc0, 0xe6, 0x80, 0xe2, 0xf9, 0xf4];
+    let Some((vm, io, state)) = machine(64 << 10, &code) else { return };
+    let mut cpu = started(&vm, &io, state);
+    let (kick, ended) = (cpu.kick(), AtomicBool::new(false));
+    std::thread::scope(|s| {
+        let kicks = s.spawn(|| {
+            let mut n = 0u32;
+            while !ended.load(Ordering::Relaxed) {
+                kick();
+                n += 1;
+                // The vCPU gets to an instruction now and then.
+                std::thread::sleep(Duration::from_micros(u64::from(n % 4) * 10));
+            }
+            n
+        });
+        let outcome = run_bench(&mut cpu, &io, LIMIT);
+        ended.store(true, Ordering::Relaxed);
+        assert_eq!(outcome, Ok(StopReason::Halted));
+        assert!(kicks.join().expect("no panic") > 100);
+    });
+    assert_eq!((cpu.cpu().gpr[0], io.written.lock().len()), (20_000, 20_000));
 }
 
 /// 55 bytes for ring 3: `rdi` rounds of xorshift64 from a fixed seed, the result to `DATA`, INT3.

@@ -8,6 +8,7 @@ use arch_x86::CpuState;
 use arch_x86::cpuid::feature;
 use arch_x86::flags::bit;
 use arch_x86::msr::index::APIC_BASE;
+use arch_x86::state::PendingEvent;
 use kvm_bindings::KVM_INTERNAL_ERROR_EMULATION;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use std::sync::Arc;
@@ -58,6 +59,10 @@ pub struct KvmCpu {
     /// The guest's TSC is in `cpu.tsc_offset`, not in KVM.
     pub(crate) tsc_here: bool,
     exits: u64,
+    /// An interrupt that was taken from the interrupt controllers, and that KVM refused.
+    refused: Option<u8>,
+    /// KVM did not give the registers.
+    pub(crate) lost: Option<KvmError>,
     /// Where a debugger wants it to stop.
     pub(crate) breakpoints: Vec<u64>,
 }
@@ -109,6 +114,8 @@ impl KvmCpu {
             nmi_waits: false,
             tsc_here: true,
             exits: 0,
+            refused: None,
+            lost: None,
             breakpoints: Vec::new(),
         })
     }
@@ -135,6 +142,11 @@ impl KvmCpu {
     /// The registers may have become others than those that KVM has, or what belongs to them has.
     pub fn changed(&mut self) {
         self.at = Where::Here;
+    }
+
+    /// Why KVM did not give the registers, if it did not: then `cpu` has older ones, and nobody can go on.
+    pub fn lost(&mut self) -> Option<KvmError> {
+        self.lost.take()
     }
 
     /// How often KVM came back.
@@ -239,7 +251,10 @@ impl KvmCpu {
         if pending.contains(Events::NMI) {
             signals.clear(Events::NMI);
             self.halted = false;
-            self.fd.nmi().map_err(|e| format!("KVM_NMI: {e}"))?;
+            self.fd.nmi().map_err(|e| {
+                signals.raise(Events::NMI);
+                format!("KVM_NMI: {e}")
+            })?;
         }
         if self.vm.kernel_lapic() {
             // KVM lets it wait.
@@ -260,23 +275,22 @@ impl KvmCpu {
 
     /// Hands over an interrupt, or asks to be told when the guest can take one.
     fn offer_interrupt(&mut self, io: &dyn CpuIo) -> Result<(), String> {
-        let kernel = self.vm.kernel_lapic();
         if self.vm.kernel_irqchip() {
             // KVM's 8259s ask KVM's local APICs.
             return Ok(());
         }
         let wanted = io.signals().pending().contains(Events::INTR);
         let run = self.fd.get_kvm_run();
-        if !kernel {
-            run.cr8 = io.cr8().into();
-        }
         let ready = run.ready_for_interrupt_injection != 0 && run.if_flag != 0;
         run.request_interrupt_window = (wanted && !ready).into();
         if wanted && ready {
             // Until KVM says so again.
             run.ready_for_interrupt_injection = 0;
             if let Some(vector) = io.ack_intr() {
-                ioctl::interrupt(&self.fd, vector).map_err(|e| format!("KVM_INTERRUPT: {e}"))?;
+                ioctl::interrupt(&self.fd, vector).map_err(|e| {
+                    self.refused = Some(vector);
+                    format!("KVM_INTERRUPT: {e}")
+                })?;
             }
             // Another one may wait behind it.
             run_window(&mut self.fd, io);
@@ -287,6 +301,9 @@ impl KvmCpu {
     fn step(&mut self, io: &dyn CpuIo) -> Step {
         self.open = false;
         self.exits += 1;
+        let cr8 = io.cr8();
+        // KVM takes it only where the local APIC is not its own.
+        self.fd.get_kvm_run().cr8 = cr8.into();
         let outcome = self.fd.run();
         // Before what came after them.
         self.vm.drain(|pa, data| mmio_write(io, pa, data));
@@ -338,7 +355,7 @@ impl KvmCpu {
             Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => Step::Interrupted,
             Err(e) => Step::Fail(format!("KVM_RUN: {e}")),
         };
-        self.after_run(io);
+        self.after_run(io, cr8);
         match step {
             Step::Fail(why) if why.is_empty() => Step::Fail(self.internal_error()),
             Step::OwnDebug => self.give_back_debug(),
@@ -354,14 +371,15 @@ impl KvmCpu {
         }
     }
 
-    /// The local APIC's registers that the guest can reach without an exit.
-    fn after_run(&mut self, io: &dyn CpuIo) {
+    /// The local APIC's registers that the guest can reach without an exit. `before`: CR8 when it began to run.
+    fn after_run(&mut self, io: &dyn CpuIo, before: u8) {
         let (vm, run) = (&self.vm, self.fd.get_kvm_run());
         if vm.kernel_lapic() {
             return;
         }
         let (cr8, base) = (run.cr8 as u8 & 15, run.apic_base);
-        if cr8 != io.cr8() {
+        // The access that ended the run may have written TPR: that came last.
+        if cr8 != before && io.cr8() == before {
             io.set_cr8(cr8);
         }
         if io.msr_read(APIC_BASE).is_some_and(|b| b != base) && !io.msr_write(APIC_BASE, base) {
@@ -414,6 +432,9 @@ impl KvmCpu {
 
     fn failure(&mut self, why: String, io: &dyn CpuIo) -> Failure {
         self.fetch(Some(io));
+        if let Some(vector) = self.refused.take() {
+            self.cpu.pending = PendingEvent { valid: true, vector, ..Default::default() };
+        }
         let rip = self.cpu.linear(self.cpu.rip).0;
         let byte = |i: u64| self.cpu.debug_walk(Va(rip.wrapping_add(i)), &Walk(io)).map(|pa| io.mmio_read(pa, 1));
         let bytes: Vec<String> = (0..15).map_while(byte).map(|b| format!("{b:02x}")).collect();

@@ -49,8 +49,8 @@ pub struct Choice {
 /// KVM, and what it needs to know.
 pub struct Native {
     vm: Arc<Vm>,
-    /// The other engine may go on if it fails.
-    fallback: bool,
+    /// Name of the engine that goes on if it fails; `None`: none may.
+    next: Option<&'static str>,
 }
 
 /// Name and settings of an engine that translates.
@@ -80,17 +80,15 @@ pub fn choose(accels: &[AccelConfig], counted: bool) -> Result<Choice, EngineErr
         } else {
             let found = if kvm.self_test && next.is_some() { accel_kvm::self_test() } else { Ok(()) };
             match (found.and_then(|()| Vm::new(kvm.irqchip)), next) {
-                (Ok(vm), Some((_, settings))) => {
-                    say!("KVM runs the guest");
-                    return Ok(Choice { settings, kvm: Some(Native { vm, fallback: true }) });
+                (Ok(vm), Some((name, settings))) => {
+                    return Ok(Choice { settings, kvm: Some(Native { vm, next: Some(name) }) });
                 }
                 (Ok(vm), None) => {
-                    say!("KVM runs the guest");
                     let settings = jit_settings(&JitConfig::default(), host_cpus());
-                    return Ok(Choice { settings, kvm: Some(Native { vm, fallback: false }) });
+                    return Ok(Choice { settings, kvm: Some(Native { vm, next: None }) });
                 }
                 (Err(e), next) => {
-                    next.into_iter().for_each(|(name, _)| say!("-accel {name}, for there is no KVM: {e}"));
+                    next.into_iter().for_each(|(name, _)| no_kvm(name, &e));
                     why_not = Some(e.into());
                 }
             }
@@ -102,6 +100,11 @@ pub fn choose(accels: &[AccelConfig], counted: bool) -> Result<Choice, EngineErr
         (None, Some(why)) => Err(why),
         (None, None) => Ok(Choice { settings: jit_settings(&JitConfig::default(), host_cpus()), kvm: None }),
     }
+}
+
+/// Says which engine runs instead, and why.
+fn no_kvm(name: &str, why: &KvmError) {
+    say!("-accel {name}, for there is no KVM: {why}");
 }
 
 /// CPUs that this process may run on.
@@ -159,15 +162,24 @@ pub struct Engines {
     pub ports: Vec<CpuPort>,
 }
 
-/// What runs the CPUs of a machine.
+/// What runs the CPUs of a machine, which is said.
 pub fn make_all(
     cpu: &CpuConfig,
     choice: Choice,
     signals: &[Arc<VcpuSignals>],
     control: &Control,
 ) -> Result<Engines, EngineError> {
-    let kvm = choice.kvm.map(|n| (n.vm.clone(), Shared::new(n.vm, n.fallback, control.clone())));
-    build(cpu, choice.settings, signals, kvm)
+    let Some(Native { vm, next }) = choice.kvm else {
+        return build(cpu, choice.settings, signals, None);
+    };
+    let shared = Shared::new(vm.clone(), next.is_some(), control.clone());
+    match (build(cpu, choice.settings.clone(), signals, Some((vm, shared))), next) {
+        (Err(EngineError::Kvm(e)), Some(name)) => {
+            no_kvm(name, &e);
+            build(cpu, choice.settings, signals, None)
+        }
+        (outcome, _) => outcome.inspect(|_| say!("KVM runs the guest")),
+    }
 }
 
 /// Each CPU at power-on and its engine, which translates.
@@ -184,23 +196,21 @@ fn build(
     let tweaks: Vec<_> = cpu.features.iter().map(|(name, on)| (*on, (*name).to_owned())).collect();
     let mut configured = models::configure(cpu.model, &tweaks).map_err(EngineError::Cpu)?;
     configured.topology = cpu.topology;
-    for feature in &configured.dropped {
-        say!("warning: TCG doesn't support requested feature: {feature}");
-    }
     if cpu.host && kvm.is_none() {
         return Err(EngineError::Cpu("host is for KVM, which does not run here; use -cpu max".into()));
     }
+    let mut lost = Vec::new();
     if let Some((vm, _)) = &kvm {
         vm.show_host(cpu.host);
         paravirtual(&mut configured, &cpu.features, vm.features()[Word::KvmEax as usize]);
-        mask(&mut configured, &vm.features(), cpu.model != "max");
+        lost = mask(&mut configured, &vm.features());
     }
     let frontend = Arc::new(X86::new(configured.features).with_peers(signals.len() > 1));
     let helpers: Arc<[_]> = frontend_x86::helpers::table::<VcpuBlock<CpuState>>().into();
     let peers = Peers::new(signals);
-    let mut cpus: Vec<Engine> = Vec::new();
+    let (mut cpus, mut kicks): (Vec<Engine>, Vec<Kick>) = Default::default();
     let (mut tsc_khz, mut ports) = (TSC_KHZ, Vec::new());
-    for (n, signals) in signals.iter().enumerate() {
+    for n in 0..signals.len() {
         let state = CpuState::new(&configured, cpu.topology.apic_id(n as u32));
         let (frontend, helpers, settings, member) = (frontend.clone(), helpers.clone(), settings.clone(), peers.member(n));
         let make = move |state| {
@@ -211,7 +221,7 @@ fn build(
         match &kvm {
             None => {
                 let (engine, kick) = make(state)?;
-                signals.set_kick(kick);
+                kicks.push(kick);
                 cpus.push(engine);
             }
             Some((vm, shared)) => {
@@ -222,7 +232,7 @@ fn build(
                 tsc_khz = native.tsc_khz().map_or(TSC_KHZ, u64::from);
                 let (kick_native, made) = (native.kick(), Arc::<OnceLock<Kick>>::default());
                 let kick_jit = made.clone();
-                signals.set_kick(Box::new(move || {
+                kicks.push(Box::new(move || {
                     kick_native();
                     kick_jit.get().into_iter().for_each(|k| k());
                 }));
@@ -234,6 +244,14 @@ fn build(
                 cpus.push(Box::new(Switch::new(native, later, shared)));
             }
         }
+    }
+    // Not where one was refused: then all are made once more, in another way.
+    signals.iter().zip(kicks).for_each(|(s, kick)| s.set_kick(kick));
+    for feature in &configured.dropped {
+        say!("warning: TCG doesn't support requested feature: {feature}");
+    }
+    if cpu.model != "max" && !lost.is_empty() {
+        say!("warning: KVM doesn't support requested features: {}", lost.join(", "));
     }
     Ok(Engines { cpus, frontend, tsc_khz, kvm, ports })
 }
@@ -249,8 +267,8 @@ fn paravirtual(configured: &mut CpuConfigured, tweaks: &[(&'static str, bool)], 
     }
 }
 
-/// Leaves off what KVM does not give to guests; `tell`: and says so.
-fn mask(configured: &mut CpuConfigured, there: &[u32; 16], tell: bool) {
+/// Leaves off what KVM does not give to guests, and names it.
+fn mask(configured: &mut CpuConfigured, there: &[u32; 16]) -> Vec<&'static str> {
     const WORDS: [Word; 12] = [
         Word::L1Edx,
         Word::L1Ecx,
@@ -273,9 +291,7 @@ fn mask(configured: &mut CpuConfigured, there: &[u32; 16], tell: bool) {
         lost.extend((0..32).filter(|b| gone >> b & 1 == 1).filter_map(|b| features::feature_name(word, b)));
     }
     features::drop_dependents(&mut configured.features);
-    if tell && !lost.is_empty() {
-        say!("warning: KVM doesn't support requested features: {}", lost.join(", "));
-    }
+    lost
 }
 
 #[cfg(test)]
@@ -298,7 +314,7 @@ mod tests {
         let mut c = models::configure("x86-64-v3", &[]).unwrap();
         let mut there = [!0; 16];
         there[Word::L1Ecx as usize] = !(1 << 26);
-        mask(&mut c, &there, false);
+        assert!(mask(&mut c, &there).contains(&"xsave"));
         let has = |(w, b): (Word, u32)| c.features[w as usize] >> b & 1 == 1;
         assert!(!has(feature::XSAVE) && !has(feature::AVX) && has(feature::LM));
     }

@@ -193,6 +193,9 @@ impl MonitorTarget for Machine {
             "kvm" => false,
             other => return Err(format!("{other:?} is neither jit nor kvm")),
         };
+        if let Some(why) = kvm.unfit().filter(|_| !translate) {
+            return Err(format!("KVM cannot run this machine: {why}"));
+        }
         self.act(move |_| kvm.set_translate(translate));
         Ok(())
     }

@@ -24,7 +24,7 @@ use crate::state::hash::HashLog;
 use crate::switch::Shared;
 use crate::trace::{self, reader::Symbols};
 use crate::vcpu_thread::Threads;
-use accel_kvm::{CpuPort, Vm};
+use accel_kvm::{CpuPort, KvmError, Vm};
 use backend::PerfMap;
 use devices::display::vga;
 use std::fs::File;
@@ -181,8 +181,14 @@ pub fn run(config: Config) -> Result<ExitCode, RunError> {
     Ok(ExitCode::from(status))
 }
 
-/// Gives KVM the board's memory.
+/// Connects the board with KVM, if that takes it.
 fn attach((vm, shared): (Arc<Vm>, Arc<Shared>), ports: Vec<CpuPort>, board: &Arc<Board>) -> Result<Arc<Shared>, EngineError> {
+    connect(vm, &shared, ports, board).or_else(|e| shared.refuse(e))?;
+    Ok(shared)
+}
+
+/// Gives KVM the board's memory, and what else it shares.
+fn connect(vm: Arc<Vm>, shared: &Shared, ports: Vec<CpuPort>, board: &Arc<Board>) -> Result<(), KvmError> {
     let (map, ram) = (board.map.clone(), board.ram.clone());
     shared.set_chips(Chips::new(&vm, board, ports)?);
     if board.vga.is_some() {
@@ -193,7 +199,7 @@ fn attach((vm, shared): (Arc<Vm>, Arc<Shared>), ports: Vec<CpuPort>, board: &Arc
     set()?;
     shared.set_ram(&board.ram);
     shared.on_remap(move || set().map_err(|e| e.to_string()));
-    Ok(shared)
+    Ok(())
 }
 
 /// What is RAM or ROM now: guest-physical address, length, offset in RAM, writable.

@@ -9,8 +9,8 @@ use crate::vcpu_thread::Engine;
 use accel_kvm::{BREAKPOINTS, KvmCpu, KvmError, Vm, Walk};
 use arch_x86::{CpuState, pvclock};
 use parking_lot::{Condvar, Mutex};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use vm_core::debug::{DebugEvent, Go, SharedPlan, Stops};
 use vm_core::observe::Observer;
 use vm_core::{CpuIo, Events, GuestCpu, Pa, Ram, StopReason, Va, Vcpu, dlog};
@@ -41,6 +41,10 @@ pub struct Shared {
     kicks: Mutex<Vec<Box<dyn Fn() + Send + Sync>>>,
     /// Another engine may go on when KVM fails.
     fallback: bool,
+    /// Why KVM cannot run this machine at all.
+    unfit: OnceLock<String>,
+    /// Nobody can go on.
+    over: AtomicBool,
     vm: Arc<Vm>,
     ram: Mutex<Option<Arc<Ram>>>,
     chips: Mutex<Option<Chips>>,
@@ -58,6 +62,8 @@ impl Shared {
             outside: Condvar::new(),
             kicks: Mutex::default(),
             fallback,
+            unfit: OnceLock::new(),
+            over: false.into(),
             vm,
             ram: Mutex::default(),
             chips: Mutex::default(),
@@ -79,6 +85,21 @@ impl Shared {
     /// What to do when the memory map has changed (the chipset's shadow RAM).
     pub fn on_remap(&self, f: impl Fn() -> Result<(), String> + Send + Sync + 'static) {
         *self.remap.lock() = Some(Box::new(f));
+    }
+
+    /// KVM refuses something of the machine, which has not run yet. An error if no other engine may run it.
+    pub fn refuse(&self, why: KvmError) -> Result<(), KvmError> {
+        if !self.fallback {
+            return Err(why);
+        }
+        let why = self.unfit.get_or_init(|| why.to_string());
+        self.give_up(why);
+        Ok(())
+    }
+
+    /// Why the monitor cannot have KVM run the guest.
+    pub fn unfit(&self) -> Option<&str> {
+        self.unfit.get().map(String::as_str)
     }
 
     /// Has the translating engine run the guest, or KVM again. The machine stands still.
@@ -128,7 +149,7 @@ impl Shared {
         if inside.count == 0
             && let Some(Err(e)) = self.chips.lock().as_ref().map(Chips::take)
         {
-            self.give_up(&e.to_string());
+            self.lost(&e);
         }
         self.outside.notify_all();
     }
@@ -160,7 +181,19 @@ impl Shared {
             }
             self.decide();
         } else {
-            say!("-accel kvm: {why}; with -accel kvm:jit the guest would go on");
+            self.end(&format!("{why}; with -accel kvm:jit the guest would go on"));
+        }
+    }
+
+    /// KVM keeps registers for itself, of a CPU or of interrupt controllers: nobody can go on.
+    fn lost(&self, why: &KvmError) {
+        self.end(&format!("{why}; the guest's state is lost"));
+    }
+
+    /// The program is to end. What others find wrong from then on is not said.
+    fn end(&self, why: &str) {
+        if !self.over.swap(true, Ordering::SeqCst) {
+            say!("-accel kvm: {why}");
             self.control.end(1, None);
         }
     }
@@ -268,6 +301,10 @@ impl Switch {
             // KVM passed over what was written meanwhile.
             io.signals().raise(Events::CODE);
             jit.cpu().clone_from(self.kvm.cpu());
+            if let Some(why) = self.kvm.lost() {
+                self.shared.lost(&why);
+                return None;
+            }
             jit.cpu_changed();
             pvclock::tell(jit.cpu(), io);
         }
@@ -279,6 +316,10 @@ impl Switch {
         self.go_native();
         let outcome = self.kvm.run(io, &self.shared.leave);
         self.shared.exit();
+        if let Some(why) = self.kvm.lost() {
+            self.shared.lost(&why);
+            return Some(StopReason::Stopped);
+        }
         match outcome {
             Ok(StopReason::Stopped) if !io.signals().pending().contains(Events::STOP) => None,
             Ok(StopReason::Debug(_)) => {
@@ -307,12 +348,22 @@ impl Vcpu for Switch {
     type Cpu = CpuState;
 
     fn run(&mut self, io: &dyn CpuIo) -> StopReason {
+        // Somebody has asked for them since.
+        if let Some(why) = self.kvm.lost() {
+            self.shared.lost(&why);
+        }
         loop {
+            if self.shared.over.load(Ordering::SeqCst) {
+                return StopReason::Stopped;
+            }
             if self.shared.enter() {
                 match self.run_native(io) {
                     Some(why) => return why,
                     None => continue,
                 }
+            }
+            if self.shared.over.load(Ordering::SeqCst) {
+                continue;
             }
             self.shared.wait_until_outside();
             return self.go_translating(io).map_or(StopReason::Stopped, |jit| jit.run(io));

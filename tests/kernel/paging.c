@@ -31,7 +31,7 @@ static const char *const code[] = { do_read64, do_write64, do_locked64, do_fetch
 static const char *const code[] = { do_read, do_write, do_locked, do_fetch };
 #endif
 
-// A page with `int $DONE` at its start; tables below the root for the address under test, one for each level.
+// A page with what ends a piece of code at its start; tables below the root for the address under test, one for each level.
 static u8 target[4096] __attribute__((aligned(4096)));
 static u64 table[6][512] __attribute__((aligned(4096)));
 
@@ -255,8 +255,14 @@ static void keys(u64 old_cr4) {
 
 void permissions(const struct format *format) {
     f = format;
+#ifdef DIVIDES
+    // RCX is 0.
+    target[0] = 0xf6;
+    target[1] = 0xf1;
+#else
     target[0] = 0xcd;
     target[1] = DONE;
+#endif
     u64 old_cr4 = cr4();
     for (leaf = 1; leaf <= 3; leaf++) {
         if (!(f->large >> leaf & 1)) continue;

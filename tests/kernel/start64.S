@@ -68,8 +68,8 @@ relevel:
 #define IP 128
 #define VECTOR 160
 
-    .globl run
-run:
+    .globl enter
+enter:
     push %rbx
     push %rbp
     push %r12
@@ -194,6 +194,8 @@ gdt_at:
     .globl current
 current: .quad 0
 saved_sp: .quad 0
+    .globl done_zero
+done_zero: .quad 0
 
     .balign 4096
     .globl pml4

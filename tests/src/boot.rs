@@ -103,6 +103,15 @@ fn lock(s: &Shared) -> MutexGuard<'_, Stream> {
     s.0.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// All that a child writes.
+fn to_end(s: &Shared) -> Vec<u8> {
+    let mut guard = lock(s);
+    while !guard.ended {
+        guard = s.1.wait(guard).unwrap_or_else(PoisonError::into_inner);
+    }
+    guard.bytes.clone()
+}
+
 fn collect(mut from: impl Read + Send + 'static) -> Shared {
     let shared = Shared::default();
     let to = shared.clone();
@@ -250,11 +259,12 @@ impl Guest {
 
     /// Everything on the serial line of a program that has ended or is about to.
     pub fn serial_to_end(&self) -> String {
-        let mut s = lock(&self.output);
-        while !s.ended {
-            s = self.output.1.wait(s).unwrap_or_else(PoisonError::into_inner);
-        }
-        String::from_utf8_lossy(&s.bytes).into_owned()
+        String::from_utf8_lossy(&to_end(&self.output)).into_owned()
+    }
+
+    /// As `serial_to_end`, for standard error.
+    pub fn errors_to_end(&self) -> String {
+        String::from_utf8_lossy(&to_end(&self.errors)).into_owned()
     }
 
     /// The host's number of the program.
@@ -312,14 +322,7 @@ pub fn run(name: &str, args: &[&str], limit: Duration) -> Output {
     let mut g = Guest::start(name, args);
     g.input = None;
     let status = g.wait_for_exit(limit);
-    let take = |s: &Shared| {
-        let mut guard = lock(s);
-        while !guard.ended {
-            guard = s.1.wait(guard).unwrap_or_else(PoisonError::into_inner);
-        }
-        guard.bytes.clone()
-    };
-    Output { status, stdout: take(&g.output), stderr: take(&g.errors) }
+    Output { status, stdout: to_end(&g.output), stderr: to_end(&g.errors) }
 }
 
 /// An ELF32 executable with a PVH entry: `code`, 32-bit, at `ENTRY`, which is where it is entered.

@@ -15,6 +15,7 @@ pub mod host;
 pub mod kernel;
 pub mod packages;
 pub mod qmp;
+pub mod refuse;
 pub mod small;
 pub mod smp;
 pub mod workspace;
