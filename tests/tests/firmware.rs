@@ -203,21 +203,42 @@ fn boot_sectors_on_ide_and_ahci() {
     }
 }
 
-/// The same sectors on KVM with each kind of interrupt controllers: minutes, where the processor cannot virtualise.
+const IRQCHIPS: [&str; 3] = ["off", "split", "on"];
+
+/// The same sectors on KVM with some kind of interrupt controllers, from drive number `drive` (0 to 2).
+fn boots_on_kvm(irqchip: &str, drive: usize) {
+    let (disk, disc) = (disk(&format!("boot-kvm-{irqchip}.raw")), disc(&format!("boot-kvm-{irqchip}.iso")));
+    let (virtio, ide) = (format!("file={disk},format=raw,if=virtio,snapshot=on"), format!("file={disk},format=raw,snapshot=on"));
+    let (name, args, text) = [
+        ("virtio", &["-drive", &*virtio][..], TEXT),
+        ("ide", &["-drive", &*ide], TEXT),
+        ("ahci-cd", &["-M", "q35", "-cdrom", &*disc], DISC_TEXT),
+    ][drive];
+    let engine = format!("kvm,self-test=off,kernel-irqchip={irqchip}");
+    boots(&format!("boot-kvm-{irqchip}-{name}"), &engine, args, text);
+}
+
+/// A drive with each kind; seconds, as they run beside each other.
 #[test]
-#[ignore = "slow"]
 fn boot_sectors_on_kvm() {
     if !seabios() || !kvm_is_there() {
         return;
     }
-    let (disk, disc) = (disk("boot-kvm.raw"), disc("boot-kvm.iso"));
-    let (virtio, ide) = (format!("file={disk},format=raw,if=virtio,snapshot=on"), format!("file={disk},format=raw,snapshot=on"));
-    for irqchip in ["off", "split", "on"] {
-        let engine = format!("kvm,self-test=off,kernel-irqchip={irqchip}");
-        let boots = |name: &str, more: &[&str], text| drop(boots(&format!("boot-kvm-{irqchip}-{name}"), &engine, more, text));
-        boots("virtio", &["-drive", &virtio], TEXT);
-        boots("ide", &["-drive", &ide], TEXT);
-        boots("ahci-cd", &["-M", "q35", "-cdrom", &disc], DISC_TEXT);
+    std::thread::scope(|s| {
+        for (n, irqchip) in IRQCHIPS.into_iter().enumerate() {
+            s.spawn(move || boots_on_kvm(irqchip, n));
+        }
+    });
+}
+
+#[test]
+#[ignore = "slow"]
+fn all_boot_sectors_on_kvm() {
+    if !seabios() || !kvm_is_there() {
+        return;
+    }
+    for irqchip in IRQCHIPS {
+        (0..3).for_each(|drive| boots_on_kvm(irqchip, drive));
     }
 }
 

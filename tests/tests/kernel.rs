@@ -1,10 +1,13 @@
 //! The test kernel's rows on every engine. `RHEA_KERNEL_ENGINES` (separated by ';') names other settings of `-accel`.
 
-use rhea_tests::boot::Guest;
-use rhea_tests::kernel::{Kernel, STATUS_PASS, build};
+use rhea_tests::boot::{Guest, kvm_is_there};
+use rhea_tests::kernel::{Kernel, STATUS_PASS, build, build_for_kvm};
 use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(if cfg!(debug_assertions) { 1200 } else { 120 });
+
+/// The emulator goes instruction by instruction.
+const LIMIT_KVM: Duration = Duration::from_secs(600);
 
 fn engines() -> Vec<String> {
     let named = std::env::var("RHEA_KERNEL_ENGINES").unwrap_or_else(|_| "interp;jit;jit,threshold=0".into());
@@ -42,6 +45,26 @@ fn all_rows_of_the_64_bit_kernel() {
 #[test]
 fn all_rows_of_the_32_bit_kernel() {
     all_pass(Kernel::Bits32, "max", 59_700);
+}
+
+/// The rows that the emulator of a KVM without VT can run, with the features that it gives: said alike there and on the JIT.
+#[test]
+fn rows_on_kvm_are_those_on_the_jit() {
+    const CPU: &str = "max,-la57,-pku,-pcid,-invpcid,-pdpe1gb";
+    let Some(elf) = build_for_kvm() else { return };
+    if !kvm_is_there() {
+        return;
+    }
+    let said = |engine: &str| {
+        let mut g = start(elf.to_str().expect("the target folder's path is UTF-8"), engine, CPU);
+        let status = g.wait_for_exit(LIMIT_KVM);
+        let serial = g.serial_to_end();
+        assert_eq!(status.code(), Some(STATUS_PASS), "{engine}:\n{serial}\n{}", g.errors());
+        serial
+    };
+    let jit = said("jit");
+    assert!(rows(&jit) >= 8_900, "{jit}");
+    assert_eq!(said("kvm"), jit);
 }
 
 /// The model that the rows are judged by is made wrong in one place: what differs is told.
