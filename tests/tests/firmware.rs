@@ -209,11 +209,12 @@ const IRQCHIPS: [&str; 3] = ["off", "split", "on"];
 fn boots_on_kvm(irqchip: &str, drive: usize) {
     let (disk, disc) = (disk(&format!("boot-kvm-{irqchip}.raw")), disc(&format!("boot-kvm-{irqchip}.iso")));
     let (virtio, ide) = (format!("file={disk},format=raw,if=virtio,snapshot=on"), format!("file={disk},format=raw,snapshot=on"));
-    let (name, args, text) = [
-        ("virtio", &["-drive", &*virtio][..], TEXT),
-        ("ide", &["-drive", &*ide], TEXT),
-        ("ahci-cd", &["-M", "q35", "-cdrom", &*disc], DISC_TEXT),
-    ][drive];
+    let drives: [(&str, &[&str], &str); 3] = [
+        ("virtio", &["-drive", &virtio], TEXT),
+        ("ide", &["-drive", &ide], TEXT),
+        ("ahci-cd", &["-M", "q35", "-cdrom", &disc], DISC_TEXT),
+    ];
+    let (name, args, text) = drives[drive];
     let engine = format!("kvm,self-test=off,kernel-irqchip={irqchip}");
     boots(&format!("boot-kvm-{irqchip}-{name}"), &engine, args, text);
 }
