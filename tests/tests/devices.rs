@@ -80,7 +80,7 @@ fn of_virtio(transport: &str) -> String {
     let (known, other) = (&content()[..8 * BLOCK], inverted(&content()[..8 * BLOCK]));
     let both = sum(&[known, &other].concat());
     format!(
-        "{transport} virtio-blk: 68 blocks, read {:x}, abc, beyond its end 1, 5 interrupts, 16 at once {both:x}\n",
+        "{transport} virtio-blk: 68 blocks, read {:x}, abc, beyond its end 1, 133 interrupts, 16 at once {both:x}\n",
         sum(known)
     )
 }

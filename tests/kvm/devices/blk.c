@@ -54,6 +54,8 @@ void blk(struct virtio *v) {
     must(ask(v, WRITE, BLOCKS, data, BLOCKS * BLOCK) == 0, "writing");
     must(ask(v, FLUSH, 0, 0, 0) == 0, "flushing");
     must(ask(v, GET_ID, 0, id, 20) == 0, "its name");
+    // One by one, past the end of the queue.
+    for (u32 i = 0; i < 2 * 64; i++) must(ask(v, READ, i % BLOCKS, data, BLOCK) == 0, "one of many, one by one");
     u8 beyond = ask(v, READ, config32(v, 0), data, BLOCK);
     u32 told = v->told;
     print("%s, beyond its end %d, %d interrupts, ", id, beyond, told);

@@ -27,4 +27,6 @@ stubs:
     call interrupt
     add $4, %esp
     popa
+    // In the vector's place, from where `return` takes it.
+    mov %eax, (%esp)
     return
