@@ -15,6 +15,7 @@ use crate::observe::Observing;
 use crate::tier0::form::{COp, Edge};
 use crate::tlb;
 use ir::fp::RunFp;
+use ir::tri::RunTri;
 use std::mem::offset_of;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -139,7 +140,7 @@ pub struct JcFills {
 pub const BASE: i32 = 64;
 
 /// Words that make `Engine` end on its last one.
-const PAD: usize = 1;
+const PAD: usize = 0;
 
 /// Engine state below the seam. Generated code uses the `#[repr(C)]` part by offset.
 #[repr(C)]
@@ -149,6 +150,7 @@ pub struct Engine {
     /// Operands and result of vector ops that have no short form.
     pub vec_a: u128,
     pub vec_b: u128,
+    pub vec_c: u128,
     /// Where the host's stack is when there is no frame of a guest call on it, and where there is no room for another.
     pub stack_base: u64,
     pub stack_limit: u64,
@@ -172,6 +174,7 @@ pub struct Engine {
     /// Offset from the seam of the guest's floating-point flags, and what runs floating-point ops.
     pub fp_flags_off: u32,
     pub run_fp: RunFp,
+    pub run_tri: RunTri,
     /// `GuestCpu::code_base` that the jump cache holds for.
     pub code_base: u64,
     pub why: Why,
@@ -285,6 +288,7 @@ impl<C: GuestCpu> VcpuBlock<C> {
             (&raw mut (*p).eng.why).write(Why::Lookup);
             (&raw mut (*p).eng.fault).write(LEAVE);
             (&raw mut (*p).eng.run_fp).write(|_, _, _, _| 0);
+            (&raw mut (*p).eng.run_tri).write(|_, _, _, _, _| 0);
             Box::from_raw(p)
         };
         b.eng.tlb.clear();

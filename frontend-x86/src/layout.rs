@@ -147,6 +147,7 @@ pub fn layout() -> StateLayout {
         pc_page: PC_PAGE,
         fp_flags: MXCSR,
         run_fp: crate::fp::run,
+        run_tri: crate::tri::run,
         x87: Some(x87()),
         pc_mask: |mode| Mode(mode).pc_mask(),
     }

@@ -6,6 +6,7 @@ pub mod hostfp;
 pub mod layout;
 pub mod testing;
 pub mod translate;
+mod tri;
 
 pub use helpers::{Env, Helper};
 pub use translate::X86;

@@ -4,6 +4,7 @@
 use crate::fp::FpOp;
 use crate::layout::{HelperDesc, HelperId, SlotId};
 use crate::ops::{Effects, Op, Res};
+use crate::tri::TriOp;
 use crate::types::{Cond, Rmw, Ty};
 use crate::vec::{VecOp, VecShift};
 
@@ -81,6 +82,10 @@ impl Inst {
 
     pub fn fp_op(&self) -> FpOp {
         FpOp::from_index(self.aux).expect("aux of a floating-point op is an FpOp: the verifier checks it")
+    }
+
+    pub fn tri_op(&self) -> TriOp {
+        TriOp::from_index(self.aux).expect("aux of VTri is a TriOp: the verifier checks it")
     }
 
     pub fn vec_shift(&self) -> VecShift {
@@ -265,6 +270,10 @@ impl Block {
             _ => Op::VFp,
         };
         self.push(Inst { a, b, aux: op as u16, ..Inst::new(form, Ty::V128) })
+    }
+
+    pub fn tri(&mut self, op: TriOp, a: Val, b: Val, c: Val) -> Val {
+        self.push(Inst { a, b, c, aux: op as u16, ..Inst::new(Op::VTri, Ty::V128) })
     }
 
     /// Shifts lanes by a constant less than their width.

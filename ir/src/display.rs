@@ -7,6 +7,7 @@ use crate::block::{Block, Inst, Val};
 use crate::fp::FpOp;
 use crate::layout::{HelperDesc, StateLayout};
 use crate::ops::Op;
+use crate::tri::TriOp;
 use crate::types::{Cond, Rmw};
 use crate::vec::{VecOp, VecShift};
 
@@ -110,6 +111,10 @@ impl Display<'_> {
             Op::VFp | Op::FpGet | Op::FpSet => {
                 let o = Name(FpOp::from_index(i.aux).map(FpOp::name), "fpop", i.aux);
                 write!(f, " {o} {}, {}", V(i.a), V(i.b))
+            }
+            Op::VTri => {
+                let o = Name(TriOp::from_index(i.aux).map(TriOp::name), "triop", i.aux);
+                write!(f, " {o} {}, {}, {}", V(i.a), V(i.b), V(i.c))
             }
             Op::VShift => {
                 let o = Name(VecShift::from_index(i.aux).map(VecShift::name), "vecshift", i.aux);

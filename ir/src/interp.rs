@@ -117,6 +117,7 @@ impl Run<'_> {
             Op::Select if i.ty == Ty::V128 => self.wide(if self.int(i.a) != 0 { i.b } else { i.c }),
             Op::Vec => i.vec_op().eval(self.wide(i.a), self.wide(i.b)),
             Op::VFp | Op::FpGet | Op::FpSet => self.fp(i),
+            Op::VTri => self.tri(i),
             Op::VShift => i.vec_shift().eval(self.wide(i.a), i.imm as u32),
             Op::VShuffle => vec::shuffle(self.wide(i.a), self.wide(i.b), i.shuffle_mask()),
             Op::VMask => vec::high_bits(self.wide(i.a), i.aux).into(),
@@ -132,11 +133,23 @@ impl Run<'_> {
         Ok(value)
     }
 
+    /// Runs a function on the floating-point flags.
+    fn with_flags(&mut self, f: impl FnOnce(&mut u32) -> u128) -> u128 {
+        let slot = self.interp.layout.fp_flags;
+        let mut flags = self.get(Ty::I32, slot, 0) as u32;
+        let r = f(&mut flags);
+        self.set(Ty::I32, slot, 0, flags.into());
+        r
+    }
+
+    fn tri(&mut self, i: &Inst) -> u128 {
+        let (run, [a, b, c]) = (self.interp.layout.run_tri, [i.a, i.b, i.c].map(|v| self.wide(v)));
+        self.with_flags(|flags| run(i.tri_op(), a, b, c, flags))
+    }
+
     fn fp(&mut self, i: &Inst) -> u128 {
-        let l = self.interp.layout;
-        let mut flags = self.get(Ty::I32, l.fp_flags, 0) as u32;
-        let r = (l.run_fp)(i.fp_op(), self.wide(i.a), self.wide(i.b), &mut flags);
-        self.set(Ty::I32, l.fp_flags, 0, flags.into());
+        let (run, [a, b]) = (self.interp.layout.run_fp, [i.a, i.b].map(|v| self.wide(v)));
+        let r = self.with_flags(|flags| run(i.fp_op(), a, b, flags));
         if i.op == Op::FpGet { r & u128::from(u64::MAX) } else { r }
     }
 

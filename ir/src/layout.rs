@@ -2,6 +2,7 @@
 
 use crate::fp::RunFp;
 use crate::ops::Effects;
+use crate::tri::RunTri;
 use crate::x87::X87Layout;
 
 /// Index into `StateLayout::slots`.
@@ -35,6 +36,8 @@ pub struct StateLayout {
     /// Slot (4 bytes) that exception flags of floating-point ops go to, and what runs these.
     pub fp_flags: SlotId,
     pub run_fp: RunFp,
+    /// Runs ops on three vectors.
+    pub run_tri: RunTri,
     /// Where the guest has its x87, if it has one.
     pub x87: Option<X87Layout>,
     /// Mask of program counters in `mode`; engines apply it when they write `pc`.

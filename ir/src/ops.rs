@@ -158,6 +158,9 @@ ops! {
     /// The same with an I64 as b.
     FpSet = "fp_set", 2, Res::Fixed(Ty::V128), FP;
 
+    /// Op `aux`(TriOp) of three vectors; exception flags of those that are floating point as `VFp`.
+    VTri = "vtri", 3, Res::Ty, FP;
+
     /// Calls helper `aux` with operands a, b, c (I64; `imm` of them are used, in order); gives I64.
     Call = "call", 3, Res::Fixed(Ty::I64), Effects::KEEP;
     /// Raises guest exception `aux` (error code `imm` if not negative) if a (I8) is not 0. Compiled code leaves instead,

@@ -6,6 +6,7 @@ use crate::display::HINTS;
 use crate::fp::FpOp;
 use crate::layout::{HelperDesc, StateLayout};
 use crate::ops::{Op, Res};
+use crate::tri::TriOp;
 use crate::types::{Cond, Rmw, Ty};
 use crate::vec::{VecOp, VecShift};
 
@@ -263,6 +264,10 @@ impl<'a> Parser<'a, '_> {
             }
             Op::VFp | Op::FpGet | Op::FpSet => {
                 i.aux = self.name("fpop", |t| FpOp::ALL.iter().position(|c| c.name() == t))?;
+                self.operands(i)?;
+            }
+            Op::VTri => {
+                i.aux = self.name("triop", |t| TriOp::ALL.iter().position(|c| c.name() == t))?;
                 self.operands(i)?;
             }
             Op::VShift => {

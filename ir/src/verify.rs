@@ -5,6 +5,7 @@ use crate::block::{Block, Inst, Val};
 use crate::fp::FpOp;
 use crate::layout::{HelperDesc, StateLayout};
 use crate::ops::{Effects, Op};
+use crate::tri::TriOp;
 use crate::types::{Cond, Rmw, Ty};
 use crate::vec::{VecOp, VecShift};
 
@@ -179,6 +180,10 @@ fn types(block: &Block, i: &Inst) -> Result<(), Reason> {
             want(0, i.a, Ty::V128)?;
             want(1, i.b, Ty::V128)
         }
+        Op::VTri => {
+            form(!int)?;
+            i.operands().enumerate().try_for_each(|(k, v)| want(k as u32, v, Ty::V128))
+        }
         Op::FpSet => {
             form(!int)?;
             want(0, i.a, Ty::V128)?;
@@ -217,6 +222,7 @@ fn fields(i: &Inst, layout: &StateLayout, helpers: &[HelperDesc]) -> Result<(), 
         Op::Vec => VecOp::from_index(i.aux).is_some(),
         Op::VFp | Op::FpGet | Op::FpSet => FpOp::from_index(i.aux)
             .is_some_and(|o| o.gives_integer() == (i.op == Op::FpGet) && o.takes_integer() == (i.op == Op::FpSet)),
+        Op::VTri => TriOp::from_index(i.aux).is_some(),
         Op::VMask => matches!(i.aux, 8 | 16 | 32 | 64),
         Op::VShift => VecShift::from_index(i.aux).is_some(),
         Op::Load | Op::Store | Op::AtomicCas => i.aux <= 3,

@@ -104,6 +104,7 @@ impl<F: Frontend, C: GuestCpu> Engine<F, C> {
         b.eng.pc_page_off = l.slot(l.pc_page).offset;
         b.eng.fp_flags_off = l.slot(l.fp_flags).offset;
         b.eng.run_fp = l.run_fp;
+        b.eng.run_tri = l.run_tri;
         b.count = settings.counter.clone().map(Count::new);
         let vref = VcpuRef::new(b);
         let mut engine = Self {

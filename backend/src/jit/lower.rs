@@ -2,7 +2,7 @@
 //! so that one guest block is one CLIF block. The function takes the number of the member to start at (the seam is the pinned
 //! register) and returns a `Why`.
 
-use super::runtime::{AccessInfo, FP_OP, func};
+use super::runtime::{AccessInfo, FP_OP, TRI_OP, func};
 use super::vector;
 use crate::tlb;
 use crate::vblock::{Engine, Why};
@@ -204,6 +204,12 @@ impl<'a, 'b> Lower<'a, 'b> {
         if i.op == Op::FpGet { self.eng_load(I64, offset_of!(Engine, vec_a)) } else { r }
     }
 
+    fn tri(&mut self, i: &Inst) -> Value {
+        let [x, y, z] = [i.a, i.b, i.c].map(|v| self.val(v));
+        self.eng_store(z, offset_of!(Engine, vec_c));
+        self.vec_slow(i.aux | TRI_OP, x, y)
+    }
+
     // --- program counters
 
     fn page_pc(&mut self) -> Value {
@@ -395,6 +401,7 @@ impl<'a, 'b> Lower<'a, 'b> {
                 return Some(self.b.ins().select(c, x, y));
             }
             Op::VFp | Op::FpGet | Op::FpSet => return Some(self.fp(i)),
+            Op::VTri => return Some(self.tri(i)),
             Op::Vec | Op::VLane | Op::VSetLane | Op::VShift | Op::VShuffle | Op::VMask => {
                 let x = a(self);
                 let y = if i.b == Val::NONE { x } else { b(self) };

@@ -7,7 +7,7 @@
 use super::asm::{access_stub, chain, enter, far, second, x87_home_stub, x87_live_stub};
 use crate::atomic::AtomicArgs;
 use crate::vblock::{LEAVE, LIVE_SSE, LIVE_X87, VcpuBlock, Why};
-use ir::{FpOp, Rmw, Ty, VecOp};
+use ir::{FpOp, Rmw, TriOp, Ty, VecOp};
 use vm_core::guest::GuestCpu;
 use vm_core::{Access, Fault, GuestEnv, Va};
 
@@ -150,6 +150,15 @@ impl<C: GuestCpu> VcpuBlock<C> {
         run(op, a, b, self.fp_flags())
     }
 
+    /// Runs an op on three vectors.
+    pub fn tri(&mut self, op: TriOp, [a, b, c]: [u128; 3]) -> u128 {
+        if op.is_fused() {
+            self.collect_fp();
+        }
+        let run = self.eng.run_tri;
+        run(op, a, b, c, self.fp_flags())
+    }
+
     /// Runs generated code until it comes back.
     ///
     /// # Safety
@@ -216,6 +225,8 @@ extern "C" fn x87_home<C: GuestCpu>(seam: *mut u8) {
 pub const PURE: u64 = 1 << 63;
 /// In `vec`'s `op`: a floating-point op.
 pub const FP_OP: u16 = 1 << 15;
+/// In `vec`'s `op`: an op on three vectors.
+pub const TRI_OP: u16 = 1 << 14;
 
 /// `info`: helper in bits 15:0, instructions of the block from this one on in bits 31:16, page offset of the instruction
 /// from bit 32.
@@ -273,7 +284,7 @@ extern "C" fn probe<C: GuestCpu>(seam: *mut u8, va: u64, len: u64, info: u64) {
     }
 }
 
-/// Vector ops without a short form, and floating point: operands in `vec_a`, `vec_b`, result in `vec_a`.
+/// Vector ops without a short form, and floating point: operands in `vec_a`, `vec_b`, `vec_c`, result in `vec_a`.
 extern "C" fn vec<C: GuestCpu>(seam: *mut u8, op: u64) {
     // SAFETY: module note.
     let b = unsafe { VcpuBlock::<C>::from_seam(seam) };
@@ -282,6 +293,10 @@ extern "C" fn vec<C: GuestCpu>(seam: *mut u8, op: u64) {
     if op & FP_OP != 0 {
         if let Some(op) = FpOp::from_index(op & !FP_OP) {
             b.eng.vec_a = b.fp(op, x, y);
+        }
+    } else if op & TRI_OP != 0 {
+        if let Some(op) = TriOp::from_index(op & !TRI_OP) {
+            b.eng.vec_a = b.tri(op, [x, y, b.eng.vec_c]);
         }
     } else if let Some(op) = VecOp::from_index(op) {
         b.eng.vec_a = op.eval(x, y);

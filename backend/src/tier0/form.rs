@@ -404,6 +404,11 @@ impl Former {
             Op::VLane => (vector::vlane as Handler, inst.aux.into()),
             Op::VShift => (vector::vshift as Handler, u32::from(inst.aux) | (inst.imm as u32) << 16),
             Op::VMask => (vector::vmask as Handler, inst.aux.into()),
+            Op::VTri => {
+                self.emit(COp::new(vector::tri::<C>, d, a, bc));
+                self.emit(COp { h: usize::from(inst.aux), d: 0, a: 0, x: 0 });
+                return Ok(());
+            }
             Op::VShuffle => {
                 self.emit(COp::new(vector::vshuffle, d, a, u32::from(b)));
                 self.emit_mask(inst.shuffle_mask());

@@ -7,7 +7,7 @@ use super::form::{COp, Handler};
 use super::ops::{rd, wr};
 use crate::vblock::VcpuBlock;
 use ir::vec::VecShift;
-use ir::{FpOp, Op, VecOp};
+use ir::{FpOp, Op, TriOp, VecOp};
 use vm_core::guest::GuestCpu;
 
 unsafe extern "C" fn vec_<const OP: u8>(s: *mut u8, op: *mut COp) -> *mut COp {
@@ -114,5 +114,17 @@ unsafe extern "C" fn fp_<C: GuestCpu, const OP: u8>(s: *mut u8, op: *mut COp) ->
             wr::<u128>(s, o.d, v);
         }
         op.add(1)
+    }
+}
+
+/// The op's number is in the next slot.
+pub unsafe extern "C" fn tri<C: GuestCpu>(s: *mut u8, op: *mut COp) -> *mut COp {
+    // SAFETY: module note.
+    unsafe {
+        let (o, number) = (*op, (*op.add(1)).h);
+        let operands = [o.a, o.b(), o.c()].map(|v| rd(s, v));
+        let v = VcpuBlock::<C>::from_seam(s).tri(TriOp::ALL[number], operands);
+        wr::<u128>(s, o.d, v);
+        op.add(2)
     }
 }

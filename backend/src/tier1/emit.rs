@@ -272,6 +272,7 @@ impl Emit<'_> {
             Op::Jump | Op::Br | Op::JumpInd | Op::Exit | Op::ExitNext => self.terminator(i),
             Op::Vec | Op::VLane | Op::VSetLane | Op::VShift | Op::VShuffle | Op::VMask => self.vector(i),
             Op::VFp | Op::FpGet | Op::FpSet => self.fp(i),
+            Op::VTri => self.tri(i),
             Op::Cmp if self.fuses(self.at as usize) => {}
             _ => self.integer(i),
         }

@@ -103,7 +103,7 @@ impl Emit<'_> {
     }
 
     /// Makes sure that the host's control word is the one to compute under, and that its flags are the guest's alone.
-    fn ready_for_fp(&mut self) {
+    pub fn ready_for_fp(&mut self) {
         if std::mem::replace(&mut self.fp_ready, true) {
             return;
         }

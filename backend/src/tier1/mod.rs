@@ -18,6 +18,7 @@ mod pins;
 mod region;
 mod regs;
 mod share;
+mod tri;
 mod vector;
 mod x87;
 

@@ -152,7 +152,7 @@ impl Emit<'_> {
                     let d = self.dest_from_xmm(i.a);
                     self.host(n, d, b);
                 }
-                None => self.vec_slow(i),
+                None => self.vec_slow(i, i.aux),
             },
             Op::VLane => self.lane(i),
             Op::VSetLane => {
@@ -185,14 +185,17 @@ impl Emit<'_> {
         }
     }
 
-    fn vec_slow(&mut self, i: &Inst) {
-        let (va, vb) = ((self.env.eng)(offset_of!(Engine, vec_a)), (self.env.eng)(offset_of!(Engine, vec_b)));
-        let (a, b) = (self.xmm(i.a), self.xmm(i.b));
-        st!(self, va; [movdqu] [, Rx(a)]);
-        st!(self, vb; [movdqu] [, Rx(b)]);
+    /// Has the runtime do the op that it knows by the number `op`.
+    pub fn vec_slow(&mut self, i: &Inst, op: u16) {
+        let va = self.eng(offset_of!(Engine, vec_a));
+        let places = [va, self.eng(offset_of!(Engine, vec_b)), self.eng(offset_of!(Engine, vec_c))];
+        for (v, place) in i.operands().zip(places) {
+            let x = self.xmm(v);
+            st!(self, place; [movdqu] [, Rx(x)]);
+        }
         self.spill_for_call();
         self.write_back();
-        asm!(self; mov esi, DWORD i.aux.into());
+        asm!(self; mov esi, DWORD op.into());
         self.call_with_pins(func::VEC, false);
         let d = self.dest_xmm();
         st!(self, va; [movdqu Rx(d),] []);

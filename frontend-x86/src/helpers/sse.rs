@@ -23,7 +23,6 @@ rows! {
     /// (`pack` of CVTPS2PH | `wide`, linear address, bytes to store): its form with a destination in memory.
     STORE_HALF = store_half(3) ANY;
     /// (`pack` of a `FmaOp`, third operand): the destination is the first operand, the packed source the second.
-    FMA = fma(3) STATE;
     FMA_XM = fma(3) STATE.or(Effects::MAY_LEAVE);
     /// (`pack` of a `FmaOp` | `wide`, linear address of the third operand)
     FMA_WIDE_XM = fma_wide(2) ANY;

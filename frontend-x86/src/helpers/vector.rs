@@ -8,6 +8,7 @@ mod strings;
 use super::{Env, Res, STATE};
 use crate::hostfp::crypto::CryptoOp;
 use arch_x86::CpuState;
+use std::sync::LazyLock;
 
 rows! {
     topic vector;
@@ -107,7 +108,7 @@ impl BlockOp {
     ];
 
     /// The host's instruction, if there is one.
-    fn host(self, imm: u8) -> Option<CryptoOp> {
+    pub fn host(self, imm: u8) -> Option<CryptoOp> {
         use CryptoOp as C;
         Some(match self {
             BlockOp::AesEnc => C::AesEnc,
@@ -166,6 +167,21 @@ fn clmul(a: u64, b: u64) -> u128 {
     (0..64).filter(|i| b >> i & 1 == 1).fold(0, |r, i| r ^ u128::from(a) << i)
 }
 
+/// What each of the host's instructions does: operation and immediate.
+static FORMS: LazyLock<Vec<(BlockOp, u8)>> = LazyLock::new(|| {
+    let form = |host: &CryptoOp| {
+        let all = BlockOp::ALL.iter().flat_map(|op| [0, 1, 2, 3, 0x10, 0x11].map(|imm| (*op, imm)));
+        all.clone().find(|(op, imm)| op.host(*imm) == Some(*host))
+    };
+    CryptoOp::ALL.iter().map(|host| form(host).expect("a test looks at all of them")).collect()
+});
+
+/// Result of a host's instruction, which this host need not have.
+pub fn run_crypto(host: CryptoOp, a: u128, b: u128, third: u128) -> u128 {
+    let (op, imm) = FORMS[host as usize];
+    op.eval(a, b, third, imm)
+}
+
 /// Sums of differences of four bytes of b with those at eight places of a.
 fn mpsadbw(a: u128, b: u128, imm: u8) -> u128 {
     let (a, b) = (a.to_le_bytes(), b.to_le_bytes());
@@ -204,6 +220,14 @@ fn string_compare<E: Env>(env: &mut E, code: u64, lo: u64, hi: u64) -> Res {
 mod tests {
     use super::*;
     use vm_core::testing::Rng;
+
+    #[test]
+    fn every_instruction_of_the_host_has_a_form() {
+        for host in CryptoOp::ALL {
+            let (op, imm) = FORMS[*host as usize];
+            assert_eq!(op.host(imm), Some(*host));
+        }
+    }
 
     /// The portable functions against the host's instructions.
     #[test]

@@ -12,6 +12,8 @@ macro_rules! ops {
         pub enum CryptoOp { $($name,)* }
 
         impl CryptoOp {
+            pub const ALL: &'static [CryptoOp] = &[$(CryptoOp::$name,)*];
+
             /// Result of the instruction with xmm1 = `a`, the destination, xmm2 = `b` and xmm0 = `third`. `None`: the host has
             /// no such instruction.
             #[cfg(target_arch = "x86_64")]

@@ -44,6 +44,7 @@ pub fn layout() -> StateLayout {
         // Random blocks have no floating point, whose meaning is a front end's.
         fp_flags: SlotId(6),
         run_fp: |_, _, _, _| 0,
+        run_tri: |_, _, _, _, _| 0,
         x87: None,
         pc_mask: |_| !0,
     }

@@ -1,8 +1,10 @@
-//! AES, GFNI, PCLMULQDQ, SHA, string comparisons and MPSADBW: calls of helpers (SDM 2 of each).
+//! AES, PCLMULQDQ and SHA: IR ops; GFNI, AESKEYGENASSIST, string comparisons and MPSADBW: calls of helpers (SDM 2 of each).
 
 use super::super::Tr;
 use super::number;
 use crate::helpers::vector::{BLOCK, BlockOp, STRINGS, pack};
+use crate::layout::xmm;
+use crate::tri::of_crypto;
 use iced_x86::Mnemonic;
 use ir::Val;
 
@@ -48,6 +50,14 @@ fn block(tr: &mut Tr<'_>, op: BlockOp) {
     let (i, j) = if unary { (0, 1) } else { tr.sources() };
     let (dst, first) = (number(tr.insn.op_register(0)), number(tr.insn.op_register(i)));
     let b = tr.halves(j);
+    if let Some(host) = op.host(imm) {
+        let a = tr.halves(i);
+        // Round constants of SHA256RNDS2.
+        let third = tr.b.get(ir::Ty::V128, xmm(0), 0);
+        let r =
+            [0, 1].map(|half| if b[half] == Val::NONE { Val::NONE } else { tr.b.tri(of_crypto(host), a[half], b[half], third) });
+        return tr.vset(0, r);
+    }
     let lanes = b.map(|v| if v == Val::NONE { None } else { Some((tr.b.vlane(v, 0), tr.b.vlane(v, 1))) });
     for (half, (lo, hi)) in lanes.into_iter().flatten().enumerate() {
         let imm = if op == BlockOp::Mpsadbw { imm >> (3 * half) & 7 } else { imm };

@@ -1,13 +1,16 @@
-//! Fused multiply-add (SDM 1 "Fused-Multiply-ADD (FMA)"): helpers that run the host's instruction.
+//! Fused multiply-add (SDM 1 "Fused-Multiply-ADD (FMA)"): IR ops where MXCSR's control bits are what they are after reset, helpers
+//! that run the host's instruction elsewhere.
 
 use super::super::Tr;
-use super::fp::{lanes, wide_operand};
+use super::fp::{vector_source, wide_operand};
 use super::number;
-use crate::helpers::sse::{FMA, FMA_WIDE_XM, FMA_XM, Shape, wide};
+use crate::helpers::sse::{FMA_WIDE_XM, FMA_XM, Shape, wide};
 use crate::helpers::vector::pack;
 use crate::hostfp::fma::FmaOp;
+use crate::tri::of_fused;
 use arch_x86::Mode;
 use iced_x86::{CpuidFeature, Mnemonic};
+use ir::Val;
 use std::sync::LazyLock;
 
 /// Operation by mnemonic.
@@ -31,28 +34,30 @@ pub(super) fn translate(tr: &mut Tr<'_>) -> bool {
 }
 
 fn multiply_add(tr: &mut Tr<'_>, op: FmaOp) {
+    if tr.mode.has(Mode::XM) {
+        return by_helper(tr, op);
+    }
+    let (n, width) = op.lanes();
+    let c = if tr.is_wide() { tr.halves(2) } else { [vector_source(tr, 2, n * width / 8), Val::NONE] };
+    let (a, b, op) = (tr.halves(0), tr.halves(1), of_fused(op));
+    let r = [0, 1].map(|half| if c[half] == Val::NONE { Val::NONE } else { tr.b.tri(op, a[half], b[half], c[half]) });
+    tr.vset(0, r);
+}
+
+fn by_helper(tr: &mut Tr<'_>, op: FmaOp) {
     let (dst, src) = (number(tr.insn.op_register(0)), number(tr.insn.op_register(1)));
     let code = pack(op as u16, dst, src, 0);
-    let unmasked = tr.mode.has(Mode::XM);
-    if !tr.is_wide() {
-        let (n, width) = op.lanes();
-        let (lo, hi) = tr.vsrc_lanes(2, n * width / 8);
-        let code = tr.i64(code);
-        tr.call(if unmasked { FMA_XM } else { FMA }, &[code, lo, hi]);
-        return tr.clear_upper(0);
-    }
-    if unmasked {
+    if tr.is_wide() {
         let (source, at) = wide_operand(tr, 2, 32);
         let code = tr.i64(code | wide(source, Shape::Same));
         tr.call(FMA_WIDE_XM, &[code, at]);
         return;
     }
-    let c = tr.halves(2);
-    let [low, high] = lanes(tr, c);
-    for (upper, (lo, hi)) in [(0, low), (16, high)] {
-        let code = tr.i64(pack(op as u16, dst + upper, src + upper, 0));
-        tr.call(FMA, &[code, lo, hi]);
-    }
+    let (n, width) = op.lanes();
+    let (lo, hi) = tr.vsrc_lanes(2, n * width / 8);
+    let code = tr.i64(code);
+    tr.call(FMA_XM, &[code, lo, hi]);
+    tr.clear_upper(0);
 }
 
 #[cfg(test)]

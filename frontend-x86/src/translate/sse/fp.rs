@@ -90,7 +90,7 @@ fn direct_wide(tr: &mut Tr<'_>, op: FpOp, last: u32) {
 }
 
 /// Vector operand `i`, of which the low `bytes` are used; in memory there are no more.
-fn vector_source(tr: &mut Tr<'_>, i: u32, bytes: u32) -> Val {
+pub(super) fn vector_source(tr: &mut Tr<'_>, i: u32, bytes: u32) -> Val {
     if bytes == 16 {
         return tr.vsrc(i);
     }
