@@ -1,8 +1,10 @@
-//! Software TLB: per access context a direct-mapped table that generated code reads, and the list of filled entries that
-//! makes a flush cost what was filled, not what the table holds.
+//! Software TLB: per access context a table that generated code reads, and the list of filled entries that makes a flush cost
+//! what was filled, not what the table holds.
 //!
+//! A page's place is the entry of its index. One that another page has pushed out is in the entry beside, whose host cache line is
+//! the same, and where the cold code of an access looks; all else looks at a page's own place, to which `recall` brings it back.
 //! An access hits if `va - tag <= 4096 - size` (unsigned): page and page crossing are tested at once. The tag of an empty
-//! entry is the address of a page that hashes to another entry, so that it never matches.
+//! entry is the address of a page that belongs to other entries, so that it never matches.
 
 use vm_core::guest::CTX_COUNT;
 
@@ -29,8 +31,14 @@ pub const fn index(va: u64) -> usize {
     (va >> 12) as usize & (ENTRIES - 1)
 }
 
+/// The entry beside one.
+pub const fn beside(index: usize) -> usize {
+    index ^ 1
+}
+
+/// The same for both entries of a pair, between which pages move.
 const fn empty_tag(index: usize) -> u64 {
-    ((index as u64) ^ 1) << 12
+    ((index as u64 & !1) ^ 2) << 12
 }
 
 const fn empty(index: usize) -> Entry {
@@ -46,6 +54,8 @@ pub struct Fills {
     listed: Vec<[u8; CTX_COUNT]>,
     /// Whether an entry as it is now maps a global page.
     is_global: Vec<[bool; CTX_COUNT]>,
+    /// Of each pair of entries, whether the odd one was filled last.
+    odd_last: Vec<[bool; CTX_COUNT]>,
     /// Entries that others pushed out of the tables; any flush or revocation drops them all.
     victims: [Option<Victim>; VICTIMS],
     /// Pages in the tables that lack access for a reason that need not concern all of it; dropped with the victims.
@@ -65,7 +75,7 @@ pub struct Fills {
 enum Writers {
     /// There are none.
     None,
-    /// To this page, by no entry but perhaps this: host address, context, index.
+    /// To this page, by no entry but perhaps this or the one beside: host address, context, index of the page.
     One(u64, u8, u16),
     /// There may be any.
     Many,
@@ -78,8 +88,8 @@ const fn writers_of(host: u64) -> usize {
     (host >> 12) as usize & ((1 << WRITERS) - 1)
 }
 
-/// Two arrays walked in step lie at the same indexes if they are a multiple of the table's reach apart: without these,
-/// each access would be a page walk.
+/// Several arrays walked in step lie at the same indexes if they are a multiple of the table's reach apart: without these,
+/// each access would be a page walk. (Two of them have the entries of a pair.)
 const VICTIMS: usize = 8;
 
 #[derive(Clone, Copy)]
@@ -145,14 +155,14 @@ impl Fills {
         let tag = |on: bool| if on { page } else { empty_tag(i) };
         let entry = Entry { read: tag(serves.read), write: tag(serves.write), exec: tag(serves.exec), addend };
         self.refills += 1;
-        self.take_victim(page, ctx);
+        self.take(t, page, ctx);
         self.put(t, Victim { page, ctx: ctx as u8, global: serves.global, entry });
     }
 
     /// Brings a page back that was pushed out, if its entry serves what `tag` looks at; whether it did.
     pub fn recall(&mut self, t: &mut Tables, va: u64, ctx: usize, tag: fn(&Entry) -> u64) -> bool {
         let page = va & !0xfff;
-        match self.take_victim(page, ctx) {
+        match self.take(t, page, ctx) {
             Some(v) if tag(&v.entry) == page => {
                 self.put(t, v);
                 true
@@ -162,7 +172,14 @@ impl Fills {
         }
     }
 
-    fn take_victim(&mut self, page: u64, ctx: usize) -> Option<Victim> {
+    /// Takes a page that was pushed out from where it is.
+    fn take(&mut self, t: &mut Tables, page: u64, ctx: usize) -> Option<Victim> {
+        let i = beside(index(page));
+        let entry = &mut t.0[ctx][i];
+        if Self::page_of(entry, i) == Some(page) {
+            let entry = std::mem::replace(entry, empty(i));
+            return Some(Victim { page, ctx: ctx as u8, global: self.is_global[i][ctx], entry });
+        }
         let same = |v: &Option<Victim>| v.is_some_and(|v| v.page == page && usize::from(v.ctx) == ctx);
         self.victims.iter_mut().find(|v| same(v)).and_then(Option::take)
     }
@@ -172,22 +189,35 @@ impl Fills {
         [e.read, e.write, e.exec].into_iter().find(|p| *p != empty_tag(i))
     }
 
+    /// Enters a page in its own place. What was there goes beside, if that was filled earlier; what is in its way then, or else
+    /// itself, is a victim.
     fn put(&mut self, t: &mut Tables, new: Victim) {
         let (ctx, i) = (usize::from(new.ctx), index(new.page));
         if self.listed.is_empty() {
             self.listed = vec![[0; CTX_COUNT]; ENTRIES];
             self.is_global = vec![[false; CTX_COUNT]; ENTRIES];
+            self.odd_last = vec![[false; CTX_COUNT]; ENTRIES / 2];
         }
-        let old = std::mem::replace(&mut t.0[ctx][i], new.entry);
-        if let Some(page) = Self::page_of(&old, i).filter(|p| *p != new.page) {
+        let old = self.set(t, i, new).filter(|old| old.page != new.page);
+        let odd_last = std::mem::replace(&mut self.odd_last[i / 2][ctx], i % 2 == 1);
+        let Some(old) = old else { return };
+        let last = odd_last == (i % 2 == 1) || Self::page_of(&t.0[ctx][beside(i)], beside(i)).is_none();
+        let victim = if last { self.set(t, beside(i), old) } else { Some(old) };
+        if victim.is_some() {
             let free = self.victims.iter().position(Option::is_none);
             let at = free.unwrap_or(self.oldest);
             self.oldest = (at + 1) % VICTIMS;
-            self.victims[at] = Some(Victim { page, ctx: new.ctx, global: self.is_global[i][ctx], entry: old });
+            self.victims[at] = victim;
         }
-        self.is_global[i][ctx] = new.global;
+    }
+
+    /// Puts a page into entry `i`; gives that which was there.
+    fn set(&mut self, t: &mut Tables, i: usize, new: Victim) -> Option<Victim> {
+        let ctx = usize::from(new.ctx);
+        let entry = std::mem::replace(&mut t.0[ctx][i], new.entry);
+        let global = std::mem::replace(&mut self.is_global[i][ctx], new.global);
         if new.entry.write == new.page && !self.writers.is_empty() {
-            self.note_writer(new.page.wrapping_add(new.entry.addend), new.ctx, i as u16);
+            self.note_writer(new.page.wrapping_add(new.entry.addend), new.ctx, new.page);
         }
         let (bit, list) = if new.global { (GLOBAL, &mut self.global) } else { (LOCAL, &mut self.local) };
         let seen = &mut self.listed[i][ctx];
@@ -195,6 +225,7 @@ impl Fills {
             *seen |= bit;
             list.push((ctx as u8, i as u16));
         }
+        Self::page_of(&entry, i).map(|page| Victim { page, ctx: new.ctx, global, entry })
     }
 
     /// Whether the entry that serves `va` (a hit) maps a global page.
@@ -250,13 +281,14 @@ impl Fills {
 
     pub fn flush_page(&mut self, t: &mut Tables, va: u64) {
         self.forget_displaced();
-        let i = index(va);
-        t.0.iter_mut().for_each(|table| table[i] = empty(i));
+        for i in [index(va), beside(index(va))] {
+            t.0.iter_mut().for_each(|table| table[i] = empty(i));
+        }
     }
 
-    fn note_writer(&mut self, host: u64, ctx: u8, i: u16) {
+    fn note_writer(&mut self, host: u64, ctx: u8, page: u64) {
         let w = &mut self.writers[writers_of(host)];
-        let new = Writers::One(host, ctx, i);
+        let new = Writers::One(host, ctx, index(page) as u16);
         *w = if *w == Writers::None || *w == new { new } else { Writers::Many };
     }
 
@@ -267,9 +299,11 @@ impl Fills {
             Some(Writers::One(h, ..)) if *h != host => self.forget_displaced(),
             Some(&Writers::One(h, ctx, i)) => {
                 self.forget_displaced();
-                let e = &mut t.0[usize::from(ctx)][usize::from(i)];
-                if e.write.wrapping_add(e.addend) == h {
-                    e.write = empty_tag(usize::from(i));
+                for i in [usize::from(i), beside(i.into())] {
+                    let e = &mut t.0[usize::from(ctx)][i];
+                    if e.write.wrapping_add(e.addend) == h {
+                        e.write = empty_tag(i);
+                    }
                 }
                 self.writers[writers_of(host)] = Writers::None;
             }
@@ -288,7 +322,7 @@ impl Fills {
         for &(ctx, i) in listed.0.iter().chain(&listed.1) {
             let e = t.0[usize::from(ctx)][usize::from(i)];
             if e.write != empty_tag(usize::from(i)) {
-                self.note_writer(e.write.wrapping_add(e.addend), ctx, i);
+                self.note_writer(e.write.wrapping_add(e.addend), ctx, e.write);
             }
         }
         (self.local, self.global) = listed;
@@ -404,6 +438,37 @@ mod tests {
         assert!(!f.recall(&mut t, A, 1, |e| e.read), "another context");
         assert!(!f.recall(&mut t, A, 0, |e| e.write), "never served");
         assert_eq!(f.refills, 2);
+    }
+
+    /// Where generated code looks: in the page's own place, and beside it.
+    fn found(t: &Tables, va: u64) -> bool {
+        let tag = |i: usize| t.0[0][i].read;
+        [tag(index(va)), tag(beside(index(va)))].iter().any(|tag| va.wrapping_sub(*tag) <= 4088)
+    }
+
+    #[test]
+    fn two_pages_of_one_place_are_both_found() {
+        let (mut t, mut f) = displaced();
+        assert!(found(&t, A) && found(&t, B) && !found(&t, A + 0x1000));
+        // The neighbour of the one in its own place takes the entry beside: the latter was filled first.
+        f.fill(&mut t, A + 0x1000, 0, RW, 0x300);
+        assert!(!found(&t, A) && found(&t, B) && found(&t, A + 0x1000));
+        assert!(f.recall(&mut t, A, 0, |e| e.read) && f.refills == 3);
+        f.flush_page(&mut t, A);
+        assert!(!found(&t, A) && !found(&t, B) && !found(&t, A + 0x1000));
+    }
+
+    /// Halves of 32 bytes across two pages need both entries.
+    #[test]
+    fn neighbours_do_not_push_each_other_out() {
+        for first in [A, A - 0x1000] {
+            let (mut t, mut f) = displaced();
+            f.fill(&mut t, B + 0x1000, 0, RW, 0);
+            f.fill(&mut t, B - 0x1000, 0, RW, 0);
+            f.fill(&mut t, first, 0, RW, 0);
+            f.fill(&mut t, first + 0x1000, 0, RW, 0);
+            assert!(hits(&t, first, 8) && hits(&t, first + 0x1000, 8));
+        }
     }
 
     #[test]

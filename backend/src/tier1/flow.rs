@@ -4,7 +4,7 @@ use super::emit::{Cold, Emit, cc};
 use super::{asm, st};
 use crate::cache::Record;
 use crate::far::{Far, Spaces};
-use crate::jit::runtime::func;
+use crate::jit::runtime::{AccessInfo, func};
 use crate::vblock::{BASE, Engine, JC_FACTOR, JC_MASK, JC_SHIFT, JcEntry, Why};
 use ir::{Inst, Op};
 use std::mem::offset_of;
@@ -304,6 +304,8 @@ impl Emit<'_> {
 
     /// Has the TLB filled and goes back, or on to where the gate of the result leads: the end of that jump.
     fn miss(&mut self, back: usize, va: u8, info: u32) -> usize {
+        let a = AccessInfo::unpack(info);
+        self.look_beside(back, va, a, 4096 - a.ty.bytes() as i32);
         self.fill(va, info);
         let again = self.jcc(cc::E);
         self.point(again, back);

@@ -71,6 +71,22 @@ impl Emit<'_> {
         self.jcc(cc::A)
     }
 
+    /// An address's own entry, at rcx, has another page: looks at the one beside, and goes back with that if it fits.
+    pub fn look_beside(&mut self, back: usize, va: u8, a: AccessInfo, most: i32) {
+        let field = if a.write { offset_of!(tlb::Entry, write) } else { offset_of!(tlb::Entry, read) };
+        let tag = self.entry_field(a.ctx.min(CTX_COUNT - 1), field);
+        const BESIDE: i8 = (size_of::<tlb::Entry>() * tlb::beside(0)) as i8;
+        asm!(self
+            ; xor ecx, BYTE BESIDE
+            ; mov rdx, Rq(va)
+            ; sub rdx, [r15 + rcx + tag]
+            ; cmp rdx, DWORD most
+        );
+        let found = self.jcc(cc::BE);
+        self.point(found, back);
+        asm!(self; xor ecx, BYTE BESIDE);
+    }
+
     fn entry_field(&self, ctx: usize, field: usize) -> i32 {
         self.eng(offset_of!(Engine, tlb) + ctx * tlb::ENTRIES * size_of::<tlb::Entry>() + field) - BASE
     }

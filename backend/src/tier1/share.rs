@@ -191,6 +191,7 @@ impl Emit<'_> {
     /// fails, and for when the group crosses a page.
     pub fn group_missed(&mut self, back: usize, va: u8, info: u32, delta: i32, most: i32) -> (usize, [usize; 2]) {
         let a = AccessInfo::unpack(info);
+        self.look_beside(back, va, a, most);
         asm!(self; mov edx, Rd(va); and edx, 0xfff; cmp edx, DWORD most);
         let two_pages = self.jcc(cc::A);
         self.lea(RCX, va, delta);
