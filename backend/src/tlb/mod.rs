@@ -6,7 +6,10 @@
 //! An access hits if `va - tag <= 4096 - size` (unsigned): page and page crossing are tested at once. The tag of an empty
 //! entry is the address of a page that belongs to other entries, so that it never matches.
 
+mod writers;
+
 use vm_core::guest::CTX_COUNT;
+use writers::Writers;
 
 /// log2 of the entries per context.
 pub const BITS: u32 = 13;
@@ -64,28 +67,10 @@ pub struct Fills {
     oldest_withheld: usize,
     /// Which victim goes next.
     oldest: usize,
-    /// Where host pages may be written through, by hash; empty before the first revocation.
+    /// What may serve writes to host pages, by hash; empty before the first revocation.
     writers: Vec<Writers>,
     pub refills: u64,
     pub flushes: u64,
-}
-
-/// Entries that serve writes to host pages of one hash.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Writers {
-    /// There are none.
-    None,
-    /// To this page, by no entry but perhaps this or the one beside: host address, context, index of the page.
-    One(u64, u8, u16),
-    /// There may be any.
-    Many,
-}
-
-/// log2 of the hashes of host pages.
-const WRITERS: u32 = 12;
-
-const fn writers_of(host: u64) -> usize {
-    (host >> 12) as usize & ((1 << WRITERS) - 1)
 }
 
 /// Several arrays walked in step lie at the same indexes if they are a multiple of the table's reach apart: without these,
@@ -217,7 +202,7 @@ impl Fills {
         let entry = std::mem::replace(&mut t.0[ctx][i], new.entry);
         let global = std::mem::replace(&mut self.is_global[i][ctx], new.global);
         if new.entry.write == new.page && !self.writers.is_empty() {
-            self.note_writer(new.page.wrapping_add(new.entry.addend), new.ctx, new.page);
+            self.note_writer(t, &new.entry, new.ctx);
         }
         let (bit, list) = if new.global { (GLOBAL, &mut self.global) } else { (LOCAL, &mut self.local) };
         let seen = &mut self.listed[i][ctx];
@@ -286,48 +271,6 @@ impl Fills {
         }
     }
 
-    fn note_writer(&mut self, host: u64, ctx: u8, page: u64) {
-        let w = &mut self.writers[writers_of(host)];
-        let new = Writers::One(host, ctx, index(page) as u16);
-        *w = if *w == Writers::None || *w == new { new } else { Writers::Many };
-    }
-
-    /// Drops the write permission of all entries that map the host page at `host`: what pages of code need again and again.
-    pub fn revoke_writes(&mut self, t: &mut Tables, host: u64) {
-        match self.writers.get(writers_of(host)) {
-            Some(Writers::None) => self.forget_displaced(),
-            Some(Writers::One(h, ..)) if *h != host => self.forget_displaced(),
-            Some(&Writers::One(h, ctx, i)) => {
-                self.forget_displaced();
-                for i in [usize::from(i), beside(i.into())] {
-                    let e = &mut t.0[usize::from(ctx)][i];
-                    if e.write.wrapping_add(e.addend) == h {
-                        e.write = empty_tag(i);
-                    }
-                }
-                self.writers[writers_of(host)] = Writers::None;
-            }
-            Some(Writers::Many) | None => {
-                self.revoke_host_page(t, host, false);
-                self.find_writers(t);
-            }
-        }
-    }
-
-    /// Notes anew who may write where.
-    fn find_writers(&mut self, t: &Tables) {
-        self.writers.clear();
-        self.writers.resize(1 << WRITERS, Writers::None);
-        let listed = (std::mem::take(&mut self.local), std::mem::take(&mut self.global));
-        for &(ctx, i) in listed.0.iter().chain(&listed.1) {
-            let e = t.0[usize::from(ctx)][usize::from(i)];
-            if e.write != empty_tag(usize::from(i)) {
-                self.note_writer(e.write.wrapping_add(e.addend), ctx, e.write);
-            }
-        }
-        (self.local, self.global) = listed;
-    }
-
     /// Drops the write (and, if `reads`, read) permission of all entries that map the host page at `host`.
     pub fn revoke_host_page(&mut self, t: &mut Tables, host: u64, reads: bool) {
         self.forget_displaced();
@@ -345,178 +288,4 @@ impl Fills {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn tables() -> Box<Tables> {
-        let mut t = Box::new(Tables([[empty(0); ENTRIES]; CTX_COUNT]));
-        t.clear();
-        t
-    }
-
-    fn hits(t: &Tables, va: u64, size: u64) -> bool {
-        va.wrapping_sub(t.entry(va, 0).read) <= 4096 - size
-    }
-
-    #[test]
-    fn empty_entries_never_hit_and_crossing_misses() {
-        let mut t = tables();
-        for va in [0, 0xfff, 0x1000, u64::MAX, 0xffff_8000_0000_0000, 1 << 22] {
-            assert!(!hits(&t, va, 1), "{va:#x}");
-        }
-        let mut f = Fills::default();
-        let serves = Serves { read: true, write: false, exec: false, global: false };
-        f.fill(&mut t, 0x7000, 0, serves, 0x100);
-        assert!(hits(&t, 0x7ff8, 8) && !hits(&t, 0x7ff9, 8) && !hits(&t, 0x6fff, 1));
-        assert!(!hits(&t, 0x7000 + (1 << 22), 1));
-        f.flush_local(&mut t);
-        assert!(!hits(&t, 0x7000, 1));
-    }
-
-    /// Random fills, flushes and revocations: as the search of the tables finds them.
-    #[test]
-    fn writes_are_revoked_wherever_they_are() {
-        let (mut t, mut f, mut x) = (tables(), Fills::default(), 1u64);
-        let mut random = |n: u64| {
-            x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (x >> 33) % n
-        };
-        for _ in 0..20_000 {
-            let (va, host, ctx) = (random(40) << 12 | random(2) << 25, random(30) << 12 | random(2) << 24, random(3) as usize);
-            match random(40) {
-                0 => f.flush_local(&mut t),
-                1 => f.flush_all(&mut t),
-                2 => f.flush_page(&mut t, va),
-                3..10 => {
-                    f.revoke_writes(&mut t, host);
-                    let writes = |e: &Entry, i: usize| e.write != empty_tag(i) && e.write.wrapping_add(e.addend) == host;
-                    assert!(!t.0.iter().any(|c| c.iter().enumerate().any(|(i, e)| writes(e, i))));
-                    assert!(f.victims.iter().all(Option::is_none));
-                }
-                n => {
-                    let serves = Serves { read: true, write: n % 2 == 0, exec: false, global: n % 3 == 0 };
-                    f.fill(&mut t, va, ctx, serves, host.wrapping_sub(va));
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn global_entries_survive_a_local_flush() {
-        let (mut t, mut f) = (tables(), Fills::default());
-        let serves = Serves { read: true, write: true, exec: true, global: true };
-        f.fill(&mut t, 0x5000, 0, serves, 0);
-        f.flush_local(&mut t);
-        assert!(hits(&t, 0x5000, 1));
-        f.revoke_host_page(&mut t, 0x5000, false);
-        assert!(hits(&t, 0x5000, 1) && t.entry(0x5000, 0).write != 0x5000);
-        f.flush_all(&mut t);
-        assert!(!hits(&t, 0x5000, 1));
-    }
-
-    const RW: Serves = Serves { read: true, write: true, exec: false, global: false };
-    /// Two pages of the same place.
-    const A: u64 = 0x7000;
-    const B: u64 = A + ((ENTRIES as u64) << 12);
-
-    fn displaced() -> (Box<Tables>, Fills) {
-        let (mut t, mut f) = (tables(), Fills::default());
-        f.fill(&mut t, A, 0, Serves { write: false, ..RW }, 0x100);
-        f.fill(&mut t, B, 0, RW, 0x200);
-        (t, f)
-    }
-
-    #[test]
-    fn pages_of_one_place_take_turns() {
-        let (mut t, mut f) = displaced();
-        for _ in 0..3 {
-            assert!(!hits(&t, A, 8) && hits(&t, B, 8));
-            assert!(f.recall(&mut t, A + 5, 0, |e| e.read));
-            assert!(hits(&t, A, 8) && !hits(&t, B, 8) && t.entry(A, 0).addend == 0x100);
-            assert!(f.recall(&mut t, B, 0, |e| e.write));
-        }
-        assert!(!f.recall(&mut t, A, 1, |e| e.read), "another context");
-        assert!(!f.recall(&mut t, A, 0, |e| e.write), "never served");
-        assert_eq!(f.refills, 2);
-    }
-
-    /// Where generated code looks: in the page's own place, and beside it.
-    fn found(t: &Tables, va: u64) -> bool {
-        let tag = |i: usize| t.0[0][i].read;
-        [tag(index(va)), tag(beside(index(va)))].iter().any(|tag| va.wrapping_sub(*tag) <= 4088)
-    }
-
-    #[test]
-    fn two_pages_of_one_place_are_both_found() {
-        let (mut t, mut f) = displaced();
-        assert!(found(&t, A) && found(&t, B) && !found(&t, A + 0x1000));
-        // The neighbour of the one in its own place takes the entry beside: the latter was filled first.
-        f.fill(&mut t, A + 0x1000, 0, RW, 0x300);
-        assert!(!found(&t, A) && found(&t, B) && found(&t, A + 0x1000));
-        assert!(f.recall(&mut t, A, 0, |e| e.read) && f.refills == 3);
-        f.flush_page(&mut t, A);
-        assert!(!found(&t, A) && !found(&t, B) && !found(&t, A + 0x1000));
-    }
-
-    /// Halves of 32 bytes across two pages need both entries.
-    #[test]
-    fn neighbours_do_not_push_each_other_out() {
-        for first in [A, A - 0x1000] {
-            let (mut t, mut f) = displaced();
-            f.fill(&mut t, B + 0x1000, 0, RW, 0);
-            f.fill(&mut t, B - 0x1000, 0, RW, 0);
-            f.fill(&mut t, first, 0, RW, 0);
-            f.fill(&mut t, first + 0x1000, 0, RW, 0);
-            assert!(hits(&t, first, 8) && hits(&t, first + 0x1000, 8));
-        }
-    }
-
-    #[test]
-    fn what_drops_entries_drops_displaced_ones() {
-        type Drop = fn(&mut Fills, &mut Tables);
-        let drops: [Drop; 5] = [
-            |f, t| f.flush_local(t),
-            |f, t| f.flush_all(t),
-            |f, t| f.flush_page(t, A),
-            |f, t| f.revoke_host_page(t, A + 0x100, true),
-            // Entered anew, with other rights.
-            |f, t| {
-                f.fill(t, A, 0, Serves { read: false, ..RW }, 0x300);
-                f.fill(t, B, 0, RW, 0x200);
-            },
-        ];
-        for d in drops {
-            let (mut t, mut f) = displaced();
-            d(&mut f, &mut t);
-            assert!(!f.recall(&mut t, A, 0, |e| e.read));
-        }
-    }
-
-    #[test]
-    fn what_is_withheld_is_known_until_mappings_or_writers_change() {
-        let code = |f: &Fills, t: &Tables, va, write| f.withheld(t, va, 8, write, 0);
-        let (mut t, mut f) = (tables(), Fills::default());
-        let enter = |f: &mut Fills, t: &mut Tables| {
-            f.fill(t, A, 0, Serves { write: false, ..RW }, 0x300);
-            f.withhold(A, 0, 0x300, (false, true), Withheld::Code);
-        };
-        enter(&mut f, &mut t);
-        assert_eq!(code(&f, &t, A + 8, true), Some(Withheld::Code));
-        assert_eq!((code(&f, &t, A + 8, false), code(&f, &t, A + 0xffc, true), code(&f, &t, B, true)), (None, None, None));
-        f.revoke_writes(&mut t, A + 0x300);
-        assert_eq!(code(&f, &t, A, true), None);
-        enter(&mut f, &mut t);
-        f.flush_page(&mut t, B);
-        assert_eq!(code(&f, &t, A, true), None);
-    }
-
-    #[test]
-    fn a_displaced_global_page_stays_global() {
-        let (mut t, mut f) = (tables(), Fills::default());
-        f.fill(&mut t, A, 0, Serves { global: true, ..RW }, 0);
-        f.fill(&mut t, B, 0, RW, 0);
-        assert!(f.recall(&mut t, A, 0, |e| e.read) && f.global(A, 0));
-        f.flush_all(&mut t);
-        assert!(!hits(&t, A, 1));
-    }
-}
+mod tests;
