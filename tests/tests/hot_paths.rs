@@ -239,6 +239,18 @@ const LOOPS: &[(&str, Body)] = &[
         a.movaps(xmmword_ptr(rdi + rcx), xmm0)?;
         a.sub(rcx, 16)
     }),
+    ("vectors: multiply and add", |a| {
+        a.vfmadd231pd(ymm0, ymm1, ymmword_ptr(rsi + rcx))?;
+        a.vfnmadd213ss(xmm2, xmm3, xmm4)?;
+        a.sub(rcx, 32)
+    }),
+    ("vectors: rounds of ciphers", |a| {
+        a.aesenc(xmm0, xmm1)?;
+        a.aesenclast(xmm0, xmm2)?;
+        a.pclmulqdq(xmm3, xmm4, 0x11)?;
+        a.sha256rnds2(xmm5, xmm6)?;
+        a.sub(ecx, 1)
+    }),
 ];
 
 /// A loop as machine code, and its number of instructions.
