@@ -12,6 +12,7 @@
 
 use crate::cache::Record;
 use crate::vblock::VcpuBlock;
+use rustc_hash::FxHashSet;
 use std::mem::offset_of;
 use vm_core::Va;
 use vm_core::guest::GuestCpu;
@@ -126,31 +127,33 @@ impl KnownPages {
     }
 }
 
-/// Pages by hash: none that was added is missed, others may seem to be there.
+/// Pages: none that was added is missed; others seem to be there only where there are too many. That must be rare: a kernel has
+/// code in a thousand pages, and INVLPG of data that passed for one of them would cost all links.
 #[derive(Default)]
-pub struct PageSet(Vec<u64>);
+pub struct PageSet {
+    pages: FxHashSet<u64>,
+    too_many: bool,
+}
 
 impl PageSet {
-    const BITS: u64 = 4096;
-
-    fn bit(va: u64) -> (usize, u64) {
-        let n = (va >> 12 ^ va >> 24) % Self::BITS;
-        ((n / 64) as usize, 1 << (n % 64))
-    }
+    /// Pages that are told apart: a guest may run code at any number of addresses.
+    const MOST: usize = 1 << 14;
 
     pub fn add(&mut self, va: u64) {
-        let (word, bit) = Self::bit(va);
-        self.0.resize((Self::BITS / 64) as usize, 0);
-        self.0[word] |= bit;
+        if self.pages.len() < Self::MOST {
+            self.pages.insert(va >> 12);
+        } else {
+            self.too_many |= !self.has(va);
+        }
     }
 
     pub fn has(&self, va: u64) -> bool {
-        let (word, bit) = Self::bit(va);
-        self.0.get(word).is_some_and(|w| w & bit != 0)
+        self.too_many || self.pages.contains(&(va >> 12))
     }
 
     pub fn clear(&mut self) {
-        self.0.fill(0);
+        self.pages.clear();
+        self.too_many = false;
     }
 }
 
@@ -271,5 +274,19 @@ mod tests {
         assert!(!k.has(0x5_5000));
         k.clear();
         assert!(!k.has(0x1000));
+    }
+
+    /// As many as a kernel has, and more than are told apart.
+    #[test]
+    fn many_known_pages_are_told_from_others() {
+        let mut k = PageSet::default();
+        let kernel = |n: u64| 0xffff_ffff_8100_0000 + (n << 12);
+        (0..3000).for_each(|n| k.add(kernel(n)));
+        assert!((0..3000).all(|n| k.has(kernel(n))));
+        assert!(!(0..100_000u64).any(|n| k.has(0x7f12_3456_7000 + (n << 12))));
+        (0..1 << 20).for_each(|n| k.add(n << 12));
+        assert!(k.has(5 << 12) && k.has(1 << 50) && k.pages.len() == PageSet::MOST);
+        k.clear();
+        assert!(!k.has(5 << 12));
     }
 }
