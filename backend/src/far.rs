@@ -11,8 +11,8 @@
 #![allow(unsafe_code)]
 
 use crate::cache::Record;
+use crate::pages::PageSet;
 use crate::vblock::VcpuBlock;
-use rustc_hash::FxHashSet;
 use std::mem::offset_of;
 use vm_core::Va;
 use vm_core::guest::GuestCpu;
@@ -123,37 +123,7 @@ pub struct KnownPages {
 
 impl KnownPages {
     pub fn add(&mut self, va: u64, global: bool) {
-        if global { &mut self.global } else { &mut self.local }.add(va);
-    }
-}
-
-/// Pages: none that was added is missed; others seem to be there only where there are too many. That must be rare: a kernel has
-/// code in a thousand pages, and INVLPG of data that passed for one of them would cost all links.
-#[derive(Default)]
-pub struct PageSet {
-    pages: FxHashSet<u64>,
-    too_many: bool,
-}
-
-impl PageSet {
-    /// Pages that are told apart: a guest may run code at any number of addresses.
-    const MOST: usize = 1 << 14;
-
-    pub fn add(&mut self, va: u64) {
-        if self.pages.len() < Self::MOST {
-            self.pages.insert(va >> 12);
-        } else {
-            self.too_many |= !self.has(va);
-        }
-    }
-
-    pub fn has(&self, va: u64) -> bool {
-        self.too_many || self.pages.contains(&(va >> 12))
-    }
-
-    pub fn clear(&mut self) {
-        self.pages.clear();
-        self.too_many = false;
+        if global { &mut self.global } else { &mut self.local }.add(va >> 12);
     }
 }
 
@@ -176,9 +146,9 @@ impl<C: GuestCpu> VcpuBlock<C> {
 
     /// The mapping of a page may have changed.
     pub fn page_moved(&mut self, va: u64) {
-        if self.known_pages.global.has(va) {
+        if self.known_pages.global.has(va >> 12) {
             self.code_moved();
-        } else if self.known_pages.local.has(va) {
+        } else if self.known_pages.local.has(va >> 12) {
             self.local_code_moved();
         }
     }
@@ -194,9 +164,9 @@ impl<C: GuestCpu> VcpuBlock<C> {
     /// The block at the program counter, which straddles, was found right: lets its code run where both pages are as they are.
     pub(crate) fn open_guard(&mut self, rec: *mut Record, va: Va) {
         let next = va.0.wrapping_add(4096);
-        self.known_pages.local.add(next);
+        self.known_pages.local.add(next >> 12);
         // Addresses may have 32 bits only.
-        self.known_pages.local.add(next & 0xffff_ffff);
+        self.known_pages.local.add((next & 0xffff_ffff) >> 12);
         let page = self.page_pc();
         // SAFETY: just found, so it is live.
         let code = unsafe { (*rec).tier1.as_deref_mut() };
@@ -261,32 +231,5 @@ mod tests {
             (s, n) = (next, n + 1);
         }
         assert_eq!(n, Space::LAST);
-    }
-
-    #[test]
-    fn known_pages_are_never_missed() {
-        let mut k = PageSet::default();
-        assert!(!k.has(0x1000));
-        for va in [0x1000, 0xffff_ffff_8100_0000, 0x7fff_0000_0000] {
-            k.add(va);
-            assert!(k.has(va) && k.has(va | 0xfff));
-        }
-        assert!(!k.has(0x5_5000));
-        k.clear();
-        assert!(!k.has(0x1000));
-    }
-
-    /// As many as a kernel has, and more than are told apart.
-    #[test]
-    fn many_known_pages_are_told_from_others() {
-        let mut k = PageSet::default();
-        let kernel = |n: u64| 0xffff_ffff_8100_0000 + (n << 12);
-        (0..3000).for_each(|n| k.add(kernel(n)));
-        assert!((0..3000).all(|n| k.has(kernel(n))));
-        assert!(!(0..100_000u64).any(|n| k.has(0x7f12_3456_7000 + (n << 12))));
-        (0..1 << 20).for_each(|n| k.add(n << 12));
-        assert!(k.has(5 << 12) && k.has(1 << 50) && k.pages.len() == PageSet::MOST);
-        k.clear();
-        assert!(!k.has(5 << 12));
     }
 }

@@ -13,6 +13,7 @@ pub mod inspect;
 mod jit;
 mod mmu;
 mod observe;
+mod pages;
 mod peers;
 mod tier0;
 mod tier1;

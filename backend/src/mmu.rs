@@ -100,6 +100,9 @@ impl<C: GuestCpu> VcpuBlock<C> {
             Serves { read: read && !reads_seen, write: write && !writes_seen && !reads_seen, exec: m.exec, global: m.global };
         let addend = host.wrapping_sub(va & !0xfff);
         self.fills.fill(&mut self.eng.tlb, va, ctx, serves, addend);
+        if m.shift > 12 {
+            self.large.add(va, m.shift, m.global);
+        }
         if reads_seen || writes_seen {
             self.fills.withhold(va, ctx, addend, (read, write), Withheld::Watched);
         } else if m.write && writable && bits == PageBits::CODE && !watched && !told && self.cache.member.is_none() {
@@ -358,13 +361,16 @@ impl<C: GuestCpu> GuestEnv for VcpuBlock<C> {
 
     fn flush(&mut self, what: Flush) {
         dlog!(TLB, "flush {what:?}");
-        match what {
+        let all_of = |va: Va| self.large.find(va.0).map_or(what, |global| if global { Flush::All } else { Flush::NonGlobal });
+        match if let Flush::Page(va) = what { all_of(va) } else { what } {
             Flush::All => {
                 self.fills.flush_all(&mut self.eng.tlb);
+                self.large.forget();
                 self.code_moved();
             }
             Flush::NonGlobal => {
                 self.fills.flush_local(&mut self.eng.tlb);
+                self.large.forget_local();
                 self.local_code_moved();
             }
             Flush::Page(va) => {

@@ -12,6 +12,7 @@ use crate::far::{KnownPages, Spaces};
 use crate::jit::asm::{miss_address, stale_address};
 use crate::jit::runtime::func;
 use crate::observe::Observing;
+use crate::pages::LargePages;
 use crate::tier0::form::{COp, Edge};
 use crate::tlb;
 use ir::fp::RunFp;
@@ -247,6 +248,7 @@ pub struct VcpuBlock<C: GuestCpu> {
     pub fills: tlb::Fills,
     jc_fills: JcFills,
     pub known_pages: KnownPages,
+    pub large: LargePages,
     pub cache: Cache,
     pub helpers: Arc<[Helper<C>]>,
     pub count: Option<Count>,
@@ -278,6 +280,7 @@ impl<C: GuestCpu> VcpuBlock<C> {
             (&raw mut (*p).fills).write(tlb::Fills::default());
             (&raw mut (*p).jc_fills).write(JcFills::default());
             (&raw mut (*p).known_pages).write(KnownPages::default());
+            (&raw mut (*p).large).write(LargePages::default());
             (&raw mut (*p).cache).write(Cache::default());
             (&raw mut (*p).helpers).write(helpers);
             (&raw mut (*p).count).write(None);

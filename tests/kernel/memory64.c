@@ -140,6 +140,41 @@ static void tlb(void) {
     set_cr3(cr3());
 }
 
+// A large page: INVLPG of any address in it drops all that was kept of it, however small the pieces.
+static void large_page(void) {
+    enum { PS = 0x80, SIZE = 2 << 20, STEP = 0x11000 };
+    // Nothing else uses this RAM. At each step lies a function that returns the frame's number.
+    static const u64 frames[2] = { 20 << 20, 22 << 20 };
+    static const u64 kept[] = { 0, G };
+    for (int i = 0; i < 2; i++)
+        for (int at = 0; at + 6 <= SIZE; at += STEP) {
+            *(volatile u8 *)(frames[i] + at) = 0xb8; // MOV EAX, imm32
+            *(volatile u32 *)(frames[i] + at + 1) = 0x1000 + i;
+            *(volatile u8 *)(frames[i] + at + 5) = 0xc3; // RET
+        }
+    pml4[7] = (u64)tables[0] | P | W;
+    for (int k = 0; k < 2; k++) {
+        tables[1][0] = frames[0] | P | W | PS | kept[k];
+        invlpg(VA);
+        // Often enough to be compiled.
+        for (int n = 0; n < 300; n++)
+            for (int at = 0; at + 6 <= SIZE; at += STEP) (void)((u32(*)(void))(VA + at))();
+        tables[1][0] = frames[1] | P | W | PS | kept[k];
+        invlpg(VA + SIZE - 0x1234);
+        int old_data = 0, old_code = 0;
+        for (int at = 0; at + 6 <= SIZE; at += STEP) {
+            old_data += *(volatile u32 *)(VA + at + 1) != 0x1001;
+            old_code += ((u32(*)(void))(VA + at))() != 0x1001;
+        }
+        check(!old_data, "SDM 3A 4.10.4.1", "INVLPG of a large page%s: old data in %d places", kept[k] ? ", global" : "", old_data);
+        check(!old_code, "SDM 3A 4.10.4.1", "INVLPG of a large page%s: old code in %d places", kept[k] ? ", global" : "", old_code);
+    }
+    tables[1][0] = 0;
+    pml4[7] = 0;
+    set_cr4(cr4() ^ CR4_PGE);
+    set_cr4(cr4() ^ CR4_PGE);
+}
+
 // MSR, bits that may be written, whether all values of the bits are allowed is up to the rows below.
 static void value(u32 msr, u64 v, bool allowed, const char *what) {
     u64 old = rdmsr(msr);
@@ -203,6 +238,7 @@ static void msrs(void) {
 
 void memory(void) {
     tlb();
+    large_page();
     group("TLB and PCID");
     if (left_out("part", "msrs")) return;
     msrs();

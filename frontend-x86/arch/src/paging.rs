@@ -259,7 +259,7 @@ pub fn walk(cpu: &CpuState, va: Va, access: Access, c: usize, mem: &dyn PhysMem)
     let mask = a20_mask(cpu);
     if !cpu.paging() {
         let page = Pa(va.0 & 0xffff_f000 & mask);
-        return Ok(Mapping { page, read: true, write: true, exec: true, global: true });
+        return Ok(Mapping { page, shift: 12, read: true, write: true, exec: true, global: true });
     }
     if let Some(fault) = unmappable(cpu, va) {
         return Err(fault);
@@ -290,7 +290,8 @@ pub fn walk(cpu: &CpuState, va: Va, access: Access, c: usize, mem: &dyn PhysMem)
         let dirty = path.leaf() & pte::D != 0 || access == Access::Write;
         let offset = lin & ((1 << path.shift) - 1) & !0xfff;
         let global = path.leaf() & pte::G != 0 && cpu.cr4 & cr4::PGE != 0;
-        return Ok(Mapping { page: Pa((path.frame | offset) & mask), read, write: write && dirty, exec, global });
+        let page = Pa((path.frame | offset) & mask);
+        return Ok(Mapping { page, shift: path.shift, read, write: write && dirty, exec, global });
     }
 }
 

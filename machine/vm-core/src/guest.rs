@@ -26,6 +26,8 @@ pub struct Fault {
 pub struct Mapping {
     /// Guest-physical address of the 4 KiB page.
     pub page: Pa,
+    /// log2 of the bytes that the guest maps as one page: 12 and more. What drops part of it drops all.
+    pub shift: u32,
     /// May a read, write, instruction fetch in this access context use the entry without a further walk? A page whose
     /// dirty bit is still clear is not writable here.
     pub read: bool,
