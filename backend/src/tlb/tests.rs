@@ -1,3 +1,5 @@
+//! Tests of the TLB, and of who may write where.
+
 use super::writers::{ANY, WRITERS, writers_of};
 use super::*;
 
@@ -61,7 +63,7 @@ fn writers_of_one_hash_are_told_apart() {
     let host = |n: u64| (n << WRITERS << 12) + 0x5000;
     f.revoke_writes(&mut t, host(1));
     for n in 1..100 {
-        let va = 0x10_0000 + (n % 50 << 12);
+        let va = 0x10_0000 + ((n % 50) << 12);
         f.fill(&mut t, va, 0, RW, host(n % 3 + 1).wrapping_sub(va));
         assert!(f.writers[writers_of(host(1))][0] != ANY);
         f.revoke_writes(&mut t, host(n % 3 + 1));
