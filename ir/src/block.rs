@@ -68,6 +68,16 @@ impl Inst {
         [self.a, self.b, self.c].into_iter().filter(|v| *v != Val::NONE)
     }
 
+    /// Calls a function with each operand in use: what loops over whole blocks take, as it comes to three comparisons.
+    #[inline(always)]
+    pub fn each_operand(&self, mut f: impl FnMut(Val)) {
+        for v in [self.a, self.b, self.c] {
+            if v != Val::NONE {
+                f(v);
+            }
+        }
+    }
+
     pub fn cond(&self) -> Cond {
         Cond::from_index(self.aux).expect("aux of Cmp is a Cond: the verifier checks it")
     }
@@ -209,6 +219,7 @@ impl Block {
         self.resize(Op::SExt, ty, a)
     }
 
+    #[inline]
     fn resize(&mut self, ext: Op, ty: Ty, a: Val) -> Val {
         let from = self.ty(a).bytes();
         match from.cmp(&ty.bytes()) {

@@ -52,8 +52,16 @@ macro_rules! ops {
             pub const ALL: &'static [Op] = &[$(Op::$name,)*];
             pub const fn name(self) -> &'static str { match self { $(Op::$name => $text,)* } }
             /// Number of value operands.
-            pub const fn args(self) -> u32 { match self { $(Op::$name => $args,)* } }
-            pub const fn result(self) -> Res { match self { $(Op::$name => $res,)* } }
+            #[inline]
+            pub const fn args(self) -> u32 {
+                const TABLE: &[u32] = &[$($args,)*];
+                TABLE[self as usize]
+            }
+            #[inline]
+            pub const fn result(self) -> Res {
+                const TABLE: &[Res] = &[$($res,)*];
+                TABLE[self as usize]
+            }
             /// Effects; those of `Call` are joined with its helper's.
             #[inline]
             pub const fn effects(self) -> Effects {

@@ -14,14 +14,9 @@ pub enum Ty {
 impl Ty {
     pub const ALL: [Ty; 5] = [Ty::I8, Ty::I16, Ty::I32, Ty::I64, Ty::V128];
 
+    #[inline]
     pub const fn bytes(self) -> u32 {
-        match self {
-            Ty::I8 => 1,
-            Ty::I16 => 2,
-            Ty::I32 => 4,
-            Ty::I64 => 8,
-            Ty::V128 => 16,
-        }
+        1 << self as u32
     }
 
     pub const fn bits(self) -> u32 {

@@ -202,9 +202,7 @@ impl Former {
         self.insn = block.start;
         self.rest = block.guest_insns + 1;
         for (i, inst) in block.insts.iter().enumerate() {
-            for v in inst.operands() {
-                self.last_use[v.index()] = i as u32;
-            }
+            inst.each_operand(|v| self.last_use[v.index()] = i as u32);
         }
         for (i, inst) in block.insts.iter().enumerate() {
             if inst.op == Op::Set {
@@ -301,14 +299,14 @@ impl Former {
 
     /// Gives temporaries whose last use was op `at` back.
     fn release(&mut self, inst: &Inst, at: usize) {
-        for v in inst.operands() {
+        inst.each_operand(|v| {
             if self.last_use[v.index()] as usize == at
                 && let Loc::Temp(t) = self.loc[v.index()]
             {
                 self.loc[v.index()] = Loc::None;
                 self.free.push(t);
             }
-        }
+        });
     }
 
     /// Where the result of op `at` goes.

@@ -199,10 +199,10 @@ impl Emit<'_> {
         }
         for (i, inst) in self.block.insts.iter().enumerate() {
             if inst.op == Op::Cmp && self.fuses(i) {
-                for v in inst.operands() {
+                inst.each_operand(|v| {
                     let last = &mut self.r.last[v.index()];
                     *last = (*last).max(i as u32 + 1);
-                }
+                });
             }
         }
         self.find_direct();
@@ -216,9 +216,10 @@ impl Emit<'_> {
         self.r.loc.resize(all, Loc::None);
         self.r.last.resize(all, 0);
         for (k, inst) in (0..).zip(&block.insts) {
-            let host = self.r.groups.get(k).map(|(g, ..)| self.host_of(g));
-            for v in inst.operands().chain(host) {
-                self.r.last[v.index()] = k;
+            inst.each_operand(|v| self.r.last[v.index()] = k);
+            if let Some((g, ..)) = self.r.groups.get(k) {
+                let host = self.host_of(g);
+                self.r.last[host.index()] = k;
             }
         }
     }

@@ -78,6 +78,20 @@ impl Regs {
         (self.locked, self.locked_x) = (0, 0);
     }
 
+    /// Gives back where a value is, if the op at `at` was the last to use it.
+    #[inline]
+    fn release(&mut self, v: Val, at: u32) {
+        if self.last[v.index()] > at {
+            return;
+        }
+        match std::mem::replace(&mut self.loc[v.index()], Loc::None) {
+            Loc::Gpr(r) => self.gpr[usize::from(r)] = None,
+            Loc::Xmm(r) => self.xmm[usize::from(r)] = None,
+            Loc::Spill(off) => self.free_spills.push(off),
+            _ => {}
+        }
+    }
+
     pub fn alias(&mut self, v: Val, off: i32, ty: Ty) {
         self.loc[v.index()] = Loc::State(off);
         self.aliased.push((v, off, ty.bytes() as i32));
@@ -377,17 +391,16 @@ impl Emit<'_> {
         let i = &self.block.insts[at];
         // A comparison done here by the op that it is for: its operands die here too.
         let fused = at.checked_sub(1).filter(|p| self.block.insts[*p].op == Op::Cmp && self.fuses(*p));
-        let more = fused.into_iter().flat_map(|p| self.block.insts[p].operands());
-        let host = self.r.groups.get(self.at).map(|(g, ..)| self.host_of(g));
-        for v in i.operands().chain(more).chain(i.result().map(|_| Val(self.at))).chain(host) {
-            if self.r.last[v.index()] <= self.at {
-                match std::mem::replace(&mut self.r.loc[v.index()], Loc::None) {
-                    Loc::Gpr(r) => self.r.gpr[usize::from(r)] = None,
-                    Loc::Xmm(r) => self.r.xmm[usize::from(r)] = None,
-                    Loc::Spill(off) => self.r.free_spills.push(off),
-                    _ => {}
-                }
-            }
+        i.each_operand(|v| self.r.release(v, self.at));
+        if let Some(p) = fused {
+            self.block.insts[p].each_operand(|v| self.r.release(v, self.at));
+        }
+        if i.result().is_some() {
+            self.r.release(Val(self.at), self.at);
+        }
+        if let Some((g, ..)) = self.r.groups.get(self.at) {
+            let host = self.host_of(g);
+            self.r.release(host, self.at);
         }
         self.r.unlock();
     }

@@ -11,9 +11,7 @@ pub fn run(p: &mut Passes, block: &mut Block, t: Tables) {
     for (n, i) in block.insts.iter().enumerate().rev() {
         if p.keep[n] || i.effects(t.helpers).has(Effects::KEEP) {
             p.keep[n] = true;
-            for v in i.operands() {
-                p.keep[v.index()] = true;
-            }
+            i.each_operand(|v| p.keep[v.index()] = true);
         } else {
             all = false;
         }
