@@ -217,11 +217,16 @@ static void ioapic(void) {
     io_put(0x14, 0x10000);
 }
 
-void timers(void) {
-    // What was left on its way by the rows before.
+// Takes what rows have left on its way.
+static void drain(void) {
     while (comes(NONE_COMES) != -1) apic(0xb0, 0);
+}
+
+void timers(void) {
+    drain();
     pit();
     pic();
     ioapic();
+    drain();
     group("8254, 8259A, I/O APIC");
 }

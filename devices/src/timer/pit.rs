@@ -137,7 +137,8 @@ impl Pit {
         if self.away.is_some() {
             return;
         }
-        let pulse = pulse_of(now);
+        // The guest may have been here since the clock told the time: what lies behind that has been seen to.
+        let pulse = pulse_of(now).max(self.state.seen);
         self.state.seen = self.state.seen.max(pulse.saturating_sub(REPLAY_MAX));
         let due = self.state.counters[0].next_rise(self.state.seen).filter(|t| *t <= pulse);
         let more = due.and_then(|t| self.state.counters[0].next_rise(t)).is_some_and(|t| t <= pulse);

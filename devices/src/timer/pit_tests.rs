@@ -368,3 +368,17 @@ fn an_hour_of_missed_edges_is_not_made_up_for() {
     }
     assert!((500..=600).contains(&edges), "{edges}: a second of them, and those of the {} ms since", 4000 * 3 / 10);
 }
+
+/// The clock tells the time, the guest programs the counter anew, then the timer's handler runs.
+#[test]
+fn a_handler_that_comes_late_makes_no_edge_of_its_own() {
+    let (clock, probe, pit) = pit();
+    out(&pit, 0x43, 0x30);
+    out(&pit, 0x40, 100);
+    out(&pit, 0x40, 0);
+    at(&clock, ns_of(200));
+    assert_eq!(probe.edges(), 1);
+    pit.lock().expired(ns_of(50));
+    assert!(probe.level(), "OUT has risen and stays");
+    assert_eq!(probe.edges(), 0);
+}
