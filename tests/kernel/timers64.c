@@ -196,6 +196,8 @@ static void ioapic(void) {
     io_put(0x14, 0x10077);
     tick(), ticked();
     check(comes(NONE_COMES) == -1, "82093AA IOREDTBL", "masked");
+    // OUT goes low, so that its rise, which the input may see late, is not taken for the next one.
+    control(0x30);
     // Logical destination.
     apic(0xd0, 0x02000000);
     io_put(0x15, 0x02000000);

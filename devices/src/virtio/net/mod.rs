@@ -253,7 +253,8 @@ impl Net {
             chains.push(c);
         }
         if room < need {
-            let hopeless = chains.len() >= queues.size(RX) || !chains.is_empty() && !self.has(F_MRG_RXBUF);
+            // A driver need not add to a queue that is half full, as Linux does not.
+            let hopeless = 2 * chains.len() >= queues.size(RX) || !chains.is_empty() && !self.has(F_MRG_RXBUF);
             // Told of what comes after those that were not enough.
             let more = queues.rearm(RX);
             queues.put_back(RX, chains.len());
