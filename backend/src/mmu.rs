@@ -361,8 +361,9 @@ impl<C: GuestCpu> GuestEnv for VcpuBlock<C> {
 
     fn flush(&mut self, what: Flush) {
         dlog!(TLB, "flush {what:?}");
-        let all_of = |va: Va| self.large.find(va.0).map_or(what, |global| if global { Flush::All } else { Flush::NonGlobal });
-        match if let Flush::Page(va) = what { all_of(va) } else { what } {
+        let large = if let Flush::Page(va) = what { self.large.find(va.0) } else { None };
+        // Entries of one large page may be anywhere.
+        match large.map_or(what, |global| if global { Flush::All } else { Flush::NonGlobal }) {
             Flush::All => {
                 self.fills.flush_all(&mut self.eng.tlb);
                 self.large.forget();

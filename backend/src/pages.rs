@@ -55,12 +55,13 @@ impl LargePages {
 
     /// Whether an address is in such a page, and whether in a global one.
     pub fn find(&self, va: u64) -> Option<bool> {
-        let is_in = |pages: &PageSet| (13..64).any(|s| self.sizes >> s & 1 != 0 && pages.has(Self::number(va, s)));
-        match self.sizes {
-            0 => None,
-            _ if is_in(&self.global) => Some(true),
-            _ => is_in(&self.local).then_some(false),
-        }
+        let is_in = |pages: &PageSet| self.shifts().any(|shift| pages.has(Self::number(va, shift)));
+        if is_in(&self.global) { Some(true) } else { is_in(&self.local).then_some(false) }
+    }
+
+    /// log2 of the sizes that were added: with x86, three at most.
+    fn shifts(&self) -> impl Iterator<Item = u32> {
+        std::iter::successors(Some(self.sizes), |s| Some(s & (s - 1))).take_while(|s| *s != 0).map(u64::trailing_zeros)
     }
 
     /// Of pages of different sizes, too, the numbers differ.
@@ -76,9 +77,9 @@ impl LargePages {
 
     /// All were dropped.
     pub fn forget(&mut self) {
-        *self = Self { local: std::mem::take(&mut self.local), global: std::mem::take(&mut self.global), ..Self::default() };
-        self.local.clear();
+        self.forget_local();
         self.global.clear();
+        self.sizes = 0;
     }
 }
 

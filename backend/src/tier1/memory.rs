@@ -51,8 +51,6 @@ impl Emit<'_> {
     /// Compares the tag of an address's TLB entry with it; the entry is at rcx then. Gives the end of the jump for when they
     /// differ, or the address is more than `most` bytes into its page.
     pub fn compare_tag(&mut self, va: u8, ctx: usize, write: bool, most: i32) -> usize {
-        let field = if write { offset_of!(tlb::Entry, write) } else { offset_of!(tlb::Entry, read) };
-        let tag = self.entry_field(ctx, field);
         const { assert!(size_of::<tlb::Entry>() == 32) };
         let index = ((tlb::ENTRIES - 1) << 5) as i32;
         // The bits that a rotation brings in at the top are not of the index.
@@ -62,26 +60,27 @@ impl Emit<'_> {
         } else {
             asm!(self; mov ecx, Rd(va); shr ecx, BYTE 7);
         }
+        asm!(self; and ecx, DWORD index);
+        self.compare_tag_there(va, ctx, write, most);
+        self.jcc(cc::A)
+    }
+
+    /// The same of the entry at rcx; leaves the host's flags.
+    fn compare_tag_there(&mut self, va: u8, ctx: usize, write: bool, most: i32) {
+        let field = if write { offset_of!(tlb::Entry, write) } else { offset_of!(tlb::Entry, read) };
+        let tag = self.entry_field(ctx, field);
         asm!(self
             ; mov rdx, Rq(va)
-            ; and ecx, DWORD index
             ; sub rdx, [r15 + rcx + tag]
             ; cmp rdx, DWORD most
         );
-        self.jcc(cc::A)
     }
 
     /// An address's own entry, at rcx, has another page: looks at the one beside, and goes back with that if it fits.
     pub fn look_beside(&mut self, back: usize, va: u8, a: AccessInfo, most: i32) {
-        let field = if a.write { offset_of!(tlb::Entry, write) } else { offset_of!(tlb::Entry, read) };
-        let tag = self.entry_field(a.ctx.min(CTX_COUNT - 1), field);
         const BESIDE: i8 = (size_of::<tlb::Entry>() * tlb::beside(0)) as i8;
-        asm!(self
-            ; xor ecx, BYTE BESIDE
-            ; mov rdx, Rq(va)
-            ; sub rdx, [r15 + rcx + tag]
-            ; cmp rdx, DWORD most
-        );
+        asm!(self; xor ecx, BYTE BESIDE);
+        self.compare_tag_there(va, a.ctx.min(CTX_COUNT - 1), a.write, most);
         let found = self.jcc(cc::BE);
         self.point(found, back);
         asm!(self; xor ecx, BYTE BESIDE);

@@ -18,8 +18,12 @@ fn config() -> NetConfig {
 }
 
 fn driver(features: u64) -> (Driver<Net>, Arc<MemoryNet>) {
+    driver_of(config(), features)
+}
+
+fn driver_of(config: NetConfig, features: u64) -> (Driver<Net>, Arc<MemoryNet>) {
     let net = MemoryNet::new(true);
-    let mut d = Driver::modern(Net::new(net.clone(), config()));
+    let mut d = Driver::modern(Net::new(net.clone(), config));
     d.start(features);
     (d, net)
 }
@@ -113,6 +117,20 @@ fn frames_come_in_whole_buffers_or_are_spread() {
     d.add(RX, &[], &[(ROOM, 200)]);
     turn(&mut d, &net);
     assert_eq!(d.used(RX), [(0, 72)], "the first has no room, and never will");
+}
+
+/// Linux adds buffers to a queue that is less than half full, and not before: who waits for more then waits for ever.
+#[test]
+fn a_frame_that_half_a_queue_cannot_hold_is_not_waited_for() {
+    let (mut d, net) = driver_of(NetConfig { rx_queue: 4, ..config() }, F_MRG_RXBUF);
+    net.waiting.lock().extend([Frame::plain(frame(MAC, 300)), Frame::plain(frame(MAC, 60))]);
+    d.add(RX, &[], &[(ROOM, 100)]);
+    turn(&mut d, &net);
+    assert_eq!((d.used(RX), net.waiting.lock().len()), (vec![], 2), "less than half: more will come");
+    d.add(RX, &[], &[(ROOM + 0x200, 100)]);
+    turn(&mut d, &net);
+    assert_eq!(d.used(RX), [(0, 72)]);
+    assert!(net.waiting.lock().is_empty());
 }
 
 #[test]
