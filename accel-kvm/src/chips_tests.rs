@@ -5,6 +5,7 @@ use crate::tests::{machine_with, say, started};
 use crate::{Doorbells, Irqchip};
 use arch_x86::CpuState;
 use arch_x86::cpuid::Word;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use vm_core::{CpuIo, Events, Pa, StopReason};
 
@@ -83,6 +84,9 @@ const HANDLER: [u8; 6] = [0xb0, 7, 0xe6, 0x80, 0xeb, 0xfe];
 const SVR: usize = 0x0f;
 const ISR_40: usize = 0x12;
 const CURRENT: usize = 0x39;
+const LVT0: usize = 0x35;
+/// LINT0 is the 8259s'.
+const EXTINT: u32 = 0x700;
 
 fn with_timer() -> Option<(std::sync::Arc<crate::Vm>, Bench, CpuState)> {
     let (vm, io, mut state) = machine_with(Irqchip::Split, 64 << 10, &TIMER)?;
@@ -139,8 +143,7 @@ fn the_8259s_interrupt_reaches_a_cpu_with_kvms_local_apic() {
     let mut cpu = started(&vm, &io, state);
     let port = cpu.port().expect("a descriptor");
     let (mut lapic, _) = port.take_lapic().expect("KVM gives it");
-    // LINT0: ExtINT.
-    (lapic.regs[SVR], lapic.regs[0x35]) = (0x1ff, 0x700);
+    (lapic.regs[SVR], lapic.regs[LVT0]) = (0x1ff, EXTINT);
     port.set_lapic(&lapic).expect("KVM takes it");
     std::thread::scope(|s| {
         s.spawn(|| {
@@ -151,6 +154,43 @@ fn the_8259s_interrupt_reaches_a_cpu_with_kvms_local_apic() {
     });
     assert_eq!(*io.written.lock(), [(0x80, 1, 7)]);
     assert!(!io.signals().pending().contains(Events::INTR), "it was acknowledged");
+}
+
+/// It is part of the state, also where the vCPU is stopped before the guest has taken it, in a loop and in HLT; and whoever has that state
+/// has it alone.
+#[test]
+fn an_interrupt_that_is_acknowledged_is_not_lost_by_a_stop() {
+    // sti; jmp . and sti; hlt; jmp .
+    let guests: [&[u8]; 2] = [&[0xfb, 0xeb, 0xfe], &[0xfb, 0xf4, 0xeb, 0xfe]];
+    for (irqchip, code) in [Irqchip::Off, Irqchip::Split].into_iter().flat_map(|i| guests.map(|g| (i, g))) {
+        for elsewhere in [false, true] {
+            let what = format!("{irqchip:?} {code:x?} {elsewhere}");
+            let Some((vm, io, state)) = machine_with(irqchip, 64 << 10, code) else { return };
+            io.ram.write(CODE + 0x220, &HANDLER);
+            let mut cpu = started(&vm, &io, state);
+            if irqchip == Irqchip::Split {
+                let port = cpu.port().expect("a descriptor");
+                let (mut lapic, _) = port.take_lapic().expect("KVM gives it");
+                (lapic.regs[SVR], lapic.regs[LVT0]) = (0x1ff, EXTINT);
+                port.set_lapic(&lapic).expect("KVM takes it");
+            }
+            let waits = run_bench(&mut cpu, &io, A_WHILE / 3).expect("it runs");
+            assert!(matches!(waits, StopReason::Stopped | StopReason::Halted), "{what}: {waits:?}");
+            io.signals.clear(Events::STOP);
+            io.stops_at_intr.store(true, Ordering::Relaxed);
+            io.signals.raise(Events::INTR);
+            assert_eq!(run_bench(&mut cpu, &io, LIMIT), Ok(StopReason::Stopped), "{what}");
+            let pending = std::mem::take(&mut cpu.cpu().pending);
+            assert_eq!((pending.valid, pending.vector, cpu.cpu().halted), (true, 0x40, false), "{what}");
+            assert_eq!(*io.written.lock(), [], "{what}: the handler has begun");
+            if !elsewhere {
+                cpu.cpu().pending = pending;
+            }
+            io.signals.clear(Events::STOP);
+            assert_eq!(run_bench(&mut cpu, &io, A_WHILE / 3), Ok(StopReason::Stopped), "{what}");
+            assert_eq!(io.written.lock().as_slice(), if elsewhere { &[][..] } else { &[(0x80, 1, 7)] }, "{what}");
+        }
+    }
 }
 
 /// Not a check: what a message costs by request, and by an eventfd that KVM listens to.

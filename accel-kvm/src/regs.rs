@@ -161,6 +161,12 @@ pub fn events(cpu: &CpuState) -> kvm_vcpu_events {
     e
 }
 
+/// Adds an external interrupt to what a vCPU that can take one has. What others may change meanwhile (an NMI that waits) stays.
+pub fn begin_interrupt(e: &mut kvm_vcpu_events, vector: u8) {
+    e.flags = 0;
+    (e.interrupt.injected, e.interrupt.nr, e.interrupt.soft) = (1, vector, 0);
+}
+
 /// What was recognised and not yet delivered; an NMI that waits for the guest is the caller's. `dr6`, `cr2`: what came with it
 /// is there already.
 pub fn set_events(cpu: &mut CpuState, e: &kvm_vcpu_events) {

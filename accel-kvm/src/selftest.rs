@@ -130,18 +130,32 @@ pub(crate) struct Bench {
     /// What was written to ports and to the rest of memory: (address, size, value).
     pub written: Mutex<Vec<(u64, u8, u64)>>,
     pub index: usize,
+    /// The vCPU is asked to stop as it takes an interrupt.
+    #[cfg(test)]
+    pub stops_at_intr: AtomicBool,
 }
 
 impl Bench {
     pub fn new(ram_bytes: u64) -> std::io::Result<Self> {
         let ram = Arc::new(Ram::new(ram_bytes)?);
-        Ok(Self { ram, signals: Arc::default(), written: Mutex::default(), index: 0 })
+        Ok(Self::over(ram, 0))
     }
 
     /// Another CPU's way to the same RAM.
     #[cfg(test)]
     pub fn sibling(&self, index: usize) -> Self {
-        Self { ram: self.ram.clone(), signals: Arc::default(), written: Mutex::default(), index }
+        Self::over(self.ram.clone(), index)
+    }
+
+    fn over(ram: Arc<Ram>, index: usize) -> Self {
+        Self {
+            ram,
+            signals: Arc::default(),
+            written: Mutex::default(),
+            index,
+            #[cfg(test)]
+            stops_at_intr: false.into(),
+        }
     }
 
     /// The last number that came out.
@@ -208,6 +222,10 @@ impl CpuIo for Bench {
 
     fn ack_intr(&self) -> Option<u8> {
         self.signals.clear(Events::INTR);
+        #[cfg(test)]
+        if self.stops_at_intr.load(std::sync::atomic::Ordering::Relaxed) {
+            self.signals.raise(Events::STOP);
+        }
         Some(IRQ)
     }
 

@@ -5,7 +5,7 @@ use crate::{at, ioctl, msrs, regs, xsave};
 use arch_x86::flags::bit;
 use arch_x86::msr::index::APIC_BASE;
 use arch_x86::state::{cr4, efer};
-use kvm_bindings::kvm_xcrs;
+use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_mp_state, kvm_xcrs};
 use vm_core::{CpuIo, Events};
 
 impl KvmCpu {
@@ -47,6 +47,20 @@ impl KvmCpu {
             self.fd.set_mp_state(regs::mp_state(c)).map_err(named("KVM_SET_MP_STATE"))?;
         }
         Ok(())
+    }
+
+    /// Begins the delivery of an external interrupt that the guest can take. From then on it is part of the vCPU's state.
+    pub(crate) fn deliver(&self, vector: u8) -> Result<(), (&'static str, kvm_ioctls::Error)> {
+        let named = |what| move |e| (what, e);
+        if !self.vm.kernel_lapic() {
+            return ioctl::interrupt(&self.fd, vector).map_err(named("KVM_INTERRUPT"));
+        }
+        // With a local APIC of KVM's that request puts the vector where nobody can look it up: a vCPU that is stopped before the
+        // guest has taken it would lose it. So the event is set, and HLT, which it does not end by itself, is ended.
+        self.fd.set_mp_state(kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE }).map_err(named("KVM_SET_MP_STATE"))?;
+        let mut events = self.fd.get_vcpu_events().map_err(named("KVM_GET_VCPU_EVENTS"))?;
+        regs::begin_interrupt(&mut events, vector);
+        self.fd.set_vcpu_events(&events).map_err(named("KVM_SET_VCPU_EVENTS"))
     }
 
     /// Takes the registers from KVM. Without `io` guest time goes on, and the TSC stays in KVM.
@@ -91,6 +105,10 @@ impl KvmCpu {
     fn fetch_all(&mut self) -> Result<(), (&'static str, kvm_ioctls::Error)> {
         let c = &mut self.cpu;
         let named = |what| move |e| (what, e);
+        if self.vm.kernel_lapic() {
+            // First, as KVM accepts INIT and start-up interrupts then: these change the registers.
+            regs::set_mp_state(c, self.fd.get_mp_state().map_err(named("KVM_GET_MP_STATE"))?);
+        }
         regs::set_regs(c, &self.fd.get_regs().map_err(named("KVM_GET_REGS"))?);
         regs::set_sregs(c, &self.fd.get_sregs().map_err(named("KVM_GET_SREGS"))?);
         if c.has(arch_x86::cpuid::feature::XSAVE) {
@@ -102,9 +120,8 @@ impl KvmCpu {
         let events = self.fd.get_vcpu_events().map_err(named("KVM_GET_VCPU_EVENTS"))?;
         regs::set_events(c, &events);
         self.nmi_waits = events.nmi.pending != 0;
-        if self.vm.kernel_lapic() {
-            regs::set_mp_state(c, self.fd.get_mp_state().map_err(named("KVM_GET_MP_STATE"))?);
-        }
+        // What the last exit said may be out of date by that.
+        self.fd.get_kvm_run().if_flag = (c.eflags & bit::IF != 0).into();
         Ok(())
     }
 }

@@ -287,9 +287,9 @@ impl KvmCpu {
             // Until KVM says so again.
             run.ready_for_interrupt_injection = 0;
             if let Some(vector) = io.ack_intr() {
-                ioctl::interrupt(&self.fd, vector).map_err(|e| {
+                self.deliver(vector).map_err(|(what, e)| {
                     self.refused = Some(vector);
-                    format!("KVM_INTERRUPT: {e}")
+                    format!("{what}: {e}")
                 })?;
             }
             // Another one may wait behind it.
