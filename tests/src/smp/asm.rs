@@ -40,7 +40,7 @@ pub struct Asm {
 /// A mistake made on purpose, to see that the tests would find it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The tests' own read-modify-write instructions without LOCK.
+    /// The tests' own read-modify-write instructions without LOCK, but for those that take a mutex or give it back.
     NoLock,
     /// Nothing between the store and the load of store buffering.
     NoFence,
@@ -147,6 +147,11 @@ impl Asm {
     /// The LOCK prefix for the next instruction.
     pub fn lock(&mut self) -> &mut CodeAssembler {
         if self.in_rounds && self.fault == Some(Fault::NoLock) { &mut self.a } else { self.a.lock() }
+    }
+
+    /// As `lock`, whatever the fault: where others would wait in vain without it.
+    pub fn sure_lock(&mut self) -> &mut CodeAssembler {
+        self.a.lock()
     }
 
     /// `body` in each round; RBP counts down.

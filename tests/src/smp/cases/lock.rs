@@ -206,7 +206,7 @@ fn carry_to_zero(g: &mut Asm) -> Emit {
 }
 
 fn take_bts(g: &mut Asm, size: u32) -> Emit {
-    g.lock().bts(operand(size), BIT)?;
+    g.sure_lock().bts(operand(size), BIT)?;
     carry_to_zero(g)
 }
 
@@ -217,12 +217,12 @@ fn held(g: &mut Asm) -> Emit {
 }
 
 fn give_btr(g: &mut Asm, size: u32) -> Emit {
-    g.lock().btr(operand(size), BIT)?;
+    g.sure_lock().btr(operand(size), BIT)?;
     held(g)
 }
 
 fn give_btc(g: &mut Asm, size: u32) -> Emit {
-    g.lock().btc(operand(size), BIT)?;
+    g.sure_lock().btc(operand(size), BIT)?;
     held(g)
 }
 
@@ -232,9 +232,9 @@ const FAR_BIT: u32 = 64 + BIT;
 fn take_bts_register(g: &mut Asm, size: u32) -> Emit {
     g.mov(ecx, FAR_BIT)?;
     match size {
-        2 => g.lock().bts(word_ptr(rdi), cx),
-        4 => g.lock().bts(dword_ptr(rdi), ecx),
-        _ => g.lock().bts(qword_ptr(rdi), rcx),
+        2 => g.sure_lock().bts(word_ptr(rdi), cx),
+        4 => g.sure_lock().bts(dword_ptr(rdi), ecx),
+        _ => g.sure_lock().bts(qword_ptr(rdi), rcx),
     }?;
     carry_to_zero(g)
 }
@@ -242,9 +242,9 @@ fn take_bts_register(g: &mut Asm, size: u32) -> Emit {
 fn give_btr_register(g: &mut Asm, size: u32) -> Emit {
     g.mov(ecx, FAR_BIT)?;
     match size {
-        2 => g.lock().btr(word_ptr(rdi), cx),
-        4 => g.lock().btr(dword_ptr(rdi), ecx),
-        _ => g.lock().btr(qword_ptr(rdi), rcx),
+        2 => g.sure_lock().btr(word_ptr(rdi), cx),
+        4 => g.sure_lock().btr(dword_ptr(rdi), ecx),
+        _ => g.sure_lock().btr(qword_ptr(rdi), rcx),
     }?;
     held(g)
 }
