@@ -1,5 +1,6 @@
 // Serial console, rows and their counts, and how the kernel ends.
 #include "kernel.h"
+#include "text.h"
 
 #define COM1 0x3f8
 #define EXIT 0x501
@@ -12,52 +13,6 @@ static void put(char c) {
     while (!(inb(COM1 + 5) & 0x20)) {
     }
     outb(COM1, c);
-}
-
-static void number(u64 v, unsigned base, bool negative) {
-    char text[24];
-    int n = 0;
-    if (negative) {
-        put('-');
-        v = -v;
-    }
-    // No 64-bit division in the 32-bit kernel: there is no library for it.
-    if (base == 16) {
-        do text[n++] = "0123456789abcdef"[v & 15]; while (v >>= 4);
-    } else {
-        u32 w = v;
-        do text[n++] = '0' + w % 10; while (w /= 10);
-    }
-    while (n) put(text[--n]);
-}
-
-// %s %d (int) %x (word) %X (u64).
-static void vprint(const char *f, __builtin_va_list args) {
-    for (; *f; f++) {
-        if (*f != '%') {
-            put(*f);
-            continue;
-        }
-        switch (*++f) {
-        case 's':
-            for (const char *s = __builtin_va_arg(args, const char *); *s; s++) put(*s);
-            break;
-        case 'd': {
-            int v = __builtin_va_arg(args, int);
-            number(v, 10, v < 0);
-            break;
-        }
-        case 'x': number(__builtin_va_arg(args, word), 16, false); break;
-        case 'X': number(__builtin_va_arg(args, u64), 16, false); break;
-        }
-    }
-}
-
-void print(const char *format, ...) {
-    __builtin_va_list args;
-    __builtin_va_start(args, format);
-    vprint(format, args);
-    __builtin_va_end(args);
 }
 
 static int rows, failed, all_rows, all_failed;
@@ -151,15 +106,4 @@ int finish(void) {
 void leave(int status) {
     outb(EXIT, status);
     for (;;) asmv("hlt");
-}
-
-void *memset(void *to, int v, unsigned long n) {
-    for (u8 *p = to; n--;) *p++ = v;
-    return to;
-}
-
-void *memcpy(void *to, const void *from, unsigned long n) {
-    const u8 *s = from;
-    for (u8 *p = to; n--;) *p++ = *s++;
-    return to;
 }

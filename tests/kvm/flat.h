@@ -1,4 +1,4 @@
-// What these guests have in common: the entry by PVH at `start`, flat segments and a stack, a text to COM1.
+// What these guests have in common: the entry by PVH at `start`, flat segments and a stack, a text to COM1, the end by isa-debug-exit.
 
     .section .note.pvh, "a", @note
     .long 4, 4, 18
@@ -28,6 +28,12 @@
     mov %ax, idt + 8 * \vector + 6
     .endm
 
+    // Ends with a number.
+    .macro fail code
+    mov $\code, %al
+    jmp end
+    .endm
+
     // To where the interrupt came, past a word on the stack, which becomes EAX: KVM's emulator has no IRET in protected mode.
     .macro return
     pop %eax
@@ -49,6 +55,15 @@ say:
     out %al, %dx
     jmp say
 1:  ret
+
+    // The right end, with the text at ESI; and the one with the number in AL.
+well:
+    call say
+    mov $16, %al
+end:
+    out %al, $0xf4
+1:  hlt
+    jmp 1b
 
     .data
     .balign 8

@@ -22,15 +22,15 @@ static inline u32 inl(u16 port) { u32 v; asmv("inl %1,%0" : "=a"(v) : "Nd"(port)
 #define REG32(at) (*(volatile u32 *)(at))
 
 // main.c: text, the end, memory.
-// %s %d (unsigned) %x.
+// %s %d (int) %x.
 void print(const char *format, ...);
 void leave(u8 status) __attribute__((noreturn));
 // Ends the run unless `ok`.
 void must(bool ok, const char *what);
 // Zeroed, by whole pages.
 void *pages(u32 bytes);
-void *memset(void *to, int v, u32 n);
-void *memcpy(void *to, const void *from, u32 n);
+void *memset(void *to, int v, unsigned long n);
+void *memcpy(void *to, const void *from, unsigned long n);
 // Of blocks: the same whatever the order of bytes is not.
 u32 sum(const void *from, u32 n);
 

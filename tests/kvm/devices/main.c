@@ -1,5 +1,6 @@
 // The guest's way through its devices; text, memory, the end.
 #include "guest.h"
+#include "../../kernel/text.h"
 
 #define COM1 0x3f8
 #define EXIT 0xf4
@@ -9,32 +10,6 @@
 #define HEAP 0x200000
 
 static void put(char c) { outb(COM1, c); }
-
-static void number(u32 v, u32 base) {
-    char text[12];
-    int n = 0;
-    do text[n++] = "0123456789abcdef"[v % base]; while (v /= base);
-    while (n) put(text[--n]);
-}
-
-void print(const char *f, ...) {
-    __builtin_va_list args;
-    __builtin_va_start(args, f);
-    for (; *f; f++) {
-        if (*f != '%') {
-            put(*f);
-            continue;
-        }
-        switch (*++f) {
-        case 's':
-            for (const char *s = __builtin_va_arg(args, const char *); *s; s++) put(*s);
-            break;
-        case 'd': number(__builtin_va_arg(args, u32), 10); break;
-        case 'x': number(__builtin_va_arg(args, u32), 16); break;
-        }
-    }
-    __builtin_va_end(args);
-}
 
 void leave(u8 status) {
     outb(EXIT, status);
@@ -52,17 +27,6 @@ void *pages(u32 bytes) {
     void *at = (void *)next;
     next += (bytes + 4095) & ~4095u;
     return at;
-}
-
-void *memset(void *to, int v, u32 n) {
-    for (u8 *p = to; n--;) *p++ = v;
-    return to;
-}
-
-void *memcpy(void *to, const void *from, u32 n) {
-    u8 *t = to;
-    for (const u8 *f = from; n--;) *t++ = *f++;
-    return to;
 }
 
 u32 sum(const void *from, u32 n) {
