@@ -6,8 +6,9 @@ use rhea_tests::anybytes::{AnyBytes, BATCH, Ends, MODES};
 use rhea_tests::filetest::x86_texts;
 use rhea_tests::host::bench::Bench;
 use rhea_tests::host::campaign::{Plan, engines, run};
+use rhea_tests::host::draw::Drawn;
 use rhea_tests::host::sequence::{self, Summary};
-use rhea_tests::host::{Bits, forms, masks, record};
+use rhea_tests::host::{Bits, State, at, forms, masks, record};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,33 @@ fn random_instructions_agree_with_the_host() {
     for (bits, form, _) in &report.forms {
         if let Some((why, _)) = form.left_out.filter(|l| l.0.starts_with("the host has no")) {
             eprintln!("{:?} ({} bits): {why}", form.code, bits.count());
+        }
+    }
+}
+
+/// Bits in registers lie anywhere, also where 32-bit addresses wrap round. Of two pages that both fault the first is told.
+#[test]
+fn bits_far_away_across_two_pages_fault_as_on_the_host() {
+    let mut bench = Bench::new(&engines("interp,tier1").expect("engines that exist")).expect("the host runs cases");
+    // Read-only and absent, writable and absent, absent and writable, writable and read-only.
+    for boundary in [at::END, at::ABSENT, at::DATA2, at::READ_ONLY] {
+        for short in [false, true] {
+            // BTS, BTR, BTC %rcx,(%rbx); ADD %rcx,(%rbx).
+            for opcode in [&[0x0f, 0xab][..], &[0x0f, 0xb3], &[0x0f, 0xbb], &[0x01]] {
+                let code = [if short { &[0x67, 0x48][..] } else { &[0x48] }, opcode, &[0x0b]].concat();
+                let d = Drawn::new(Bits::B64, at::CODE + 0x40, &code).expect("an instruction");
+                for bit in [0u64, 1 << 12, 1 << 34, 1 << 35, 1 << 38, 1 << 45, 1 << 62, 1 << 63, u64::MAX << 20, u64::MAX << 37] {
+                    let away = if opcode.len() == 2 { (bit as i64 >> 6 << 3) as u64 } else { 0 };
+                    let start = (boundary - 3).wrapping_sub(away);
+                    let start = if short { start & 0xffff_ffff } else { start };
+                    let mut s = State { rip: d.ip, ..State::new() };
+                    (s.gpr[1], s.gpr[3]) = (bit, start);
+                    let what = format!("{code:02x?} at {boundary:x}, bit {bit:x}");
+                    let trap = bench.one(&d, &s).unwrap_or_else(|why| panic!("{what}: {why}"));
+                    assert!(matches!(trap.vector, 13 | 14), "{what}: {trap:x?}");
+                    assert!(!short || trap.vector == 14, "{what}: {trap:x?}");
+                }
+            }
         }
     }
 }

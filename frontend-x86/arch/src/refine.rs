@@ -169,8 +169,28 @@ fn modified(cpu: &CpuState, insn: &Instruction) -> Option<u64> {
     let both = |a: OpAccess| matches!(a, OpAccess::ReadWrite | OpAccess::ReadCondWrite);
     let mut info = InstructionInfoFactory::new();
     let m = info.info(insn).used_memory().iter().find(|m| both(m.access()))?;
-    let va = m.virtual_address(0, |r, _, _| register(cpu, r, true))?.wrapping_add(bits_away(cpu, insn));
+    let va = address(cpu, m, bits_away(cpu, insn))?.linear;
     Some(if cpu.mode().is_64() { va } else { va & 0xffff_ffff })
+}
+
+/// Where an operand lies.
+struct Operand {
+    /// Offset in its segment, of the address size's bits.
+    offset: u64,
+    /// Of 64 bits, also where linear addresses have 32.
+    linear: u64,
+}
+
+/// Of an operand `away` bytes beyond where the instruction's address leads, which wraps round as that does (SDM 1 "Memory Operands").
+fn address(cpu: &CpuState, m: &UsedMemory, away: u64) -> Option<Operand> {
+    let offset = m.virtual_address(0, |r, _, _| register(cpu, r, false))?.wrapping_add(away);
+    let offset = match m.address_size() {
+        iced_x86::CodeSize::Code16 => offset & 0xffff,
+        iced_x86::CodeSize::Code32 => offset & 0xffff_ffff,
+        _ => offset,
+    };
+    let base = register(cpu, m.segment(), true).unwrap_or(0);
+    Some(Operand { offset, linear: offset.wrapping_add(base) })
 }
 
 /// How far from its operand BT or one of its kin reaches by a bit number in a register.
@@ -243,13 +263,13 @@ fn wrapping(cpu: &CpuState, insn: &Instruction, addr: u64) -> Option<bool> {
     let (mut info, long, part) = (InstructionInfoFactory::new(), cpu.mode().is_64(), first_part(insn));
     let away = if insn.op0_kind() == OpKind::Memory { bits_away(cpu, insn) } else { 0 };
     let beyond = |m: &&UsedMemory| {
-        let start = |bases| m.virtual_address(0, |r, _, _| register(cpu, r, bases)).map_or(0, |a| a.wrapping_add(away));
-        let (va, size) = (start(true), part.unwrap_or(m.memory_size().size() as u64));
+        let Some(Operand { offset, linear: va }) = address(cpu, m, away) else { return false };
+        let size = part.unwrap_or(m.memory_size().size() as u64);
         if long {
             let bad = |va: u64| unmappable(cpu, Va(va)).is_some();
             size > 1 && addr.wrapping_sub(va) < size && !bad(va) && bad(va.wrapping_add(size - 1))
         } else {
-            addr.wrapping_sub(va) & 0xffff_ffff < size && (start(false) & 0xffff_ffff) + size > 1 << 32
+            addr.wrapping_sub(va) & 0xffff_ffff < size && (offset & 0xffff_ffff) + size > 1 << 32
         }
     };
     let m = *info.info(insn).used_memory().iter().find(beyond)?;
@@ -265,6 +285,7 @@ fn stack_base(m: &UsedMemory) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::state::{Segment, cr0, efer};
 
     fn cpu() -> CpuState {
         CpuState::new(&crate::models::configure("qemu64", &[]).unwrap(), 0)
@@ -304,6 +325,30 @@ mod tests {
         assert!(operand(&[0xc4, 0xe2, 0x71, 0x90, 0x54, 0x05, 0]));
         // Nothing but prefixes.
         assert!(!operand(&[0x66; 15]));
+    }
+
+    #[test]
+    fn bits_far_away_wrap_round_with_the_address() {
+        let mut cpu = cpu();
+        (cpu.cr0, cpu.efer) = (cr0::PE | cr0::PG, efer::LME | efer::LMA);
+        cpu.seg_mut(SegReg::Cs).attr |= Segment::L;
+        cpu.update_mode();
+        (cpu.gpr[3], cpu.seg_mut(SegReg::Gs).base) = (0xffff_fff8, 1 << 40);
+        let mut at = |code: &[u8], bit: u64| {
+            cpu.gpr[1] = bit;
+            modified(&cpu, &Decoder::with_ip(64, code, 0x1000, DecoderOptions::NONE).decode()).expect("it writes")
+        };
+        // bts %rcx,0x10(%rbx); of EBX; of EBX behind GS.
+        let [far, near, gs] = [
+            &[0x48, 0x0f, 0xab, 0x4b, 0x10][..],
+            &[0x67, 0x48, 0x0f, 0xab, 0x4b, 0x10],
+            &[0x65, 0x67, 0x48, 0x0f, 0xab, 0x4b, 0x10],
+        ];
+        for bit in [0, 1 << 35, 1 << 38, 1 << 62, 1 << 63, u64::MAX << 40] {
+            assert_eq!((at(near, bit), at(gs, bit)), (8, 8 + (1 << 40)), "{bit:x}");
+        }
+        assert_eq!((at(far, 1 << 38), at(far, 128)), (0x8_0000_0000 + 0x1_0000_0008, 0x1_0000_0018));
+        assert_eq!((at(near, 128), at(near, !0)), (0x18, 0));
     }
 
     #[test]

@@ -183,6 +183,16 @@ impl Bench {
         (host.1, wrong)
     }
 
+    /// An instruction, put into the code area, on the host and on all engines. `Err`: what differs.
+    pub fn one(&mut self, d: &Drawn, state: &State) -> Result<Trap, String> {
+        self.set_code(std::slice::from_ref(d));
+        let c = Case { state: state.clone(), patch: (0, [0; 64]) };
+        match self.once(d, &c, |_| true, true) {
+            (trap, None) => Ok(trap),
+            (_, Some((_, why))) => Err(why),
+        }
+    }
+
     /// Drops what does not matter for a difference on engine `k`.
     fn shrink(&mut self, k: usize, d: &Drawn, c: &Case) -> Case {
         let mut best = c.clone();
