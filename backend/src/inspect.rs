@@ -1,6 +1,6 @@
 //! A look at what the compilers make of given code, for tests and for people who work on them.
 
-use crate::jit::compile::{Compiler, Job};
+use crate::jit::compile::{Compiler, Job, Source};
 use crate::tier1::Tier1;
 use crate::vblock::VcpuBlock;
 use ir::{BlockKey, Frontend};
@@ -12,15 +12,15 @@ use vm_core::guest::GuestCpu;
 pub fn hot_path<C: GuestCpu, F: Frontend>(fe: Arc<F>, mode: u64, code: &[u8]) -> Option<Vec<String>> {
     let mut bytes = Box::new([0; 4096]);
     bytes.get_mut(..code.len())?.copy_from_slice(code);
+    let entry = Source { start: 0, insns: crate::MAX_INSNS, guess: None };
     let job = Job {
         number: 0,
         key: BlockKey { phys: 0, mode },
-        start: 0,
-        insns: crate::MAX_INSNS,
+        entry,
         bytes,
         version: 0,
         also: Vec::new(),
-        known: Some(vec![(0, crate::MAX_INSNS)]),
+        known: Some(vec![entry]),
         apart: Vec::new(),
         single: false,
         taken: Arc::default(),

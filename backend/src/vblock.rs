@@ -52,15 +52,16 @@ pub enum Why {
     Miss = 7,
     /// `Engine::budget` does not suffice for the block at the program counter.
     Budget = 8,
-    /// As `Leave`: accesses that were taken to lie in one page do not (`tier1::share`).
-    Crossed = 9,
+    /// As `Leave`: the instruction is not what its code was made for. Accesses that were taken to lie in one page do not
+    /// (`tier1::share`), or a guess was wrong (`ir::Op::LeaveIf`).
+    Unlike = 9,
 }
 
 impl Why {
     pub const COUNT: usize = 10;
     /// As `info jit` calls them.
     pub const NAMES: [&str; Self::COUNT] =
-        ["look up", "link", "leave", "fault", "hot", "kicked", "edge", "jump cache missed", "budget", "crossed"];
+        ["look up", "link", "leave", "fault", "hot", "kicked", "edge", "jump cache missed", "budget", "unlike"];
 
     pub fn from_code(c: u64) -> Why {
         match c {
@@ -72,7 +73,7 @@ impl Why {
             6 => Why::Edge,
             7 => Why::Miss,
             8 => Why::Budget,
-            9 => Why::Crossed,
+            9 => Why::Unlike,
             _ => Why::Lookup,
         }
     }

@@ -145,6 +145,7 @@ pub fn layout() -> StateLayout {
         size: size_of::<CpuState>() as u32,
         pc: RIP,
         pc_page: PC_PAGE,
+        guessed: CC_OP,
         fp_flags: MXCSR,
         run_fp: crate::fp::run,
         run_tri: crate::tri::run,

@@ -129,6 +129,8 @@ pub struct Block {
     pub guest_insns: u32,
     /// The block's one instruction straddles a page boundary.
     pub straddles: bool,
+    /// Page offset of the instruction that relies on `CodeFetch::guess`, if one does.
+    pub guesses: Option<u32>,
 }
 
 impl Block {
@@ -138,6 +140,7 @@ impl Block {
         self.start = 0;
         self.guest_insns = 0;
         self.straddles = false;
+        self.guesses = None;
     }
 
     #[inline]
@@ -323,6 +326,10 @@ impl Block {
     pub fn raise_if(&mut self, cond: Val, vector: u8, error: Option<u32>) {
         let imm = error.map_or(-1, i64::from);
         self.push(Inst { a: cond, aux: vector.into(), imm, ..Inst::new(Op::RaiseIf, Ty::I8) });
+    }
+
+    pub fn leave_if(&mut self, cond: Val) {
+        self.push(Inst { a: cond, ..Inst::new(Op::LeaveIf, Ty::I8) });
     }
 
     pub fn jump(&mut self, target: i64) {

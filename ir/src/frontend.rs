@@ -19,6 +19,10 @@ pub trait CodeFetch {
     fn page(&self) -> &[u8; 4096];
     /// The virtually next page; asked for only if the first instruction straddles the boundary.
     fn next_page(&mut self) -> Result<&[u8; 4096], Self::Fault>;
+    /// What `StateLayout::guessed` will probably hold where the block begins. Translations may rely on it behind a `LeaveIf`.
+    fn guess(&self) -> Option<u32> {
+        None
+    }
 }
 
 /// Why there is no block.

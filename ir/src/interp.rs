@@ -36,6 +36,8 @@ pub enum Outcome<F> {
     Fault { at: i64, fault: F },
     /// The instruction at `at` raised an exception (`RaiseIf`).
     Raise { at: i64, vector: u8, error: Option<u32> },
+    /// The instruction at `at` must run alone (`LeaveIf`).
+    Leave { at: i64 },
     /// An op without a meaning for its operands: a division that the block does not guard.
     Undefined { inst: usize },
 }
@@ -126,8 +128,8 @@ impl Run<'_> {
                 let sh = 64 * i.aux;
                 self.wide(i.a) & !(u128::from(u64::MAX) << sh) | u128::from(self.int(i.b)) << sh
             }
-            Op::RaiseIf if self.int(i.a) == 0 => 0,
-            Op::RaiseIf | Op::Jump | Op::Br | Op::JumpInd | Op::Exit | Op::ExitNext => return Err(self.end(i)),
+            Op::RaiseIf | Op::LeaveIf if self.int(i.a) == 0 => 0,
+            Op::RaiseIf | Op::LeaveIf | Op::Jump | Op::Br | Op::JumpInd | Op::Exit | Op::ExitNext => return Err(self.end(i)),
             _ => self.integer(i)?,
         };
         Ok(value)
@@ -174,6 +176,7 @@ impl Run<'_> {
     fn end<F>(&self, i: &Inst) -> Outcome<F> {
         match i.op {
             Op::RaiseIf => Outcome::Raise { at: self.at, vector: i.aux as u8, error: u32::try_from(i.imm).ok() },
+            Op::LeaveIf => Outcome::Leave { at: self.at },
             Op::Jump => Outcome::Jump { to: i.imm },
             Op::Br if self.int(i.a) != 0 => Outcome::Jump { to: i.imm },
             Op::Br => Outcome::Jump { to: self.block.next },

@@ -33,6 +33,8 @@ pub struct StateLayout {
     pub pc: SlotId,
     /// Slot (8 bytes) that engines keep at the program counter of the current page's first byte (see `Op::PcRel`).
     pub pc_page: SlotId,
+    /// Slot (4 bytes) whose value where a block begins is nearly always the same: see `CodeFetch::guess`.
+    pub guessed: SlotId,
     /// Slot (4 bytes) that exception flags of floating-point ops go to, and what runs these.
     pub fp_flags: SlotId,
     pub run_fp: RunFp,

@@ -174,6 +174,9 @@ ops! {
     /// Raises guest exception `aux` (error code `imm` if not negative) if a (I8) is not 0. Compiled code leaves instead,
     /// and the interpreter raises it.
     RaiseIf = "raise_if", 1, Res::None, Effects::MAY_LEAVE.or(Effects::KEEP);
+    /// Leaves the block if a (I8) is not 0: a guess (`CodeFetch::guess`) was wrong. The instruction, of which nothing is done yet, is
+    /// then run alone, from a translation without it.
+    LeaveIf = "leave_if", 1, Res::None, Effects::MAY_LEAVE.or(Effects::KEEP);
 
     /// Ends the block: continue at page offset `imm` (it may lie outside the page). `aux`: 0 jump, 1 call, which is expected to return
     /// to the block's `next`, for prediction.

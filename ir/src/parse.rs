@@ -224,7 +224,7 @@ impl<'a> Parser<'a, '_> {
             }
             _ if suffix.is_some() => Err(format!("`{}` takes no type", op.name())),
             (Op::VLane | Op::VSetLane | Op::VMask | Op::FpGet | Op::FpSet, _) => Ok(Ty::V128),
-            (Op::RaiseIf | Op::Br, _) => Ok(Ty::I8),
+            (Op::RaiseIf | Op::LeaveIf | Op::Br, _) => Ok(Ty::I8),
             (_, Res::Fixed(t)) => Ok(t),
             (_, Res::None) => Ok(Ty::I64),
             (_, Res::Ty) => Ok(result.unwrap_or(Ty::I64)),

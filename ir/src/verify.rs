@@ -199,7 +199,7 @@ fn types(block: &Block, i: &Inst) -> Result<(), Reason> {
             form(i.ty == Ty::I64)?;
             i.operands().enumerate().try_for_each(|(k, v)| want(k as u32, v, Ty::I64))
         }
-        Op::RaiseIf | Op::Br => form(i.ty == Ty::I8).and_then(|()| want(0, i.a, Ty::I8)),
+        Op::RaiseIf | Op::LeaveIf | Op::Br => form(i.ty == Ty::I8).and_then(|()| want(0, i.a, Ty::I8)),
     }
 }
 

@@ -100,7 +100,7 @@ proptest! {
         let block = random_block(&c);
         let (mut s, mut m) = (state(seed), memory(Some(fail)));
         let at = match run(&block, &mut s, &mut m) {
-            Outcome::Fault { at, .. } | Outcome::Raise { at, .. } => at,
+            Outcome::Fault { at, .. } | Outcome::Raise { at, .. } | Outcome::Leave { at } => at,
             _ => return Ok(()),
         };
         let (mut s2, mut m2) = (state(seed), memory(None));

@@ -11,11 +11,11 @@
 //! in `graveyard` until the dispatcher, which holds none of these pointers, empties it.
 #![allow(unsafe_code)]
 
-mod apart;
 mod code;
+mod unlike;
 
-pub use apart::Apart;
 pub use code::Tier1Code;
+pub use unlike::Unlike;
 
 use crate::jit::arena::{Arena, Range};
 use crate::jit::asm::{THUNK, THUNK_FULL};
@@ -42,6 +42,8 @@ pub struct Record {
     /// RAM page of the second part of a straddling block.
     pub second: Option<u64>,
     pub insns: u32,
+    /// What its translation relies on, if on anything: `ir::CodeFetch::guess`.
+    pub guess: Option<u32>,
     /// Tier 0's form; `ops[0]` is the block start.
     pub ops: Box<[COp]>,
     /// (index in `ops`, page offset) of each guest instruction.
@@ -169,7 +171,7 @@ pub struct Cache {
     pub arena: Option<Arena>,
     /// Writes to code by the instruction that runs alone: first byte, length.
     writes: Vec<(u64, u64)>,
-    pub apart: Apart,
+    pub unlike: Unlike,
     pub invalidations: u64,
     pub insns: u64,
     /// The vCPU among others of its machine, if there are any.

@@ -28,6 +28,7 @@ fn block(c: &mut Cache, ram: &Ram, phys: u64, len: u32) -> *mut Record {
         end,
         second,
         insns: 1,
+        guess: None,
         ops: Box::new([SLOT; 3]),
         insn_at: Box::new([]),
         edges: [1, 2],

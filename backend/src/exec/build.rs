@@ -10,7 +10,7 @@ use crate::mmu::Place;
 use crate::tier0::form::{Formed, Told, TooLarge};
 use crate::tier0::ops;
 use crate::vblock::{JC_NONE, VcpuBlock};
-use ir::{BlockKey, CodeFetch, Frontend, TranslateError};
+use ir::{BlockKey, CodeFetch, Frontend, StateLayout, TranslateError};
 use std::time::Instant;
 use vm_core::guest::GuestCpu;
 use vm_core::log::{self, Item};
@@ -59,6 +59,7 @@ struct Fetch<'a, C: GuestCpu> {
     second: Option<u64>,
     /// Whether what is made of it may be kept.
     keep: bool,
+    guess: Option<u32>,
 }
 
 impl<C: GuestCpu> CodeFetch for Fetch<'_, C> {
@@ -66,6 +67,10 @@ impl<C: GuestCpu> CodeFetch for Fetch<'_, C> {
 
     fn page(&self) -> &[u8; 4096] {
         self.page
+    }
+
+    fn guess(&self) -> Option<u32> {
+        self.guess
     }
 
     fn next_page(&mut self) -> Result<&[u8; 4096], Fault> {
@@ -112,6 +117,13 @@ impl<C: GuestCpu> VcpuBlock<C> {
                 self.cache.member.as_ref().is_none_or(|m| m.is_ours(ram, page))
             }
         }
+    }
+
+    /// What `StateLayout::guessed` holds.
+    fn guess(&mut self, layout: &StateLayout) -> u32 {
+        let at = layout.slot(layout.guessed).offset as usize;
+        // SAFETY: the slot lies inside the state.
+        unsafe { self.seam().add(at).cast::<u32>().read_unaligned() }
     }
 
     /// Write entries for a page go.
@@ -228,11 +240,18 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
             _ => 1,
         };
         let next_va = Va((va.0 & !0xfff).wrapping_add(4096));
-        let mut fetch = Fetch { b, page, next: None, next_va, ctx, second: None, keep: true };
+        let guess = (key.mode & (ONE | OBSERVED) == 0).then(|| b.guess(self.fe.layout()));
+        let mut fetch = Fetch { b, page, next: None, next_va, ctx, second: None, keep: true, guess };
         loop {
             let done = self.fe.translate(key.mode & !OURS, start, max, &mut fetch, &mut self.block);
             if let Err(TranslateError::Fetch(f)) = done {
                 return Err(f);
+            }
+            if let Some(at) = self.block.guesses
+                && !fetch.b.cache.unlike.may_guess(key.phys & !0xfff | u64::from(at))
+            {
+                fetch.guess = None;
+                continue;
             }
             if better {
                 self.passes.optimize(&mut self.block, self.fe.layout(), self.fe.helpers());
@@ -246,7 +265,8 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
                     let second = fetch.second.filter(|_| self.block.straddles);
                     self.log_block(key, va, page);
                     let changing = fetch.b.cache.changes_often(key.phys >> 12);
-                    let rec = self.record(formed, &want, second, changing);
+                    let mut rec = self.record(formed, &want, second, changing);
+                    rec.guess = fetch.guess.filter(|_| self.block.guesses.is_some());
                     fetch.b.eng.stats.insns_translated += u64::from(rec.insns);
                     fetch.b.eng.stats.translate_ns += t.elapsed().as_nanos() as u64;
                     return Ok((rec, fetch.keep));
@@ -277,6 +297,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
             end: self.block.next as u32,
             second,
             insns: self.block.guest_insns,
+            guess: None,
             ops: formed.ops,
             insn_at: formed.insn_at,
             edges: formed.edges,

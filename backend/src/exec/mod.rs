@@ -436,12 +436,12 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
                 }
                 Ok(())
             }
-            Why::Leave | Why::Crossed => {
-                if b.eng.why == Why::Crossed {
-                    b.accesses_crossed();
-                }
+            Why::Leave | Why::Unlike => {
                 b.eng.stats.leaves += 1;
                 self.locate_fault(b);
+                if b.eng.why == Why::Unlike {
+                    b.insn_unlike();
+                }
                 b.observed_again();
                 let done = self.step(b).map(|_| ());
                 self.left = true;
@@ -543,11 +543,11 @@ fn same_page(from: &Record, to: &Record) -> bool {
 }
 
 impl<C: GuestCpu> VcpuBlock<C> {
-    /// The instruction at the program counter did what `Why::Crossed` says.
-    fn accesses_crossed(&mut self) {
+    /// The instruction at the program counter did what `Why::Unlike` says.
+    fn insn_unlike(&mut self) {
         let va = self.cpu.linear(self.cpu.pc()).0;
         let Some(offset) = self.quick(va, 1, vm_core::Access::Execute, C::mode_ctx(self.eng.mode)) else { return };
-        if self.cache.apart.crossed(offset) {
+        if self.cache.unlike.met(offset) {
             let ram = self.machine().ram();
             self.cache.invalidate(ram, offset, 1);
         }

@@ -20,21 +20,28 @@ use std::sync::atomic::AtomicBool;
 use vm_core::log::{self, Item};
 use vm_core::{Fault, dlog};
 
+/// A block to be translated again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// Page offset.
+    pub start: u32,
+    pub insns: u32,
+    pub guess: Option<u32>,
+}
+
 /// What to compile.
 pub struct Job {
     pub number: u64,
     /// Key of the entry.
     pub key: BlockKey,
-    /// Page offset and length of the entry.
-    pub start: u32,
-    pub insns: u32,
+    pub entry: Source,
     /// The page, and its version when it was read.
     pub bytes: Box<[u8; 4096]>,
     pub version: u32,
     /// Entries of other jobs that were joined to this one.
     pub also: Vec<BlockKey>,
-    /// Blocks that may join, as (page offset, instructions); `None`: whatever can be reached.
-    pub known: Option<Vec<(u32, u32)>>,
+    /// Blocks that may join; `None`: whatever can be reached.
+    pub known: Option<Vec<Source>>,
     /// Page offsets of instructions that cross pages: see `tier1::Env`.
     pub apart: Vec<u32>,
     /// Compile the entry alone.
@@ -120,8 +127,8 @@ pub struct Compiler<F: Frontend> {
     pub loopless: bool,
 }
 
-/// A page, and the one behind it where a block straddles.
-pub(super) struct Bytes<'a>(pub &'a [u8; 4096], pub Option<&'a [u8; 4096]>);
+/// A page, and the one behind it where a block straddles; what is guessed.
+pub(super) struct Bytes<'a>(pub &'a [u8; 4096], pub Option<&'a [u8; 4096]>, pub Option<u32>);
 
 impl CodeFetch for Bytes<'_> {
     type Fault = Fault;
@@ -133,6 +140,10 @@ impl CodeFetch for Bytes<'_> {
     /// Regions hold no straddling block; the translator is told that it cannot go on.
     fn next_page(&mut self) -> Result<&[u8; 4096], Fault> {
         self.1.ok_or(crate::vblock::LEAVE)
+    }
+
+    fn guess(&self) -> Option<u32> {
+        self.2
     }
 }
 
@@ -219,14 +230,13 @@ impl<F: Frontend> Compiler<F> {
     /// Translates the blocks of the region, entry first, breadth first along direct edges.
     fn members(&mut self, job: &Job) -> Vec<Member> {
         let mut members: Vec<Member> = Vec::new();
-        let mut queue = vec![(job.start, job.insns)];
-        let also = job.also.iter().map(|k| (k.phys & 0xfff) as u32);
-        queue.extend(also.filter_map(|start| job.may_join(start).map(|n| (start, n))));
+        let mut queue = vec![job.entry];
+        queue.extend(job.also.iter().filter_map(|k| job.may_join((k.phys & 0xfff) as u32)));
         let (mut next, mut insns) = (0, 0);
-        while let Some(&(start, max)) = queue.get(next) {
+        while let Some(&Source { start, insns: max, guess }) = queue.get(next) {
             next += 1;
             let mut ir = Block::default();
-            let done = self.fe.translate(job.key.mode, start, max, &mut Bytes(&job.bytes, None), &mut ir);
+            let done = self.fe.translate(job.key.mode, start, max, &mut Bytes(&job.bytes, None, guess), &mut ir);
             if done.is_err() || ir.straddles {
                 continue;
             }
@@ -236,10 +246,10 @@ impl<F: Frontend> Compiler<F> {
             }
             for to in ir.targets().into_iter().flatten() {
                 let fits = (0..4096).contains(&to) && !job.single && queue.len() < MAX_BLOCKS;
-                if let Some(max) = fits.then(|| job.may_join(to as u32)).flatten()
-                    && !queue.iter().any(|(s, _)| *s == to as u32)
+                if let Some(source) = fits.then(|| job.may_join(to as u32)).flatten()
+                    && !queue.iter().any(|s| s.start == source.start)
                 {
-                    queue.push((to as u32, max));
+                    queue.push(source);
                 }
             }
             members.push(Member { start, ir, entered: None });
@@ -352,7 +362,7 @@ impl<F: Frontend> Compiler<F> {
 impl Job {
     /// Guest instructions that it may hold.
     fn size(&self) -> u32 {
-        self.known.iter().flatten().map(|(_, n)| n).sum()
+        self.known.iter().flatten().map(|s| s.insns).sum()
     }
 
     /// Whether both can be one region: a function costs much that does not depend on its length.
@@ -373,11 +383,11 @@ impl Job {
         }
     }
 
-    /// Instructions of the block at a page offset, if it may be part of the region.
-    fn may_join(&self, start: u32) -> Option<u32> {
+    /// The block at a page offset, if it may be part of the region.
+    fn may_join(&self, start: u32) -> Option<Source> {
         match &self.known {
-            None => Some(64),
-            Some(known) => known.iter().find(|(s, _)| *s == start).map(|(_, n)| *n),
+            None => Some(Source { start, insns: crate::MAX_INSNS, guess: None }),
+            Some(known) => known.iter().find(|s| s.start == start).copied(),
         }
     }
 }

@@ -390,7 +390,7 @@ impl<'a, 'b> Lower<'a, 'b> {
             Op::ProbeW => self.probe(i),
             Op::AtomicRmw | Op::AtomicCas => return Some(self.atomic(i)),
             Op::Call => return Some(self.call(i)),
-            Op::RaiseIf => self.raise_if(i),
+            Op::RaiseIf | Op::LeaveIf => self.raise_if(i),
             Op::Jump | Op::Br | Op::JumpInd | Op::Exit | Op::ExitNext => self.terminator(block, i),
             Op::Cmp => {
                 let (x, y) = (a(self), b(self));
@@ -603,7 +603,7 @@ impl<'a, 'b> Lower<'a, 'b> {
             let budget = self.b.ins().iadd_imm_s(budget, i64::from(self.rest));
             self.eng_store(budget, offset_of!(Engine, budget));
         }
-        self.leave(self.insn.into(), Why::Leave);
+        self.leave(self.insn.into(), if i.op == Op::LeaveIf { Why::Unlike } else { Why::Leave });
         self.b.switch_to_block(next);
     }
 

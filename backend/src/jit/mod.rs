@@ -13,7 +13,7 @@ pub mod runtime;
 mod vector;
 mod vector_special;
 
-use crate::cache::{self, Apart, Record, Region, Tier1Code};
+use crate::cache::{self, Record, Region, Tier1Code, Unlike};
 use crate::debug::BREAKS;
 use crate::exec::{AT_ONCE, Settings};
 use crate::tier0::form::Handler;
@@ -21,7 +21,7 @@ use crate::tier0::{counted, ops};
 use crate::tier1::{self, Tier1};
 use crate::vblock::{VcpuBlock, Why};
 use arena::{Arena, HostCode, Range};
-use compile::{Compiled, Compiler, Job};
+use compile::{Compiled, Compiler, Job, Source};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use ir::pass::Passes;
 use ir::{Block, BlockKey, Frontend};
@@ -142,7 +142,7 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
     ) -> std::io::Result<Self> {
         runtime::install(b);
         b.cache.arena = Some(Arena::new()?);
-        b.cache.apart = Apart::new(settings.threshold);
+        b.cache.unlike = Unlike::new(settings.threshold);
         let eng = VcpuBlock::<C>::eng_offset;
         let counted = settings.counter.is_some();
         let regions = settings.hot != 0 || !settings.tier1;
@@ -300,7 +300,7 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
             return;
         }
         let t = Instant::now();
-        let (key, start, end, insns) = region::source(rec);
+        let ((key, end), Source { start, insns, guess }) = (region::key_and_end(rec), region::source(rec));
         crate::exec::read_code(b.machine().ram(), key.phys, &mut self.page);
         let (mut block, emitter) = (std::mem::take(&mut self.block), self.tier1.take());
         let Some(mut emitter) = emitter else { return };
@@ -310,7 +310,7 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
             crate::exec::read_code(b.machine().ram(), page << 12, &mut next);
             next
         });
-        let mut bytes = compile::Bytes(&self.page, second.as_deref());
+        let mut bytes = compile::Bytes(&self.page, second.as_deref(), guess);
         let done = fe.translate(key.mode, start, insns, &mut bytes, &mut block);
         if done.is_err() || block.straddles != second.is_some() || i64::from(end) != block.next {
             region::never_ask(rec);
@@ -319,7 +319,7 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
         }
         let layout = fe.layout();
         self.passes.optimize(&mut block, layout, fe.helpers());
-        let apart = b.cache.apart.in_page(key.phys >> 12);
+        let apart = b.cache.unlike.in_page(key.phys >> 12);
         let env = tier1::Env {
             layout,
             helpers: fe.helpers(),

@@ -3,7 +3,7 @@
 //! UNSAFE: works on live records and jumps into the arena.
 #![allow(unsafe_code)]
 
-use super::compile::Job;
+use super::compile::{Job, Source};
 use crate::cache::Record;
 use crate::exec::Settings;
 use crate::vblock::{VcpuBlock, Why};
@@ -30,21 +30,19 @@ pub fn choose<C: GuestCpu>(b: &VcpuBlock<C>, rec: *mut Record, number: u64, s: &
     Job {
         number,
         key: entry.key,
-        start: entry.start,
-        insns: entry.insns,
+        entry: source(rec),
         bytes,
         version,
         also: Vec::new(),
         known,
-        apart: b.cache.apart.in_page(page),
+        apart: b.cache.unlike.in_page(page),
         single: s.single_block_regions,
         taken,
     }
 }
 
-/// Blocks reached from `rec` (live) along edges that are taken often, as (page offset, instructions). They are compiled
-/// with it, so they need not ask for themselves.
-fn follow_hot_edges<C: GuestCpu>(b: &VcpuBlock<C>, rec: *mut Record, s: &Settings) -> Vec<(u32, u32)> {
+/// Blocks reached from `rec` (live) along edges that are taken often. They are compiled with it, so they need not ask for themselves.
+fn follow_hot_edges<C: GuestCpu>(b: &VcpuBlock<C>, rec: *mut Record, s: &Settings) -> Vec<Source> {
     // SAFETY: by the caller's promise; records in the cache are live, and only this thread touches them.
     let (entry, hot) = (unsafe { &*rec }, s.threshold / 4);
     let mut found: Vec<*mut Record> = vec![rec];
@@ -66,8 +64,7 @@ fn follow_hot_edges<C: GuestCpu>(b: &VcpuBlock<C>, rec: *mut Record, s: &Setting
             }
         }
     }
-    // SAFETY: as above.
-    let list = found.iter().map(|r| unsafe { ((**r).start, (**r).insns) }).collect();
+    let list = found.iter().map(|r| source(*r)).collect();
     found.into_iter().for_each(|r| ask_later(r, s.threshold.saturating_mul(super::PATIENCE)));
     list
 }
@@ -99,11 +96,17 @@ pub fn tier(rec: *mut Record) -> u32 {
     }
 }
 
-/// What to translate for a live record: key, page offsets of start and end, instructions.
-pub fn source(rec: *mut Record) -> (ir::BlockKey, u32, u32, u32) {
+/// What to translate for a live record.
+pub fn source(rec: *mut Record) -> Source {
     // SAFETY: by the caller's promise.
     let r = unsafe { &*rec };
-    (r.key, r.start, r.end, r.insns)
+    Source { start: r.start, insns: r.insns, guess: r.guess }
+}
+
+/// Key of a live record, and page offset of its end.
+pub fn key_and_end(rec: *mut Record) -> (ir::BlockKey, u32) {
+    // SAFETY: by the caller's promise.
+    unsafe { ((*rec).key, (*rec).end) }
 }
 
 /// The RAM page that a live record goes into, beyond its own.

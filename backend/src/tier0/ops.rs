@@ -566,6 +566,18 @@ pub unsafe extern "C" fn raise_if<C: GuestCpu>(s: *mut u8, op: *mut COp) -> *mut
     }
 }
 
+pub unsafe extern "C" fn leave_if<C: GuestCpu>(s: *mut u8, op: *mut COp) -> *mut COp {
+    // SAFETY: module note.
+    unsafe {
+        if rd::<u8>(s, (*op).a) == 0 {
+            return op.add(1);
+        }
+        let b = VcpuBlock::<C>::from_seam(s);
+        (b.eng.fault_op, b.eng.why) = (op, Why::Unlike);
+        ptr::null_mut()
+    }
+}
+
 #[cold]
 #[inline(never)]
 unsafe fn fault<C: GuestCpu>(s: *mut u8, op: *mut COp, f: Fault) -> *mut COp {

@@ -239,7 +239,7 @@ impl Emit<'_> {
         let next = self.block.insts.get(i + 1);
         self.r.last[i] == i as u32 + 1
             && next.is_some_and(|n| {
-                let condition = matches!(n.op, Op::Br | Op::Select | Op::RaiseIf) && n.a == Val(i as u32);
+                let condition = matches!(n.op, Op::Br | Op::Select | Op::RaiseIf | Op::LeaveIf) && n.a == Val(i as u32);
                 condition && n.b != Val(i as u32) && n.c != Val(i as u32)
             })
     }
@@ -269,7 +269,7 @@ impl Emit<'_> {
             Op::ProbeW => self.probe(i),
             Op::AtomicRmw | Op::AtomicCas => self.atomic(i),
             Op::Call => self.call(i),
-            Op::RaiseIf => self.raise_if(i),
+            Op::RaiseIf | Op::LeaveIf => self.raise_if(i),
             Op::Jump | Op::Br | Op::JumpInd | Op::Exit | Op::ExitNext => self.terminator(i),
             Op::Vec | Op::VLane | Op::VSetLane | Op::VShift | Op::VShuffle | Op::VMask => self.vector(i),
             Op::VFp | Op::FpGet | Op::FpSet => self.fp(i),

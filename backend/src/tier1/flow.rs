@@ -101,14 +101,14 @@ impl Emit<'_> {
 
     pub fn leave_if(&mut self, c: u8, offset: i32, why: Why) {
         let jump = self.jcc(c);
-        let rest = if self.env.counted && why == Why::Leave { self.rest } else { 0 };
+        let rest = if self.env.counted && matches!(why, Why::Leave | Why::Unlike) { self.rest } else { 0 };
         self.cold.push(Cold::Leave { jump, offset, why: why as u32, edge: 0, rest });
     }
 
-    /// Leaves; tier 0 runs the instruction again and raises.
+    /// Leaves; tier 0 runs the instruction again, and raises or does it without a guess.
     pub fn raise_if(&mut self, i: &Inst) {
         let c = self.condition(i.a);
-        self.leave_if(c, self.insn as i32, Why::Leave);
+        self.leave_if(c, self.insn as i32, if i.op == Op::LeaveIf { Why::Unlike } else { Why::Leave });
     }
 
     fn return_why(&mut self, why: Why) {
@@ -276,7 +276,7 @@ impl Emit<'_> {
                     } else {
                         let here = self.here();
                         crossed.iter().for_each(|j| self.point(*j, here));
-                        leaves.push(self.leave(offset, Why::Crossed as u32, 0, rest));
+                        leaves.push(self.leave(offset, Why::Unlike as u32, 0, rest));
                     }
                 }
                 Cold::Leave { jump, offset, why, edge, rest } => {

@@ -2,7 +2,7 @@
 //! them looks whether all lie in one page that the TLB has; the others then use the host address that it found. Nothing within a
 //! block takes a mapping back: what flushes the TLB ends its block.
 //!
-//! Where they do not lie in one page the block leaves. If that happens often (`cache::apart`) the block is made anew with a cold
+//! Where they do not lie in one page the block leaves. If that happens often (`cache::unlike`) the block is made anew with a cold
 //! copy of what follows, in which each access has a check of its own; it meets the block again at the end.
 
 use super::emit::{Cold, Emit, Env, cc};

@@ -83,6 +83,11 @@ impl CcKind {
     const ALL: [CcKind; 9] =
         [Self::Bits, Self::Add, Self::Sub, Self::Logic, Self::Inc, Self::Dec, Self::CfOf, Self::Adc, Self::Sbb];
 
+    /// Kind and bytes of operands that `cc_op` stands for; `None`: it gives flags apart, or means nothing.
+    pub fn of(op: u32) -> Option<(CcKind, u32)> {
+        Self::ALL.get((op >> 2) as usize).map(|kind| (*kind, 1 << (op & 3)))
+    }
+
     /// `cc_op` for operands of `bytes` 1, 2, 4 or 8.
     pub const fn op(self, bytes: u32) -> u32 {
         (self as u32) << 2 | bytes.trailing_zeros()

@@ -37,6 +37,8 @@ pub struct Tr<'a> {
     /// I8, not 0 if a LOCK form lost the race and must run again.
     pub(super) retry: Option<Val>,
     pub(super) lazy: Lazy,
+    /// `CC_OP` as it probably is where the block begins; `None` once the flags are others.
+    pub(super) guess: Option<u32>,
 }
 
 /// Where an r/m operand lies, its address evaluated once.

@@ -17,14 +17,14 @@ pub struct Lazy {
     b: Val,
     res: Val,
     /// Carry in (I8, 0 or 1); for Inc and Dec the carry kept.
-    aux: Val,
+    pub aux: Val,
     /// The bits, once computed (I64): of all flags but those given apart.
-    bits: Val,
+    pub bits: Val,
     /// CF and OF where they are given apart (I8, 0 or 1).
     cf: Val,
     of: Val,
     /// All six bits, once computed (I64).
-    all: Val,
+    pub all: Val,
 }
 
 impl Lazy {
@@ -40,6 +40,14 @@ impl Lazy {
         of: Val::NONE,
         all: Val::NONE,
     };
+
+    pub fn made(kind: CcKind, ty: Ty, [a, b, res]: [Val; 3]) -> Lazy {
+        Lazy { kind: Some(kind), ty, a, b, res, ..Lazy::UNKNOWN }
+    }
+
+    fn is_unknown(&self) -> bool {
+        self.kind.is_none() && self.all == Val::NONE && !self.given_apart()
+    }
 
     fn given_apart(&self) -> bool {
         self.cf != Val::NONE || self.of != Val::NONE
@@ -69,6 +77,7 @@ impl Tr<'_> {
     }
 
     fn set_cc(&mut self, ty: Ty, slot: SlotId, v: Val) {
+        self.guess = None;
         let v = match self.retry {
             Some(again) => {
                 let old = self.b.get(ty, slot, 0);
@@ -81,19 +90,20 @@ impl Tr<'_> {
 
     /// The state's flags changed behind our back (a helper wrote them).
     pub fn flags_unknown(&mut self) {
+        self.guess = None;
         self.lazy = Lazy::UNKNOWN;
     }
 
     pub fn flags_add(&mut self, a: Val, b: Val, res: Val) {
         let ty = self.b.ty(res);
         self.store_cc(CcKind::Add, ty, Some(res), Some(b));
-        self.lazy = Lazy { kind: Some(CcKind::Add), ty, a, b, res, ..Lazy::UNKNOWN };
+        self.lazy = Lazy::made(CcKind::Add, ty, [a, b, res]);
     }
 
     pub fn flags_sub(&mut self, a: Val, b: Val, res: Val) {
         let ty = self.b.ty(res);
         self.store_cc(CcKind::Sub, ty, Some(a), Some(b));
-        self.lazy = Lazy { kind: Some(CcKind::Sub), ty, a, b, res, ..Lazy::UNKNOWN };
+        self.lazy = Lazy::made(CcKind::Sub, ty, [a, b, res]);
     }
 
     pub fn flags_logic(&mut self, res: Val) {
@@ -383,6 +393,9 @@ impl Tr<'_> {
 
     /// Condition code `cc` (low nibble of Jcc, SDM 2 appendix B.1) as I8, 0 or 1.
     pub fn cond(&mut self, cc: u8) -> Val {
+        if self.lazy.is_unknown() {
+            self.guess_flags();
+        }
         let t = match cc >> 1 & 7 {
             0 => self.test_of(),
             1 => self.test_cf(),

@@ -10,6 +10,7 @@ mod ctx;
 mod ea;
 mod far;
 mod flags;
+mod guess;
 mod io;
 mod mmx;
 mod mov;
@@ -155,6 +156,7 @@ impl Frontend for X86 {
             shadowed: None,
             retry: None,
             lazy: flags::Lazy::UNKNOWN,
+            guess: code.guess(),
         };
         let fits = block(&mut tr, &code.page()[first..], limit);
         if !fits {

@@ -41,6 +41,7 @@ pub fn layout() -> StateLayout {
         size: STATE_SIZE as u32,
         pc: SlotId(9),
         pc_page: SlotId(10),
+        guessed: SlotId(6),
         // Random blocks have no floating point, whose meaning is a front end's.
         fp_flags: SlotId(6),
         run_fp: |_, _, _, _| 0,

@@ -128,8 +128,10 @@ impl Gen<'_> {
             }
             2 => {
                 let v = self.int(Ty::I8);
-                let error = self.c.of(&[None, Some(0), Some(5)]);
-                self.b.raise_if(v, 13, error);
+                match self.c.of(&[None, Some(None), Some(Some(0)), Some(Some(5))]) {
+                    Some(error) => self.b.raise_if(v, 13, error),
+                    None => self.b.leave_if(v),
+                }
             }
             3 => {
                 let v = self.b.iconst(Ty::I8, 0);

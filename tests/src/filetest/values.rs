@@ -87,6 +87,7 @@ pub fn outcome(o: &Outcome<TestFault>) -> String {
             let error = error.map_or(String::new(), |e| format!(":{e:x}"));
             format!("raise{at:+#x}:{vector:x}{error}")
         }
+        Outcome::Leave { at } => format!("leave{at:+#x}"),
         Outcome::Undefined { inst } => format!("undefined%{inst}"),
     }
 }

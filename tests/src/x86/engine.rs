@@ -170,6 +170,7 @@ fn execute(front: &X86, table: &[Helper<Guest>], guest: &mut Guest, block: &Bloc
             cpu.rip = at(insn);
             Some(Fault { vector, error, addr: 0 })
         }
+        Outcome::Leave { at } => return Err(format!("the instruction at {at:#x} guesses")),
         Outcome::Undefined { inst } => return Err(format!("%{inst} divides without a guard")),
     };
     Ok(fault)
