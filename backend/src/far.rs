@@ -114,11 +114,18 @@ impl Spaces {
 }
 
 /// Pages that the jump cache or links know code of: others may change their mapping without harm.
-#[derive(Default)]
 pub struct KnownPages {
     pub local: PageSet,
     /// Those of which something outlives `local_code_moved`.
     pub global: PageSet,
+    /// The number that was given to an address space last.
+    last_space: Space,
+}
+
+impl Default for KnownPages {
+    fn default() -> Self {
+        Self { local: PageSet::default(), global: PageSet::default(), last_space: Space::FIRST }
+    }
 }
 
 impl KnownPages {
@@ -132,7 +139,7 @@ impl<C: GuestCpu> VcpuBlock<C> {
     pub fn local_code_moved(&mut self) {
         self.jc_let_local_go();
         self.known_pages.local.clear();
-        self.eng.spaces.local = self.next_space(self.eng.spaces.local);
+        self.eng.spaces.local = self.next_space();
     }
 
     /// Any mapping may have changed.
@@ -140,8 +147,8 @@ impl<C: GuestCpu> VcpuBlock<C> {
         self.jc_clear_all();
         self.known_pages.local.clear();
         self.known_pages.global.clear();
-        self.eng.spaces.local = self.next_space(self.eng.spaces.local);
-        self.eng.spaces.global = self.next_space(self.eng.spaces.global);
+        self.eng.spaces.local = self.next_space();
+        self.eng.spaces.global = self.next_space();
     }
 
     /// The mapping of a page may have changed.
@@ -154,11 +161,14 @@ impl<C: GuestCpu> VcpuBlock<C> {
     }
 
     /// Numbers come back, links must not.
-    fn next_space(&mut self, old: Space) -> Space {
-        old.next().unwrap_or_else(|| {
+    fn next_space(&mut self) -> Space {
+        let space = self.known_pages.last_space.next().unwrap_or_else(|| {
             self.cache.let_all_links_go();
+            self.left.forget();
             Space::FIRST
-        })
+        });
+        self.known_pages.last_space = space;
+        space
     }
 
     /// The block at the program counter, which straddles, was found right: lets its code run where both pages are as they are.

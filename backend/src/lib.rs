@@ -11,6 +11,8 @@ mod exec;
 mod far;
 pub mod inspect;
 mod jit;
+mod jumps;
+mod left;
 mod mmu;
 mod observe;
 mod pages;

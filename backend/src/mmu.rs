@@ -374,6 +374,8 @@ impl<C: GuestCpu> GuestEnv for VcpuBlock<C> {
                 self.large.forget_local();
                 self.local_code_moved();
             }
+            Flush::Switch { from, to, keep } => self.switch_space(from, to, keep),
+            Flush::Left(id) => self.left.forget_one(id),
             Flush::Page(va) => {
                 self.fills.flush_page(&mut self.eng.tlb, va.0);
                 self.page_moved(va.0);

@@ -69,6 +69,17 @@ impl LargePages {
         va >> shift << 6 | u64::from(shift)
     }
 
+    /// Those that are not global, before they are left with their address space.
+    pub fn take_local(&mut self) -> PageSet {
+        self.last = None;
+        std::mem::take(&mut self.local)
+    }
+
+    /// Back in the address space that they are of.
+    pub fn put_local(&mut self, pages: PageSet) {
+        self.local = pages;
+    }
+
     /// Entries that are not global were dropped.
     pub fn forget_local(&mut self) {
         self.local.clear();

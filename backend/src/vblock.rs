@@ -9,8 +9,9 @@ use crate::cache::{Cache, Record};
 use crate::count::Count;
 use crate::debug::Debugging;
 use crate::far::{KnownPages, Spaces};
-use crate::jit::asm::{miss_address, stale_address};
 use crate::jit::runtime::func;
+use crate::jumps::{JC_ENTRIES, JcEntry, JcFills};
+use crate::left::LeftSpaces;
 use crate::observe::Observing;
 use crate::pages::LargePages;
 use crate::tier0::form::{COp, Edge};
@@ -81,61 +82,6 @@ impl Why {
 
 /// A slow instruction's code.
 pub type Helper<C> = fn(&mut VcpuBlock<C>, u64, u64, u64) -> Result<u64, Fault>;
-
-/// log2 of the entries of the inline jump cache.
-const JC_BITS: u32 = 15;
-pub const JC_ENTRIES: usize = 1 << JC_BITS;
-/// Odd, near 2^32 divided by the golden ratio: spreads program counters that are alike, as functions begin at multiples of 16.
-pub const JC_FACTOR: u32 = 0x9e37_79b1;
-/// The top bits of the product, shifted this far, are an entry's offset in bytes; the rest is masked away.
-pub const JC_SHIFT: u32 = 32 - JC_BITS - 5;
-pub const JC_MASK: u32 = (JC_ENTRIES as u32 - 1) << 5;
-
-/// Where a program counter in a mode leads. The record may have been dropped meanwhile: then its code says so.
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub struct JcEntry {
-    pub pc: u64,
-    /// Mode word; all ones in an empty entry.
-    pub mode: u64,
-    pub rec: *mut Record,
-    /// Its compiled code, or `jit::asm::miss_address`.
-    pub code: u64,
-}
-
-/// `Record::jc`: in no entry that anyone knows of; perhaps in several. Else the index of the only one it may be in.
-pub const JC_NONE: u16 = u16::MAX;
-pub const JC_MANY: u16 = u16::MAX - 1;
-
-/// The first place of a program counter; the second is beside it.
-const fn jc_index(pc: u64) -> usize {
-    ((pc as u32).wrapping_mul(JC_FACTOR) >> (32 - JC_BITS)) as usize
-}
-
-impl JcEntry {
-    /// Whether it leads to the block of `pc` in `mode`.
-    #[inline]
-    pub fn holds(&self, pc: u64, mode: u64) -> bool {
-        self.is_of(pc, mode) && self.code != stale_address()
-    }
-
-    /// Whether it does or did.
-    #[inline]
-    pub fn is_of(&self, pc: u64, mode: u64) -> bool {
-        self.pc == pc && self.mode == mode
-    }
-
-    pub const EMPTY: JcEntry = JcEntry { pc: 0, mode: u64::MAX, rec: std::ptr::null_mut(), code: 0 };
-}
-
-/// Which jump-cache entries are filled, so that clearing costs what was filled.
-#[derive(Default)]
-pub struct JcFills {
-    local: Vec<u16>,
-    global: Vec<u16>,
-    /// Entries that only say which block was there before: generated code does not follow them.
-    stale: Vec<u16>,
-}
 
 /// Generated code's base register holds the seam plus this: what lies within 128 bytes of there takes short displacements,
 /// general registers and flags above the seam, the end of `Engine` below.
@@ -247,7 +193,8 @@ pub struct VcpuBlock<C: GuestCpu> {
     pub cpu: C,
     pub temps: [u128; TEMPS],
     pub fills: tlb::Fills,
-    jc_fills: JcFills,
+    pub jc_fills: JcFills,
+    pub left: LeftSpaces,
     pub known_pages: KnownPages,
     pub large: LargePages,
     pub cache: Cache,
@@ -280,6 +227,7 @@ impl<C: GuestCpu> VcpuBlock<C> {
             (&raw mut (*p).cpu).write(cpu);
             (&raw mut (*p).fills).write(tlb::Fills::default());
             (&raw mut (*p).jc_fills).write(JcFills::default());
+            (&raw mut (*p).left).write(LeftSpaces::default());
             (&raw mut (*p).known_pages).write(KnownPages::default());
             (&raw mut (*p).large).write(LargePages::default());
             (&raw mut (*p).cache).write(Cache::default());
@@ -345,90 +293,6 @@ impl<C: GuestCpu> VcpuBlock<C> {
         let p = self.io.expect("the engine runs inside with_io");
         // SAFETY: set by `with_io`, whose caller's borrow is still live; callers do not keep the reference beyond it.
         unsafe { p.as_ref() }
-    }
-
-    /// The entry for a program counter in a mode, or else the one in its first place.
-    #[inline]
-    pub fn jc_entry(&self, pc: u64, mode: u64) -> JcEntry {
-        self.eng.jc[self.jc_found(pc, mode).unwrap_or(jc_index(pc))]
-    }
-
-    #[inline]
-    fn jc_found(&self, pc: u64, mode: u64) -> Option<usize> {
-        let first = jc_index(pc);
-        [first, first ^ 1].into_iter().find(|i| self.eng.jc[*i].is_of(pc, mode))
-    }
-
-    /// Where to enter a program counter.
-    fn jc_place(&self, pc: u64, mode: u64) -> usize {
-        let first = jc_index(pc);
-        let free = |i: &usize| matches!(self.eng.jc[*i], e if e.mode == JcEntry::EMPTY.mode || e.code == stale_address());
-        self.jc_found(pc, mode).or_else(|| [first, first ^ 1].into_iter().find(free)).unwrap_or(first)
-    }
-
-    /// Enters a block in the jump cache. `global`: its mapping survives address-space switches.
-    pub(crate) fn jc_fill(&mut self, pc: u64, mode: u64, rec: *mut Record, global: bool) {
-        let i = self.jc_place(pc, mode);
-        // SAFETY: the caller found `rec`, so it is live.
-        let r = unsafe { &mut *rec };
-        self.eng.jc[i] = JcEntry { pc, mode, rec, code: if r.code == 0 { miss_address() } else { r.code } };
-        r.jc = match r.jc {
-            JC_NONE => i as u16,
-            at if usize::from(at) == i => at,
-            at if at != JC_MANY && !std::ptr::eq(self.eng.jc[usize::from(at)].rec, rec) => i as u16,
-            _ => JC_MANY,
-        };
-        let list = if global { &mut self.jc_fills.global } else { &mut self.jc_fills.local };
-        list.push(i as u16);
-        if list.len() >= JC_ENTRIES {
-            self.jc_clear_all();
-        }
-    }
-
-    /// Brings the jump cache up to date with records whose code came or went. Before generated code is entered.
-    pub fn jc_sync(&mut self) {
-        for rec in std::mem::take(&mut self.cache.changed) {
-            // SAFETY: the list is emptied before dropped records are freed.
-            let (at, code) = unsafe { ((*rec).jc, (*rec).code) };
-            match at {
-                JC_NONE => {}
-                JC_MANY => self.jc_clear_all(),
-                at => {
-                    let e = &mut self.eng.jc[usize::from(at)];
-                    if std::ptr::eq(e.rec, rec) && e.code != stale_address() {
-                        e.code = if code == 0 { miss_address() } else { code };
-                    }
-                }
-            }
-        }
-    }
-
-    /// Entries that are not global no longer hold. Most will again in the next address space, so they are kept as a hint.
-    pub fn jc_let_local_go(&mut self) {
-        if self.jc_fills.stale.len() > JC_ENTRIES {
-            return self.jc_clear_local();
-        }
-        for i in self.jc_fills.local.drain(..) {
-            let e = &mut self.eng.jc[usize::from(i)];
-            if e.mode != JcEntry::EMPTY.mode {
-                e.code = stale_address();
-            }
-            self.jc_fills.stale.push(i);
-        }
-    }
-
-    fn jc_clear_local(&mut self) {
-        for i in self.jc_fills.local.drain(..).chain(self.jc_fills.stale.drain(..)) {
-            self.eng.jc[usize::from(i)] = JcEntry::EMPTY;
-        }
-    }
-
-    /// Links go on: only `code_moved` ends them.
-    pub fn jc_clear_all(&mut self) {
-        self.jc_clear_local();
-        for i in self.jc_fills.global.drain(..) {
-            self.eng.jc[usize::from(i)] = JcEntry::EMPTY;
-        }
     }
 }
 

@@ -143,6 +143,84 @@ static void unmapped(u64 at, u64 cr2, const char *what) {
     check(ctx.vector == PF && ctx.cr2 == cr2, "SDM 3A 4.7", "%s: vector %x at %X", what, ctx.vector, ctx.cr2);
 }
 
+// Address spaces with identifiers (SDM 3A 4.10.1): MOV to CR3 with bit 63 may find what was kept of each.
+#define KEEP (1ULL << 63)
+#define DATA (VA + 0x3000)
+static u8 shared[4096] __attribute__((aligned(4096)));
+
+static void go_to(u64 pcid, u64 keep) { set_cr3((pcid ? (word)other_root : (word)pml4) | pcid | keep); }
+
+static void alternate(u64 pcids, u32 expect, const char *what) {
+    u32 wrong = 0;
+    for (int i = 0; i < OFTEN; i++) {
+        u64 pcid = 1 + i % pcids;
+        go_to(pcid, KEEP);
+        wrong += found() != expect;
+        go_to(0, KEEP);
+        wrong += found() != 1;
+    }
+    check(wrong == 0, "SDM 3A 4.10.1", "%s: %x runs saw another's code", what, (word)wrong);
+}
+
+static void invpcid(u64 type, u64 pcid, u64 va) {
+    struct { u64 pcid, va; } d = { pcid, va };
+    asmv("invpcid %0,%1" ::"m"(d), "r"(type) : "memory");
+}
+
+enum { PAGE_OF_ONE, ALL_OF_ONE, ALL_AND_GLOBAL, ALL, NOT_KEPT, PGE_OFF_AND_ON, DROPS };
+
+// The other space's code is mapped elsewhere while the processor is in this one.
+static void changed_while_away(int how) {
+    static const char *const names[] = { "INVPCID 0", "INVPCID 1", "INVPCID 2", "INVPCID 3", "MOV to CR3 without bit 63", "CR4.PGE" };
+    u32 wrong = 0;
+    for (int n = 0; n < 20; n++) {
+        int page = n & 1;
+        other[2][1] = (u64)target[page] | P;
+        if (how < NOT_KEPT) invpcid(how, 1, VA + 0x1000);
+        if (how == PGE_OFF_AND_ON) change(PGE);
+        go_to(1, how == NOT_KEPT ? 0 : KEEP);
+        for (int i = 0; i < 50; i++) wrong += found() != (u32)page + 1;
+        go_to(0, KEEP);
+        wrong += found() != 1;
+    }
+    check(wrong == 0, "SDM 3A 4.10.4.1", "%s of a space that was left: %x runs saw old code", names[how], (word)wrong);
+}
+
+// Code is written from another space, or by entries that were kept from before it was code.
+static void written_while_away(void) {
+    u32 wrong = 0;
+    for (int i = 0; i < 200; i++) {
+        u8 value = (u8)(i + 3);
+        target[1][0] = target[1][0x11] = value;
+        go_to(1, KEEP);
+        wrong += found() != value;
+        *(volatile u8 *)(DATA + 1) = value;
+        go_to(0, KEEP);
+        wrong += call(DATA) != value;
+    }
+    target[1][0] = target[1][0x11] = 2;
+    check(wrong == 0, "SDM 3A 11.6", "code written in another space: %x old runs", (word)wrong);
+}
+
+static void with_identifiers(void) {
+    if (!has(1, 2, 17)) return;
+    tree(pml4, tables, 0, 0);
+    for (int i = 0; i < 512; i++) other_root[i] = pml4[i];
+    tree(other_root, other, 1, 0);
+    put(shared, "\xb8\x00\x00\x00\x00\xc3", 6);
+    tables[2][3] = (u64)shared | P;
+    other[2][3] = (u64)shared | P | W;
+    set_cr4(cr4() | CR4_PCIDE);
+    alternate(1, 2, "two identifiers");
+    alternate(11, 2, "twelve identifiers");
+    for (int how = has(7, 1, 10) ? 0 : NOT_KEPT; how < DROPS; how++) changed_while_away(how);
+    other[2][1] = (u64)target[1] | P;
+    go_to(1, 0), go_to(0, 0);
+    written_while_away();
+    alternate(1, 2, "two identifiers after all that");
+    set_cr4(cr4() & ~CR4_PCIDE);
+}
+
 void remap(void) {
     write_code();
     tree(pml4, tables, 0, 0);
@@ -157,6 +235,7 @@ void remap(void) {
     moved_callers(CR3, "MOV to CR3 in a callee");
     moved_callers(PGE, "CR4.PGE in a callee");
     between_spaces();
+    with_identifiers();
     unmapped(CALLS, TARGET, "call to an absent page");
     unmapped(JUMPS, TARGET, "jump to an absent page");
     unmapped(STRADDLES, VA + 0x1000, "absent second page");

@@ -34,6 +34,7 @@ const UNSAFE: &[&str] = &[
     "backend/src/jit/asm.rs",
     "backend/src/jit/region.rs",
     "backend/src/jit/runtime.rs",
+    "backend/src/jumps.rs",
     "backend/src/tier0/counted.rs",
     "backend/src/tier0/form.rs",
     "backend/src/tier0/observed.rs",

@@ -37,7 +37,7 @@ fn block(c: &mut Cache, ram: &Ram, phys: u64, len: u32) -> *mut Record {
         linked: 0,
         forward: 0,
         hot: 0,
-        jc: crate::vblock::JC_NONE,
+        jc: crate::jumps::JC_NONE,
         tier1: None,
         callers: Vec::new(),
         dead_start: dead,

@@ -6,10 +6,11 @@
 use super::{Driver, OBSERVED, ONE, OURS};
 use crate::cache::Record;
 use crate::debug::BREAK_BITS;
+use crate::jumps::JC_NONE;
 use crate::mmu::Place;
 use crate::tier0::form::{Formed, Told, TooLarge};
 use crate::tier0::ops;
-use crate::vblock::{JC_NONE, VcpuBlock};
+use crate::vblock::VcpuBlock;
 use ir::{BlockKey, CodeFetch, Frontend, StateLayout, TranslateError};
 use std::time::Instant;
 use vm_core::guest::GuestCpu;
@@ -130,6 +131,7 @@ impl<C: GuestCpu> VcpuBlock<C> {
     fn revoke(&mut self, page: u64) {
         let host = (self.machine().ram().host_base() as u64).wrapping_add(page << 12);
         self.fills.revoke_writes(&mut self.eng.tlb, host);
+        self.left.forget();
     }
 
     /// The same, and other vCPUs may rely on it.

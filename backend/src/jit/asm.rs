@@ -6,7 +6,8 @@
 
 use super::runtime::func;
 use crate::far::Far;
-use crate::vblock::{BASE, Engine, JC_FACTOR, JC_MASK, JC_SHIFT, JcEntry, Why};
+use crate::jumps::{JC_FACTOR, JC_MASK, JC_SHIFT, JcEntry};
+use crate::vblock::{BASE, Engine, Why};
 use std::arch::naked_asm;
 use std::mem::offset_of;
 

@@ -5,7 +5,8 @@ use super::{asm, st};
 use crate::cache::Record;
 use crate::far::{Far, Spaces};
 use crate::jit::runtime::{AccessInfo, func};
-use crate::vblock::{BASE, Engine, JC_FACTOR, JC_MASK, JC_SHIFT, JcEntry, Why};
+use crate::jumps::{JC_FACTOR, JC_MASK, JC_SHIFT, JcEntry};
+use crate::vblock::{BASE, Engine, Why};
 use ir::{Inst, Op};
 use std::mem::offset_of;
 

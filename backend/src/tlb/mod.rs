@@ -77,6 +77,16 @@ pub struct Fills {
 /// each access would be a page walk. (Two of them have the entries of a pair.)
 const VICTIMS: usize = 8;
 
+/// An entry that was left behind with its address space.
+pub struct LeftPage {
+    ctx: u8,
+    index: u16,
+    entry: Entry,
+}
+
+/// Entries that are kept of an address space at most: the newest.
+const MOST_LEFT: usize = 1 << 11;
+
 #[derive(Clone, Copy)]
 struct Victim {
     page: u64,
@@ -231,6 +241,30 @@ impl Fills {
         self.flushes += 1;
         self.forget_displaced();
         Self::drain(&mut self.listed, &mut self.local, LOCAL, t);
+    }
+
+    /// As `flush_local`; gives what may `come_back`.
+    pub fn leave(&mut self, t: &mut Tables) -> Vec<LeftPage> {
+        let newest = self.local.iter().rev().take(MOST_LEFT).rev();
+        let entries = newest.map(|(ctx, i)| LeftPage { ctx: *ctx, index: *i, entry: t.0[usize::from(*ctx)][usize::from(*i)] });
+        let left = entries.filter(|l| {
+            let (ctx, i) = (usize::from(l.ctx), usize::from(l.index));
+            !self.is_global[i][ctx] && Self::page_of(&l.entry, i).is_some()
+        });
+        let left = left.collect();
+        self.forget_displaced();
+        Self::drain(&mut self.listed, &mut self.local, LOCAL, t);
+        left
+    }
+
+    /// Back in the address space of these entries, none of which has lost anything since.
+    pub fn come_back(&mut self, t: &mut Tables, left: &[LeftPage]) {
+        for l in left {
+            let (ctx, i) = (usize::from(l.ctx), usize::from(l.index));
+            if let (Some(page), None) = (Self::page_of(&l.entry, i), Self::page_of(&t.0[ctx][i], i)) {
+                self.set(t, i, Victim { page, ctx: l.ctx, global: false, entry: l.entry });
+            }
+        }
     }
 
     fn forget_displaced(&mut self) {

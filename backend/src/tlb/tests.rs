@@ -36,14 +36,19 @@ fn writes_are_revoked_wherever_they_are() {
         x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (x >> 33) % n
     };
+    let mut left = Vec::new();
     for _ in 0..20_000 {
         let (va, host, ctx) = (random(40) << 12 | random(2) << 25, random(30) << 12 | random(2) << 24, random(3) as usize);
         match random(40) {
             0 => f.flush_local(&mut t),
+            // As address spaces come and go; nothing that was revoked may come back.
+            10 => left = f.leave(&mut t),
+            11 => f.come_back(&mut t, &std::mem::take(&mut left)),
             1 => f.flush_all(&mut t),
             2 => f.flush_page(&mut t, va),
             3..10 => {
                 f.revoke_writes(&mut t, host);
+                left.clear();
                 let writes = |e: &Entry, i: usize| e.write != empty_tag(i) && e.write.wrapping_add(e.addend) == host;
                 assert!(!t.0.iter().any(|c| c.iter().enumerate().any(|(i, e)| writes(e, i))));
                 assert!(f.victims.iter().all(Option::is_none));
@@ -54,6 +59,24 @@ fn writes_are_revoked_wherever_they_are() {
             }
         }
     }
+}
+
+#[test]
+fn what_was_left_comes_back_but_for_what_is_global() {
+    let (mut t, mut f) = (tables(), Fills::default());
+    let serves = |global| Serves { read: true, write: true, exec: false, global };
+    f.fill(&mut t, 0x7000, 0, serves(false), 0x100);
+    f.fill(&mut t, 0x9000, 0, serves(true), 0x100);
+    f.fill(&mut t, 0xb000, 0, serves(false), 0x100);
+    let left = f.leave(&mut t);
+    assert!(!hits(&t, 0x7000, 8) && hits(&t, 0x9000, 8) && left.len() == 2);
+    // In the other space the place is a global page's.
+    f.fill(&mut t, 0xb000 + (1 << 25), 0, serves(true), 0x200);
+    f.come_back(&mut t, &left);
+    assert!(hits(&t, 0x7000, 8) && hits(&t, 0x9000, 8) && !hits(&t, 0xb000, 8));
+    assert!(!f.global(0x7000, 0));
+    f.flush_local(&mut t);
+    assert!(!hits(&t, 0x7000, 8) && hits(&t, 0x9000, 8));
 }
 
 /// Of host pages of one hash, written to in turns, none makes the others be searched for.

@@ -117,6 +117,9 @@ fn paging_switch(cpu: &CpuState, on: bool) -> Result<u64, Fault> {
     Ok(cpu.efer)
 }
 
+/// Where CR3 holds the process-context identifier with CR4.PCIDE.
+const PCID: u64 = 0xfff;
+
 fn write_cr3<E: GuestEnv<Cpu = CpuState>>(env: &mut E, value: u64) -> Result<(), Fault> {
     let (cr0v, cr4v, long) = (env.cpu_ref().cr0, env.cpu_ref().cr4, env.cpu_ref().long_mode());
     let mut value = value;
@@ -133,10 +136,11 @@ fn write_cr3<E: GuestEnv<Cpu = CpuState>>(env: &mut E, value: u64) -> Result<(),
     let p = pdptes(env, cr0v, value, cr4v)?;
     let cpu = env.cpu();
     cpu.pdpte = p.unwrap_or(cpu.pdpte);
-    // Without address-space identifiers a PCID switch that keeps entries must flush too when the PCID differs.
-    let same = cpu.cr3 == value;
-    cpu.cr3 = value;
-    if !(keep && same) {
+    let old = std::mem::replace(&mut cpu.cr3, value);
+    let (from, to) = (old & PCID, value & PCID);
+    if cr4v & cr4::PCIDE != 0 && from != to {
+        env.flush(Flush::Switch { from, to, keep });
+    } else if !(keep && old == value) {
         env.flush(Flush::NonGlobal);
     }
     Ok(())
@@ -220,23 +224,22 @@ pub fn invlpg<E: GuestEnv<Cpu = CpuState>>(env: &mut E, va: u64) -> Result<(), F
 }
 
 /// INVPCID of type `kind` with its descriptor: PCID in the low half, linear address in the high one (SDM 2 "INVPCID").
-/// Translations of other PCIDs than the current one are never kept, so they need nothing.
 pub fn invpcid<E: GuestEnv<Cpu = CpuState>>(env: &mut E, kind: u64, pcid: u64, va: u64) -> Result<(), Fault> {
     let cpu = env.cpu_ref();
     privileged(cpu)?;
     check(pcid >> 12 == 0 && (pcid == 0 || kind > 1 || cpu.cr4 & cr4::PCIDE != 0))?;
-    let current = if cpu.cr4 & cr4::PCIDE != 0 { cpu.cr3 & 0xfff } else { 0 };
+    let current = if cpu.cr4 & cr4::PCIDE != 0 { cpu.cr3 & PCID } else { 0 };
     match kind {
-        0 => {
-            check(!cpu.long_mode() || crate::paging::canonical(cpu, va))?;
-            if pcid == current {
-                env.flush(Flush::Page(Va(va & !0xfff)));
-            }
+        0 | 1 => {
+            check(kind == 1 || !cpu.long_mode() || crate::paging::canonical(cpu, va))?;
+            env.flush(match kind {
+                _ if pcid != current => Flush::Left(pcid),
+                0 => Flush::Page(Va(va & !0xfff)),
+                _ => Flush::NonGlobal,
+            });
         }
-        1 if pcid == current => env.flush(Flush::NonGlobal),
-        1 => {}
-        2 => env.flush(Flush::All),
-        3 => env.flush(Flush::NonGlobal),
+        // Of all identifiers; that global ones go too with 3 is allowed.
+        2 | 3 => env.flush(Flush::All),
         _ => return Err(gp(0)),
     }
     Ok(())

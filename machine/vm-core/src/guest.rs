@@ -51,8 +51,13 @@ pub trait PhysMem {
 pub enum Flush {
     /// All entries, global ones too.
     All,
-    /// All but global entries (x86: MOV CR3).
+    /// All but global entries (x86: MOV CR3), of the address space that the CPU is in.
     NonGlobal,
+    /// The same, as the CPU goes from one address space to another. Entries of the one may be kept until it comes back with `keep`
+    /// (x86: process-context identifiers, SDM 3A 4.10.1), then those kept of the other hold again; else they are dropped.
+    Switch { from: u64, to: u64, keep: bool },
+    /// What is kept of an address space that the CPU is not in.
+    Left(u64),
     /// One page in every context (x86: INVLPG).
     Page(Va),
 }

@@ -355,7 +355,7 @@ fn invpcid_checks_its_descriptor_and_drops_what_it_names() {
     assert_eq!(run(&mut e, 0, 0, 0x5678), Ok(vec![Flush::Page(vm_core::Va(0x5000))]));
     assert_eq!(run(&mut e, 1, 0, 0), Ok(vec![Flush::NonGlobal]));
     assert_eq!(run(&mut e, 2, 0, 0), Ok(vec![Flush::All]));
-    assert_eq!(run(&mut e, 3, 0, 0), Ok(vec![Flush::NonGlobal]));
+    assert_eq!(run(&mut e, 3, 0, 0), Ok(vec![Flush::All]));
     // A type there is not, reserved bits, a PCID without CR4.PCIDE, an address that is not canonical.
     for (kind, pcid, va) in [(4, 0, 0), (2, 0x1000, 0), (1, 1, 0), (0, 0, 1 << 60)] {
         assert_eq!(run(&mut e, kind, pcid, va), Err(gp(0)));
@@ -364,12 +364,18 @@ fn invpcid_checks_its_descriptor_and_drops_what_it_names() {
     let cr3 = e.cpu.cr3;
     write_cr(&mut e, 3, cr3 | 5).unwrap();
     assert_eq!(run(&mut e, 1, 5, 0), Ok(vec![Flush::NonGlobal]));
-    assert_eq!(run(&mut e, 1, 6, 0), Ok(vec![]), "of another PCID nothing is kept");
+    assert_eq!(run(&mut e, 1, 6, 0), Ok(vec![Flush::Left(6)]));
     e.flushes.clear();
     write_cr(&mut e, 3, cr3 | 5 | 1 << 63).unwrap();
     assert!(e.flushes.is_empty(), "the same PCID, asked to keep");
     write_cr(&mut e, 3, cr3 | 6 | 1 << 63).unwrap();
-    assert_eq!(e.flushes, [Flush::NonGlobal]);
+    assert_eq!(e.flushes, [Flush::Switch { from: 5, to: 6, keep: true }]);
+    e.flushes.clear();
+    write_cr(&mut e, 3, cr3 | 0x1006).unwrap();
+    assert_eq!(e.flushes, [Flush::NonGlobal], "other tables, the same PCID");
+    e.flushes.clear();
+    write_cr(&mut e, 3, cr3 | 5).unwrap();
+    assert_eq!(e.flushes, [Flush::Switch { from: 6, to: 5, keep: false }]);
     assert_eq!(run(&mut Env::long(3), 2, 0, 0), Err(gp(0)));
 }
 
