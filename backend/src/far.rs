@@ -14,8 +14,8 @@ use crate::cache::Record;
 use crate::pages::PageSet;
 use crate::vblock::VcpuBlock;
 use std::mem::offset_of;
-use vm_core::Va;
 use vm_core::guest::GuestCpu;
+use vm_core::{Access, Va};
 
 /// Key that no address space has.
 const NEVER: u64 = u64::MAX;
@@ -172,17 +172,21 @@ impl<C: GuestCpu> VcpuBlock<C> {
     }
 
     /// The block at the program counter, which straddles, was found right: lets its code run where both pages are as they are.
-    pub(crate) fn open_guard(&mut self, rec: *mut Record, va: Va) {
-        let next = va.0.wrapping_add(4096);
-        self.known_pages.local.add(next >> 12);
-        // Addresses may have 32 bits only.
-        self.known_pages.local.add((next & 0xffff_ffff) >> 12);
-        let page = self.page_pc();
+    pub(crate) fn open_guard(&mut self, rec: *mut Record, va: Va, ctx: usize) {
         // SAFETY: just found, so it is live.
         let code = unsafe { (*rec).tier1.as_deref_mut() };
-        if let Some(guard) = code.and_then(|c| c.guard.as_mut()) {
-            guard.hold(self.eng.spaces.local.key(guard, page), 0);
+        let Some(guard) = code.and_then(|c| c.guard.as_mut()) else { return };
+        let next = va.0.wrapping_add(4096);
+        let is_global = |va: u64| self.quick(va, 1, Access::Execute, ctx).is_some() && self.fills.global(va, ctx);
+        if guard.global && !(is_global(va.0) && is_global(next & !0xfff)) {
+            return guard.let_go();
         }
+        self.known_pages.add(next, guard.global);
+        // Addresses may have 32 bits only.
+        self.known_pages.add(next & 0xffff_ffff, guard.global);
+        let page = self.page_pc();
+        let space = if guard.global { self.eng.spaces.global } else { self.eng.spaces.local };
+        guard.hold(space.key(guard, page), 0);
     }
 
     /// After the block at the program counter was found for an edge that leaves the page: links it if that may be. `page`: the

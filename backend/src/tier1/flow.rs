@@ -64,7 +64,7 @@ impl Emit<'_> {
         if !self.env.guarded {
             return;
         }
-        let guard = Far::new(self.env.record, 0, 0, false, self.env.pc_mask == u64::MAX);
+        let guard = Far::new(self.env.record, 0, 0, self.env.global, self.env.pc_mask == u64::MAX);
         let (page, start) = (self.page_off(), self.block.start as i32);
         st!(self, page; [mov rdi,] []);
         self.compare_key(&guard);
