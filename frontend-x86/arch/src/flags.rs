@@ -71,17 +71,36 @@ pub enum CcKind {
     /// `cc_dst` = result, `cc_src` = CF as before (0 or 1).
     Inc = 4,
     Dec = 5,
-    /// `cc_dst` = result, `cc_src` = CF and OF at their EFLAGS positions; AF = 0. Shifts, multiplications.
+    /// `cc_dst` = result, `cc_src` = CF and OF at their EFLAGS positions; AF = 0. Multiplications, shifts by
+    /// a count in CL.
     CfOf = 6,
     /// `cc_dst` = result, `cc_src` = second operand, `cc_aux` = carry in (0 or 1).
     Adc = 7,
     /// `cc_dst` = first operand, `cc_src` = second operand, `cc_aux` = borrow in (0 or 1).
     Sbb = 8,
+    /// `cc_dst` = result, bit 0 of `cc_src` = CF; OF = CF xor SF, AF = 0.
+    Shl = 9,
+    /// The same, but the top bit of `cc_src` (of the operand size) is OF.
+    Shr = 10,
+    /// The same, but OF = 0.
+    Sar = 11,
 }
 
 impl CcKind {
-    const ALL: [CcKind; 9] =
-        [Self::Bits, Self::Add, Self::Sub, Self::Logic, Self::Inc, Self::Dec, Self::CfOf, Self::Adc, Self::Sbb];
+    const ALL: [CcKind; 12] = [
+        Self::Bits,
+        Self::Add,
+        Self::Sub,
+        Self::Logic,
+        Self::Inc,
+        Self::Dec,
+        Self::CfOf,
+        Self::Adc,
+        Self::Sbb,
+        Self::Shl,
+        Self::Shr,
+        Self::Sar,
+    ];
 
     /// Kind and bytes of operands that `cc_op` stands for; `None`: it gives flags apart, or means nothing.
     pub fn of(op: u32) -> Option<(CcKind, u32)> {
@@ -149,6 +168,9 @@ impl Cc {
             CcKind::Inc => pack(dst & mask, sign, src & 1 == 1, dst & 0xf == 0, dst & mask == sign),
             CcKind::Dec => pack(dst & mask, sign, src & 1 == 1, dst & 0xf == 0xf, dst & mask == sign - 1),
             CcKind::CfOf => pack(dst & mask, sign, src & bit::CF != 0, false, src & bit::OF != 0),
+            CcKind::Shl => pack(dst & mask, sign, src & 1 != 0, false, (dst & sign != 0) != (src & 1 != 0)),
+            CcKind::Shr => pack(dst & mask, sign, src & 1 != 0, false, src & sign != 0),
+            CcKind::Sar => pack(dst & mask, sign, src & 1 != 0, false, false),
         }
     }
 }

@@ -136,6 +136,13 @@ impl Tr<'_> {
         self.lazy = Lazy { kind: Some(CcKind::CfOf), ty, res, b: bits, ..Lazy::UNKNOWN };
     }
 
+    /// A shift by an immediate; `last` as `CcKind` says.
+    pub fn flags_shift(&mut self, kind: CcKind, res: Val, last: Val) {
+        let ty = self.b.ty(res);
+        self.store_cc(kind, ty, Some(res), Some(last));
+        self.lazy = Lazy::made(kind, ty, [Val::NONE, last, res]);
+    }
+
     /// All six as bits (I64; other bits must be clear).
     pub fn flags_bits(&mut self, bits: Val) {
         self.store_cc(CcKind::Bits, Ty::I8, None, Some(bits));
@@ -223,6 +230,10 @@ impl Tr<'_> {
             Some(CcKind::Logic) => Test::Bool(self.i8(0)),
             Some(CcKind::Inc | CcKind::Dec) => Test::Bool(l.aux),
             Some(CcKind::CfOf) => self.bit_test(l.b, bit::CF),
+            Some(CcKind::Shl | CcKind::Shr | CcKind::Sar) => {
+                let low = self.b.zext(Ty::I8, l.b);
+                Test::Bool(self.b.bin_imm(Op::And, low, 1))
+            }
             Some(k @ (CcKind::Adc | CcKind::Sbb)) => {
                 let x = if k == CcKind::Adc { l.res } else { l.a };
                 let lt = self.b.cmp(Cond::Ult, x, l.b);
@@ -315,7 +326,16 @@ impl Tr<'_> {
         let (x, y) = match l.kind {
             None | Some(CcKind::Bits) => return self.flag_bit(bit::OF),
             Some(CcKind::CfOf) => return self.bit_test(l.b, bit::OF),
-            Some(CcKind::Logic) => return Test::Bool(self.i8(0)),
+            Some(CcKind::Logic | CcKind::Sar) => return Test::Bool(self.i8(0)),
+            Some(CcKind::Shr) => {
+                let z = self.zero();
+                return Test::Cmp(Cond::Slt, l.b, z);
+            }
+            Some(CcKind::Shl) => {
+                let (s, c) = (self.test_sf(), self.test_cf());
+                let (s, c) = (self.value(s, false), self.value(c, false));
+                return Test::Bool(self.b.bin(Op::Xor, s, c));
+            }
             Some(k @ (CcKind::Inc | CcKind::Dec)) => {
                 let min = 1u64 << (l.ty.bits() - 1);
                 let edge = self.b.iconst(l.ty, if k == CcKind::Inc { min } else { min - 1 });

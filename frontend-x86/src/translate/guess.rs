@@ -46,8 +46,8 @@ impl Tr<'_> {
                 (lazy.bits, lazy.all) = (src, src);
                 lazy
             }
-            // Of the shapes that are left, the second operand is that of `CfOf`.
-            _ => made(Val::NONE, src, x),
+            CcKind::CfOf => made(Val::NONE, src, x),
+            _ => made(Val::NONE, y, x),
         }
     }
 }
@@ -127,7 +127,7 @@ mod tests {
         let x = X86::new([!0; 16]);
         let values = [0u64, 1, !0, 0x7f, !0x7f, 0x7fff, 0x7fff_ffff, !0x7fff_ffff, i64::MAX as u64, 1 << 63, 0x841, 0x8d5];
         let rax = x.layout().slot(x.layout().find("rax").expect("a slot")).offset as usize;
-        for (op, cc) in (0..36u32).flat_map(|op| (0..16u8).map(move |cc| (op, cc))) {
+        for (op, cc) in (0..48u32).flat_map(|op| (0..16u8).map(move |cc| (op, cc))) {
             let block = setcc(&x, cc, op);
             let bits = 8 << (op & 3);
             let extend = |v: u64| ((v << (64 - bits)) as i64 >> (64 - bits)) as u64;

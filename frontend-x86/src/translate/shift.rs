@@ -3,7 +3,7 @@
 use super::{Place, Tr};
 use crate::helpers::shift::{RCL, RCL_FLAGS, RCR, RCR_FLAGS};
 use crate::layout;
-use arch_x86::flags::bit;
+use arch_x86::flags::{CcKind, bit};
 use iced_x86::{Mnemonic, OpKind};
 use ir::{Cond, Op, Ty, Val};
 
@@ -73,6 +73,19 @@ fn finish(tr: &mut Tr<'_>, n: Val, known: Option<u64>, res: Val, bits: Val) {
     }
 }
 
+/// What says CF and OF of a shift of `a` by `n`, which the type's width is not less than; `rw`: the result, before it is cut to the type.
+fn shifted_out(tr: &mut Tr<'_>, op: Op, a: Val, rw: Val, n: u64) -> (CcKind, Val) {
+    let (ty, w) = (tr.b.ty(a), tr.b.ty(rw));
+    if op == Op::Shl {
+        let (of, left) = if w == ty { (a, u64::from(ty.bits()) - n) } else { (rw, ty.bits().into()) };
+        let last = tr.b.bin_imm(Op::Shr, of, left);
+        return (CcKind::Shl, tr.b.zext(ty, last));
+    }
+    // The top bit stays, for OF.
+    let last = if n == 1 { a } else { tr.b.bin_imm(Op::Sar, a, n - 1) };
+    (if op == Op::Shr { CcKind::Shr } else { CcKind::Sar }, last)
+}
+
 fn shift(tr: &mut Tr<'_>, op: Op) {
     let ty = tr.op_ty(0);
     let w = wide(ty);
@@ -84,6 +97,10 @@ fn shift(tr: &mut Tr<'_>, op: Op) {
     let rw = tr.b.bin(op, aw, nw);
     let res = tr.b.zext(ty, rw);
     tr.write(p, res);
+    if let Some(n) = known.filter(|n| (1..=u64::from(ty.bits())).contains(n)) {
+        let (kind, last) = shifted_out(tr, op, a, rw, n);
+        return tr.flags_shift(kind, res, last);
+    }
     // The last bit shifted out.
     let (cf, of) = if op == Op::Shl {
         let cf = if w == ty {
