@@ -171,15 +171,15 @@ impl<C: GuestCpu> VcpuBlock<C> {
         space
     }
 
-    /// The block at the program counter, which straddles, was found right: lets its code run where both pages are as they are.
-    pub(crate) fn open_guard(&mut self, rec: *mut Record, va: Va, ctx: usize) {
+    /// The block at the program counter, which straddles, was found right: lets its code run where both pages are as they are. `false`:
+    /// its code was made for global pages, and these are not.
+    pub(crate) fn open_guard(&mut self, rec: *mut Record, va: Va, ctx: usize) -> bool {
         // SAFETY: just found, so it is live.
         let code = unsafe { (*rec).tier1.as_deref_mut() };
-        let Some(guard) = code.and_then(|c| c.guard.as_mut()) else { return };
+        let Some(guard) = code.and_then(|c| c.guard.as_mut()) else { return true };
         let next = va.0.wrapping_add(4096);
-        let is_global = |va: u64| self.quick(va, 1, Access::Execute, ctx).is_some() && self.fills.global(va, ctx);
-        if guard.global && !(is_global(va.0) && is_global(next & !0xfff)) {
-            return guard.let_go();
+        if guard.global && !(self.is_global(va.0, ctx) && self.is_global(next & !0xfff, ctx)) {
+            return false;
         }
         self.known_pages.add(next, guard.global);
         // Addresses may have 32 bits only.
@@ -187,6 +187,12 @@ impl<C: GuestCpu> VcpuBlock<C> {
         let page = self.page_pc();
         let space = if guard.global { self.eng.spaces.global } else { self.eng.spaces.local };
         guard.hold(space.key(guard, page), 0);
+        true
+    }
+
+    /// Whether a linear address is known to be in a global page of code.
+    pub(crate) fn is_global(&self, va: u64, ctx: usize) -> bool {
+        self.quick(va, 1, Access::Execute, ctx).is_some() && self.fills.global(va, ctx)
     }
 
     /// After the block at the program counter was found for an edge that leaves the page: links it if that may be. `page`: the

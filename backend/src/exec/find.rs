@@ -59,8 +59,8 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
         };
         // SAFETY: just found or made.
         let (straddles, guarded) = unsafe { ((*rec).second.is_some(), (*rec).tier1.is_some()) };
-        if straddles {
-            b.open_guard(rec, va, ctx);
+        if straddles && !b.open_guard(rec, va, ctx) {
+            return self.find(b, true);
         }
         // Code of a block that straddles looks for itself where its second page is; nothing else does.
         if !one && (!straddles || guarded) && !log::enabled(Item::NOCHAIN) && !b.is_cut(mode, (va.0 & 0xfff) as u32) {

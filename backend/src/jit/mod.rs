@@ -288,8 +288,10 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
     }
 
     /// Whether the block at the program counter had better link to other global pages only.
-    fn is_global(b: &VcpuBlock<C>, mode: u64) -> bool {
-        b.fills.global(b.cpu.linear(b.cpu.pc()).0, C::mode_ctx(mode))
+    fn is_global(b: &VcpuBlock<C>, mode: u64, straddles: bool) -> bool {
+        let (va, ctx) = (b.cpu.linear(b.cpu.pc()).0, C::mode_ctx(mode));
+        let next = (va & !0xfff).wrapping_add(4096);
+        b.is_global(va, ctx) && (!straddles || b.is_global(next, ctx))
     }
 
     /// Emits a block by tier 1. `rec` is live.
@@ -330,7 +332,7 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
             // Regions know nothing of places that nothing may jump to by itself.
             counts: self.settings.hot != 0 && key.mode & BREAKS == 0 && second.is_none() && leads_back(&block),
             counted: self.settings.counter.is_some(),
-            global: Self::is_global(b, key.mode),
+            global: Self::is_global(b, key.mode, second.is_some()),
             guarded: second.is_some(),
             apart: &apart,
         };

@@ -1,5 +1,6 @@
 //! One block: what an op needs to know, and the walk over the ops.
 
+use super::late::LateStore;
 use super::region::Inside;
 use super::regs::{Loc, Regs};
 use super::share::Copy;
@@ -10,6 +11,7 @@ use crate::jit::arena::{COLD, HostCode};
 use ir::{Block, HelperDesc, Inst, Op, StateLayout, Ty, Val};
 
 use dynasmrt::{DynasmApi, SimpleAssembler};
+use std::ops::Range;
 
 /// What emitting must know of the engine and the guest.
 pub struct Env<'a> {
@@ -47,16 +49,27 @@ pub struct Code<'a> {
     pub guard: Option<Box<Far>>,
 }
 
-/// Code out of the hot path, emitted at the end.
+/// Code out of the hot path, emitted at the end. `late`: stores to be done by those who leave.
 pub(super) enum Cold {
     /// A memory check that missed: (end of its jump, where to go on, register of the address, `AccessInfo`).
-    Miss { jump: usize, back: usize, va: u8, info: u32 },
+    Miss { jump: usize, back: usize, va: u8, info: u32, late: Range<usize> },
     /// The same of a group: see `share`. `delta`: from `va` to the first access; `most`: as `compare_tag`; `offset`, `rest`: of a leave.
     /// `copy`: the number of the copy to go on in instead.
-    Group { jump: usize, back: usize, va: u8, info: u32, delta: i32, most: i32, offset: i32, rest: u32, copy: Option<usize> },
+    Group {
+        jump: usize,
+        back: usize,
+        va: u8,
+        info: u32,
+        delta: i32,
+        most: i32,
+        offset: i32,
+        rest: u32,
+        copy: Option<usize>,
+        late: Range<usize>,
+    },
     /// Leaves with the program counter at a page offset: (end of the jump, offset, `Why`, number of the edge, instructions
     /// that were counted and not executed).
-    Leave { jump: usize, offset: i32, why: u32, edge: u32, rest: u32 },
+    Leave { jump: usize, offset: i32, why: u32, edge: u32, rest: u32, late: Range<usize> },
     /// Returns the status word.
     Failed { jump: usize },
     /// Goes on at a page offset, as the link of an edge does not hold. Of a call, where it returns to.
@@ -80,6 +93,7 @@ pub(super) struct Buffers {
     pub regs: Regs,
     pub cold: Vec<Cold>,
     pub ways: Vec<(usize, i32, u32)>,
+    pub late_stores: Vec<LateStore>,
 }
 
 impl Buffers {
@@ -121,6 +135,8 @@ pub(super) struct Emit<'a> {
     pub x87_home: bool,
     pub region: Option<Inside>,
     pub copies: Vec<Copy<'a>>,
+    /// Stores of cold code: see `late`.
+    pub late_stores: Vec<LateStore>,
     /// Groups that begin at this op or behind are not used.
     pub apart_from: u32,
 }
@@ -147,6 +163,7 @@ impl Tier1 {
         let mut b = std::mem::take(&mut self.buffers);
         b.code.clear();
         b.cold.clear();
+        b.late_stores.clear();
         let mut code = SimpleAssembler::new();
         code.ops = b.code;
         let mut e = Emit {
@@ -168,6 +185,7 @@ impl Tier1 {
             x87_home: false,
             region: None,
             copies: Vec::new(),
+            late_stores: b.late_stores,
             apart_from: u32::MAX,
         };
         e.prepare();
@@ -175,7 +193,7 @@ impl Tier1 {
         e.ops();
         e.cold_code();
         let (edges, far, guard, split) = (e.edges, e.far, e.guard, e.split);
-        self.buffers = Buffers { code: e.code.ops, regs: e.r, cold: e.cold, ways: e.ways };
+        self.buffers = Buffers { code: e.code.ops, regs: e.r, cold: e.cold, ways: e.ways, late_stores: e.late_stores };
         Code { code: self.buffers.parts(split), linked, forward, edges, far, guard }
     }
 }
@@ -206,6 +224,7 @@ impl Emit<'_> {
             }
         }
         self.find_direct();
+        self.find_late();
     }
 
     /// Also of the groups' host addresses.
@@ -299,6 +318,9 @@ impl Emit<'_> {
 
     fn set(&mut self, i: &Inst) {
         let (off, size) = (self.slot_off(i), i.ty.bytes() as i32);
+        if self.put_off(i, off) {
+            return;
+        }
         if self.loc(i.a) == Loc::State(off) {
             return;
         }
@@ -349,7 +371,7 @@ impl Emit<'_> {
         st!(self, off; [mov] [, rax]);
     }
 
-    fn store_imm(&mut self, ty: Ty, off: i32, c: i32) {
+    pub(super) fn store_imm(&mut self, ty: Ty, off: i32, c: i32) {
         match ty {
             Ty::I8 => st!(self, off; [mov BYTE] [, BYTE c as i8]),
             Ty::I16 => st!(self, off; [mov WORD] [, WORD c as i16]),

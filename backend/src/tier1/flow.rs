@@ -9,6 +9,7 @@ use crate::jumps::{JC_FACTOR, JC_MASK, JC_SHIFT, JcEntry};
 use crate::vblock::{BASE, Engine, Why};
 use ir::{Inst, Op};
 use std::mem::offset_of;
+use std::ops::Range;
 
 const RAX: u8 = 0;
 const RDI: u8 = 7;
@@ -103,7 +104,8 @@ impl Emit<'_> {
     pub fn leave_if(&mut self, c: u8, offset: i32, why: Why) {
         let jump = self.jcc(c);
         let rest = if self.env.counted && matches!(why, Why::Leave | Why::Unlike) { self.rest } else { 0 };
-        self.cold.push(Cold::Leave { jump, offset, why: why as u32, edge: 0, rest });
+        let late = self.late_stores();
+        self.cold.push(Cold::Leave { jump, offset, why: why as u32, edge: 0, rest, late });
     }
 
     /// Leaves; tier 0 runs the instruction again, and raises or does it without a guess.
@@ -183,7 +185,7 @@ impl Emit<'_> {
     pub fn edge(&mut self, n: u32, jump: usize, to: i64) {
         let offset = to as i32;
         if (0..4096).contains(&to) && self.region.is_none() {
-            self.cold.push(Cold::Leave { jump, offset, why: Why::Edge as u32, edge: n, rest: 0 });
+            self.cold.push(Cold::Leave { jump, offset, why: Why::Edge as u32, edge: n, rest: 0, late: 0..0 });
         } else {
             self.ways.push((jump, offset, n));
         }
@@ -263,25 +265,30 @@ impl Emit<'_> {
                 Cold::Fp { jump, back } => self.make_fp_ready(jump, back),
                 Cold::X87 { jump, back, info } => failed.push(self.make_x87_live(jump, back, info)),
                 Cold::X87Home { jump, back } => self.take_x87_home(jump, back),
-                Cold::Miss { jump, back, va, info } => {
+                Cold::Miss { jump, back, va, info, late } => {
                     self.point(jump, here);
-                    failed.push(self.miss(back, va, info));
+                    failed.push(self.miss(back, va, info, late));
                 }
-                Cold::Group { jump, back, va, info, delta, most, offset, rest, copy } => {
+                Cold::Group { jump, back, va, info, delta, most, offset, rest, copy, late } => {
                     self.point(jump, here);
                     let (not_filled, crossed) = self.group_missed(back, va, info, delta, most);
-                    failed.push(not_filled);
+                    let here = self.here();
+                    self.point(not_filled, here);
+                    self.do_late(late.clone());
+                    failed.push(self.jmp());
                     if let Some(copy) = copy.and_then(|n| self.copies.get(n)) {
                         let start = copy.start;
                         crossed.iter().for_each(|j| self.point(*j, start));
                     } else {
                         let here = self.here();
                         crossed.iter().for_each(|j| self.point(*j, here));
+                        self.do_late(late);
                         leaves.push(self.leave(offset, Why::Unlike as u32, 0, rest));
                     }
                 }
-                Cold::Leave { jump, offset, why, edge, rest } => {
+                Cold::Leave { jump, offset, why, edge, rest, late } => {
                     self.point(jump, here);
+                    self.do_late(late);
                     if why == Why::Edge as u32 {
                         self.edges[edge as usize] = Some((self.offset(jump) as u32, self.offset_at(here) as u32));
                     }
@@ -304,12 +311,13 @@ impl Emit<'_> {
     }
 
     /// Has the TLB filled and goes back, or on to where the gate of the result leads: the end of that jump.
-    fn miss(&mut self, back: usize, va: u8, info: u32) -> usize {
+    fn miss(&mut self, back: usize, va: u8, info: u32, late: Range<usize>) -> usize {
         let a = AccessInfo::unpack(info);
         self.look_beside(back, va, a, 4096 - a.ty.bytes() as i32);
         self.fill(va, info);
         let again = self.jcc(cc::E);
         self.point(again, back);
+        self.do_late(late);
         self.jmp()
     }
 

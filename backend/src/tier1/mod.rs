@@ -13,6 +13,7 @@ mod emit;
 mod flow;
 mod fp;
 mod integer;
+mod late;
 mod memory;
 mod pins;
 mod region;

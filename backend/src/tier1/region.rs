@@ -74,6 +74,7 @@ impl Tier1 {
         let mut b = std::mem::take(&mut self.buffers);
         b.code.clear();
         b.cold.clear();
+        b.late_stores.clear();
         b.regs.pins = Pins::choose(env.layout, &weighed);
         let mut code = SimpleAssembler::new();
         code.ops = b.code;
@@ -98,6 +99,7 @@ impl Tier1 {
             x87_home: false,
             region,
             copies: Vec::new(),
+            late_stores: b.late_stores,
             apart_from: u32::MAX,
         };
         let labels: Vec<usize> = (0..blocks.len()).map(|k| e.member(k, blocks[k], &loops)).collect();
@@ -108,7 +110,7 @@ impl Tier1 {
         }
         let (mut regs, split) = (e.r, e.split);
         regs.pins = Pins::default();
-        self.buffers = Buffers { code: e.code.ops, regs, cold: e.cold, ways: e.ways };
+        self.buffers = Buffers { code: e.code.ops, regs, cold: e.cold, ways: e.ways, late_stores: e.late_stores };
         Some(RegionCode { code: self.buffers.parts(split), entries })
     }
 }

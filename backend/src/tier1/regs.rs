@@ -2,6 +2,7 @@
 //! (tier 0's temporaries). Each value is made once, so a linear walk with the last uses known suffices.
 
 use super::emit::Emit;
+use super::late::Late;
 use super::pins::{Pin, Pins};
 use super::share::Groups;
 use crate::tier1::{asm, st};
@@ -56,6 +57,7 @@ pub struct Regs {
     pub pins: Pins,
     pub direct: Vec<Option<Pin>>,
     pub groups: Groups,
+    pub late: Late,
     /// Registers that the current op needs as they are.
     locked: u16,
     locked_x: u16,
@@ -80,7 +82,7 @@ impl Regs {
 
     /// Gives back where a value is, if the op at `at` was the last to use it.
     #[inline]
-    fn release(&mut self, v: Val, at: u32) {
+    pub(super) fn release(&mut self, v: Val, at: u32) {
         if self.last[v.index()] > at {
             return;
         }

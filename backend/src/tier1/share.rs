@@ -183,7 +183,8 @@ impl Emit<'_> {
         let info = self.info(i, write);
         let rest = if self.env.counted { self.rest } else { 0 };
         let (offset, delta) = (self.insn as i32, (off - group.from) as i32);
-        self.cold.push(Cold::Group { jump, back, va, info, delta, most, offset, rest, copy });
+        let late = self.late_stores();
+        self.cold.push(Cold::Group { jump, back, va, info, delta, most, offset, rest, copy, late });
         h
     }
 
