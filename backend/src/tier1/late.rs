@@ -15,8 +15,9 @@ struct Pending {
     off: i32,
     ty: Ty,
     v: Val,
-    /// Index of the op that sets the slot again.
+    /// Index of the op that sets the slot again, and of the last that may leave before it, 0 if none does.
     until: u32,
+    leave: u32,
 }
 
 /// What is pending, and which ops' stores may be.
@@ -27,8 +28,26 @@ pub struct Late {
     until: Vec<u32>,
     /// Indexes of ops that may leave.
     leaves: Vec<u32>,
+    /// As `Regs::last`, but for late stores.
+    last: Vec<u32>,
     /// By slot: the next op that sets all of it, 0 if something may look at it before.
     next: Vec<u32>,
+}
+
+/// Registers that must be free for a value to be kept for cold code alone.
+const SPARE: u32 = 3;
+
+impl Late {
+    /// The last op that may leave between the set at `k` and the next of its slot; 0: there is none.
+    fn last_leave(&self, k: u32) -> u32 {
+        let before = self.leaves.partition_point(|l| *l < self.until[k as usize]);
+        before.checked_sub(1).map(|n| self.leaves[n]).filter(|l| *l > k).unwrap_or(0)
+    }
+
+    /// Whether cold code alone uses a value from the op at `at` on.
+    pub fn alone(&self, v: Val, at: u32) -> bool {
+        self.last.get(v.index()).is_some_and(|last| *last <= at)
+    }
 }
 
 /// A store for cold code: offset, type, and where the value is.
@@ -100,12 +119,10 @@ impl Emit<'_> {
             }
         }
         late.leaves.reverse();
+        late.last.clone_from(&self.r.last);
         for (k, i) in insts.iter().enumerate().filter(|(k, _)| late.until[*k] != 0) {
-            let before = late.leaves.partition_point(|l| *l < late.until[k]);
-            if let Some(leave) = before.checked_sub(1).map(|n| late.leaves[n]).filter(|l| *l > k as u32) {
-                let last = &mut self.r.last[i.a.index()];
-                *last = (*last).max(leave);
-            }
+            let last = &mut self.r.last[i.a.index()];
+            *last = (*last).max(late.last_leave(k as u32));
         }
         self.r.late = late;
     }
@@ -118,13 +135,23 @@ impl Emit<'_> {
                 self.r.release(p.v, self.at);
             }
         }
-        match self.r.late.until.get(self.at as usize) {
-            Some(0) | None => false,
-            Some(&until) => {
-                self.r.late.pending.push(Pending { off, ty: i.ty, v: i.a, until });
-                true
-            }
+        let until = self.r.late.until.get(self.at as usize).copied().unwrap_or(0);
+        if until == 0 {
+            return false;
         }
+        let leave = self.r.late.last_leave(self.at);
+        if leave != 0 && matches!(self.loc(i.a), Loc::Gpr(_)) && self.r.late.alone(i.a, self.at) && self.spare() < SPARE {
+            self.forget_late(i.a);
+            return false;
+        }
+        self.r.late.pending.push(Pending { off, ty: i.ty, v: i.a, until, leave });
+        true
+    }
+
+    /// A value need not live for the current op's store, which is done at once.
+    fn forget_late(&mut self, v: Val) {
+        let others = self.r.late.pending.iter().filter(|p| p.v == v).map(|p| p.leave);
+        self.r.last[v.index()] = others.max().unwrap_or(0).max(self.r.late.last[v.index()]);
     }
 
     /// The stores that are pending, for the cold code of the current op.

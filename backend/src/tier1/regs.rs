@@ -129,9 +129,15 @@ impl Emit<'_> {
         r
     }
 
-    /// Frees the register whose value is used last.
+    /// Registers that are free.
+    pub fn spare(&self) -> u32 {
+        POOL.iter().filter(|r| self.r.pins.gprs >> **r & 1 != 0 && self.r.gpr[usize::from(**r)].is_none()).count() as u32
+    }
+
+    /// Frees the register whose value cold code alone uses, or else which is used last.
     fn evict(&mut self) -> u8 {
-        let last = |e: &Self, r: u8| e.r.gpr[usize::from(r)].map_or(0, |v| e.r.last[v.index()]);
+        let last =
+            |e: &Self, r: u8| e.r.gpr[usize::from(r)].map_or((false, 0), |v| (e.r.late.alone(v, e.at), e.r.last[v.index()]));
         let usable = self.r.pins.gprs & !self.r.locked;
         let unlocked = POOL.iter().copied().filter(|r| usable >> r & 1 != 0);
         let r = unlocked.max_by_key(|r| last(self, *r)).expect("an op needs fewer registers than there are");
