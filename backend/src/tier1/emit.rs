@@ -269,6 +269,9 @@ impl Emit<'_> {
 
     pub(super) fn op(&mut self, i: &Inst) {
         let v = Val(self.at);
+        if self.r.late.is_sunk(self.at) {
+            return;
+        }
         match i.op {
             Op::Insn => (self.insn, self.rest) = (i.imm as u32, self.rest - 1),
             Op::Const => self.r.loc[v.index()] = Loc::Const(i.imm as u64 & i.ty.mask()),

@@ -4,9 +4,9 @@
 
 use super::emit::Emit;
 use super::memory::calls;
-use super::regs::{Loc, imm32};
+use super::regs::{Loc, RAX, imm32};
 use super::{asm, st};
-use ir::{Effects, Inst, Op, Ty, Val};
+use ir::{Block, Effects, Inst, Op, Ty, Val};
 use std::ops::Range;
 
 /// A store that is not done yet.
@@ -30,6 +30,8 @@ pub struct Late {
     leaves: Vec<u32>,
     /// As `Regs::last`, but for late stores.
     last: Vec<u32>,
+    /// By op: it is not done, as only late stores use its result, for which cold code does it.
+    sunk: Vec<bool>,
     /// By slot: the next op that sets all of it, 0 if something may look at it before.
     next: Vec<u32>,
 }
@@ -38,10 +40,27 @@ pub struct Late {
 const SPARE: u32 = 3;
 
 impl Late {
+    /// Finds ops whose results nothing but late stores uses.
+    fn find_sunk(&mut self, block: &Block) {
+        self.sunk.clear();
+        self.sunk.resize(block.insts.len(), false);
+        for (k, i) in block.insts.iter().enumerate().filter(|(k, _)| self.until[*k] != 0) {
+            self.sunk[i.a.index()] = self.last[i.a.index()] == k as u32 && sinks(block, i.a).is_some();
+        }
+        for (i, _) in block.insts.iter().zip(&self.until).filter(|(_, until)| **until == 0) {
+            i.each_operand(|v| self.sunk[v.index()] = false);
+        }
+    }
+
     /// The last op that may leave between the set at `k` and the next of its slot; 0: there is none.
     fn last_leave(&self, k: u32) -> u32 {
         let before = self.leaves.partition_point(|l| *l < self.until[k as usize]);
         before.checked_sub(1).map(|n| self.leaves[n]).filter(|l| *l > k).unwrap_or(0)
+    }
+
+    /// Whether the op at `at` is left to cold code.
+    pub fn is_sunk(&self, at: u32) -> bool {
+        self.sunk.get(at as usize).is_some_and(|s| *s)
     }
 
     /// Whether cold code alone uses a value from the op at `at` on.
@@ -50,12 +69,32 @@ impl Late {
     }
 }
 
-/// A store for cold code: offset, type, and where the value is.
+/// A store for cold code: offset, type, where the value is, and what is to be done with it first.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LateStore {
     off: i32,
     ty: Ty,
     from: Loc,
+    then: Then,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Then {
+    Nothing,
+    /// Its type is narrower than that of the store.
+    SignExtend(Ty),
+    /// Both are I64.
+    Add(i32),
+}
+
+/// What a sunk op does, and to which value; `None`: it is not of the kinds that may be sunk.
+fn sinks(block: &Block, v: Val) -> Option<(Val, Then)> {
+    let i = &block.insts[v.index()];
+    match i.op {
+        Op::SExt => Some((i.a, Then::SignExtend(block.ty(i.a)))),
+        Op::Add if i.ty == Ty::I64 => Some((i.a, Then::Add(i32::try_from(block.as_const(i.b)? as i64).ok()?))),
+        _ => None,
+    }
 }
 
 /// What an op is to the stores before it.
@@ -120,8 +159,11 @@ impl Emit<'_> {
         }
         late.leaves.reverse();
         late.last.clone_from(&self.r.last);
+        late.find_sunk(block);
         for (k, i) in insts.iter().enumerate().filter(|(k, _)| late.until[*k] != 0) {
-            let last = &mut self.r.last[i.a.index()];
+            let sunk = if late.is_sunk(i.a.0) { sinks(block, i.a) } else { None };
+            let v = sunk.map_or(i.a, |(from, _)| from);
+            let last = &mut self.r.last[v.index()];
             *last = (*last).max(late.last_leave(k as u32));
         }
         self.r.late = late;
@@ -131,8 +173,9 @@ impl Emit<'_> {
     pub(super) fn put_off(&mut self, i: &Inst, off: i32) -> bool {
         while let Some(n) = self.r.late.pending.iter().position(|p| p.until == self.at) {
             let p = self.r.late.pending.swap_remove(n);
-            if p.v != i.a {
-                self.r.release(p.v, self.at);
+            let (v, _) = self.late_value(p.v);
+            if v != i.a {
+                self.r.release(v, self.at);
             }
         }
         let until = self.r.late.until.get(self.at as usize).copied().unwrap_or(0);
@@ -140,7 +183,9 @@ impl Emit<'_> {
             return false;
         }
         let leave = self.r.late.last_leave(self.at);
-        if leave != 0 && matches!(self.loc(i.a), Loc::Gpr(_)) && self.r.late.alone(i.a, self.at) && self.spare() < SPARE {
+        let sunk = self.r.late.is_sunk(i.a.0);
+        if leave != 0 && !sunk && matches!(self.loc(i.a), Loc::Gpr(_)) && self.r.late.alone(i.a, self.at) && self.spare() < SPARE
+        {
             self.forget_late(i.a);
             return false;
         }
@@ -148,10 +193,21 @@ impl Emit<'_> {
         true
     }
 
-    /// A value need not live for the current op's store, which is done at once.
+    /// The value that cold code makes that of a late store of.
+    fn late_value(&self, v: Val) -> (Val, Then) {
+        let sunk = if self.r.late.is_sunk(v.0) { sinks(self.block, v) } else { None };
+        sunk.unwrap_or((v, Then::Nothing))
+    }
+
+    /// A value need not live for the current op's store, which is done at once; but perhaps for others.
     fn forget_late(&mut self, v: Val) {
-        let others = self.r.late.pending.iter().filter(|p| p.v == v).map(|p| p.leave);
-        self.r.last[v.index()] = others.max().unwrap_or(0).max(self.r.late.last[v.index()]);
+        let late = &self.r.late;
+        let made_of = |w: Val| self.late_value(w).0 == v;
+        let pending = late.pending.iter().filter(|p| made_of(p.v)).map(|p| p.leave);
+        let behind = self.at + 1..self.r.last[v.index()].max(self.at + 1);
+        let later = behind.filter(|k| late.until[*k as usize] != 0 && made_of(self.block.insts[*k as usize].a));
+        let last = pending.chain(later.map(|k| late.last_leave(k))).max().unwrap_or(0);
+        self.r.last[v.index()] = last.max(late.last[v.index()]);
     }
 
     /// The stores that are pending, for the cold code of the current op.
@@ -159,34 +215,55 @@ impl Emit<'_> {
         let start = self.late_stores.len();
         for n in 0..self.r.late.pending.len() {
             let p = self.r.late.pending[n];
-            self.late_stores.push(LateStore { off: p.off, ty: p.ty, from: self.loc(p.v) });
+            let (v, then) = self.late_value(p.v);
+            self.late_stores.push(LateStore { off: p.off, ty: p.ty, from: self.loc(v), then });
         }
         start..self.late_stores.len()
     }
 
-    /// Does them; uses rax.
+    /// Does them; uses rax. What comes from slots is taken before any slot changes.
     pub(super) fn do_late(&mut self, stores: Range<usize>) {
-        for n in stores {
-            let LateStore { off, ty, from } = self.late_stores[n];
-            match from {
-                Loc::Gpr(r) => self.store_state(ty, off, r),
-                Loc::Const(c) => match imm32(ty, c) {
-                    Some(c) => self.store_imm(ty, off, c),
-                    None => {
-                        asm!(self; mov rax, QWORD c as i64);
-                        self.store_state(ty, off, 0);
-                    }
-                },
-                Loc::State(from) => {
-                    self.load_state(0, ty, from);
-                    self.store_state(ty, off, 0);
+        let from_state = |e: &Self, n: &usize| matches!(e.late_stores[*n].from, Loc::State(_));
+        for n in stores.clone().filter(|n| from_state(self, n)).collect::<Vec<_>>() {
+            self.late_to_rax(n);
+            asm!(self; push rax);
+        }
+        for n in stores.clone().filter(|n| !from_state(self, n)).collect::<Vec<_>>() {
+            let LateStore { off, ty, from, then } = self.late_stores[n];
+            match (from, then) {
+                (Loc::Gpr(r), Then::Nothing) => self.store_state(ty, off, r),
+                (Loc::Const(c), Then::Nothing) if imm32(ty, c).is_some() => {
+                    self.store_imm(ty, off, imm32(ty, c).unwrap_or(0));
                 }
-                Loc::Spill(from) => {
-                    st!(self, from; [mov rax,] []);
-                    self.store_state(ty, off, 0);
+                _ => {
+                    self.late_to_rax(n);
+                    self.store_state(ty, off, RAX);
                 }
-                Loc::None | Loc::Xmm(_) => debug_assert!(false, "a value that is to be stored lives in general registers"),
             }
+        }
+        for n in stores.rev().filter(|n| from_state(self, n)).collect::<Vec<_>>() {
+            let LateStore { off, ty, .. } = self.late_stores[n];
+            asm!(self; pop rax);
+            self.store_state(ty, off, RAX);
+        }
+    }
+
+    fn late_to_rax(&mut self, n: usize) {
+        let LateStore { ty, from, then, .. } = self.late_stores[n];
+        let narrow = if let Then::SignExtend(ty) = then { ty } else { ty };
+        match from {
+            Loc::Gpr(r) => asm!(self; mov rax, Rq(r)),
+            Loc::Const(c) => self.mov_imm(RAX, c),
+            Loc::State(from) => self.load_state(RAX, narrow, from),
+            Loc::Spill(from) => st!(self, from; [mov rax,] []),
+            Loc::None | Loc::Xmm(_) => debug_assert!(false, "what is to be stored lives in general registers"),
+        }
+        match then {
+            Then::SignExtend(Ty::I8) => asm!(self; movsx rax, al),
+            Then::SignExtend(Ty::I16) => asm!(self; movsx rax, ax),
+            Then::SignExtend(_) => asm!(self; movsxd rax, eax),
+            Then::Add(n) => asm!(self; lea rax, [rax + n]),
+            Then::Nothing => {}
         }
     }
 }
