@@ -174,6 +174,8 @@ impl Emit<'_> {
         let jump = self.compare_tag(va, ctx, write, most);
         let back = self.here();
         let copy = self.note_copy();
+        // Values are where they are now, when cold code runs.
+        let late = self.late_stores();
         self.load_addend(ctx);
         let h = self.take(self.host_of(n));
         match group.middle() {
@@ -183,7 +185,6 @@ impl Emit<'_> {
         let info = self.info(i, write);
         let rest = if self.env.counted { self.rest } else { 0 };
         let (offset, delta) = (self.insn as i32, (off - group.from) as i32);
-        let late = self.late_stores();
         self.cold.push(Cold::Group { jump, back, va, info, delta, most, offset, rest, copy, late });
         h
     }
