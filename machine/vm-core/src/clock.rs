@@ -2,6 +2,7 @@
 
 use crate::icount::InsnCounter;
 use parking_lot::{Condvar, Mutex};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -71,12 +72,67 @@ impl State {
     }
 }
 
+/// What is needed to tell the time without the lock while it just runs. Written with the lock held only.
+struct Shown {
+    /// Even: time runs by the host's clock, and `ahead` holds. Odd: only the lock tells. Every change makes it another.
+    version: AtomicU64,
+    /// Guest time less the host's nanoseconds since `host`, modulo 2^64.
+    ahead: AtomicU64,
+    /// When the first timer is due; `NEVER`: none is armed.
+    next: AtomicU64,
+    host: Instant,
+}
+
+const NEVER: Ns = Ns::MAX;
+
+impl Shown {
+    fn new() -> Self {
+        Self { version: AtomicU64::new(1), ahead: AtomicU64::new(0), next: AtomicU64::new(NEVER), host: Instant::now() }
+    }
+
+    /// The time, if it just runs. No reader gets one past that at which the clock is stopped: a version that is still the same
+    /// after the host's clock was read was so before `stop` reads it.
+    fn now(&self) -> Option<Ns> {
+        let version = self.version.load(Ordering::Acquire);
+        if version & 1 != 0 {
+            return None;
+        }
+        let ahead = self.ahead.load(Ordering::Relaxed);
+        let now = ahead.wrapping_add(self.host.elapsed().as_nanos() as u64);
+        fence(Ordering::Acquire);
+        (self.version.load(Ordering::Relaxed) == version).then_some(now)
+    }
+
+    /// From here on the lock tells.
+    fn hide(&self) {
+        let version = self.version.load(Ordering::Relaxed);
+        self.version.store(version | 1, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+    }
+
+    /// What `hide` hid has changed.
+    fn show(&self, s: &State) {
+        if let (Some(since), None) = (s.since, &s.counting) {
+            let at = since.duration_since(self.host).as_nanos() as u64;
+            self.ahead.store(s.base.wrapping_sub(at), Ordering::Relaxed);
+            let version = self.version.load(Ordering::Relaxed);
+            self.version.store(version.wrapping_add(1), Ordering::Release);
+        }
+    }
+
+    /// A deadline has changed.
+    fn deadlines(&self, s: &State) {
+        self.next.store(s.next().unwrap_or(NEVER), Ordering::Relaxed);
+    }
+}
+
 /// Handle to the virtual clock; cheap to clone.
 #[derive(Clone)]
 pub struct Clock(Arc<Inner>);
 
 struct Inner {
     state: Mutex<State>,
+    shown: Shown,
     changed: Condvar,
     /// Called when an earlier deadline is set than there was.
     on_earlier: OnceLock<Box<dyn Fn() + Send + Sync>>,
@@ -102,16 +158,33 @@ impl Clock {
 
     fn with(counting: Option<Counting>) -> Self {
         let state = Mutex::new(State { base: 0, since: None, counting, slots: Vec::new() });
-        Self(Arc::new(Inner { state, changed: Condvar::new(), on_earlier: OnceLock::new() }))
+        Self(Arc::new(Inner { state, shown: Shown::new(), changed: Condvar::new(), on_earlier: OnceLock::new() }))
+    }
+
+    /// Changes how time goes. Readers wait meanwhile.
+    fn change(&self, f: impl FnOnce(&mut State)) {
+        let mut s = self.0.state.lock();
+        self.0.shown.hide();
+        f(&mut s);
+        self.0.shown.show(&s);
     }
 
     pub fn now(&self) -> Ns {
-        self.0.state.lock().now()
+        self.0.shown.now().unwrap_or_else(|| self.0.state.lock().now())
     }
 
     /// The time as a vCPU tells its guest: what was due by then has happened. Without this a guest that counts ticks while it
     /// watches the time would miss some where the host has no core to spare for the timers' thread. No lock may be held.
     pub fn tell(&self) -> Ns {
+        let Some(now) = self.0.shown.now() else { return self.tell_locked() };
+        if self.0.shown.next.load(Ordering::Relaxed) <= now {
+            self.run_expired();
+        }
+        now
+    }
+
+    #[cold]
+    fn tell_locked(&self) -> Ns {
         let (now, due) = {
             let s = self.0.state.lock();
             let now = s.now();
@@ -125,25 +198,28 @@ impl Clock {
     }
 
     pub fn start(&self) {
-        let mut s = self.0.state.lock();
-        if s.since.is_none() {
-            s.rebase();
-            s.since = Some(Instant::now());
-        }
+        self.change(|s| {
+            if s.since.is_none() {
+                s.rebase();
+                s.since = Some(Instant::now());
+            }
+        });
         self.0.changed.notify_all();
     }
 
     pub fn stop(&self) {
-        let mut s = self.0.state.lock();
-        s.rebase();
-        s.since = None;
+        self.change(|s| {
+            s.rebase();
+            s.since = None;
+        });
     }
 
     /// Sets the time (loading a saved machine, tests). The clock must be stopped.
     pub fn set(&self, now: Ns) {
-        let mut s = self.0.state.lock();
-        assert!(s.since.is_none(), "the clock is set only while stopped");
-        s.base = now;
+        self.change(|s| {
+            assert!(s.since.is_none(), "the clock is set only while stopped");
+            s.base = now;
+        });
     }
 
     /// Whether time follows instructions.
@@ -168,18 +244,20 @@ impl Clock {
 
     /// Lets time jump, as a halted vCPU does where time follows instructions.
     pub fn skip(&self, ns: Ns) {
-        let mut s = self.0.state.lock();
-        s.rebase();
-        s.base += ns;
+        self.change(|s| {
+            s.rebase();
+            s.base += ns;
+        });
     }
 
     /// Changes the nanoseconds of an instruction, in units of `1 / RATE_ONE`, from now on.
     pub fn set_rate(&self, rate: u64) {
-        let mut s = self.0.state.lock();
-        s.rebase();
-        if let Some(c) = &mut s.counting {
-            c.rate = rate.max(1);
-        }
+        self.change(|s| {
+            s.rebase();
+            if let Some(c) = &mut s.counting {
+                c.rate = rate.max(1);
+            }
+        });
     }
 
     /// What to call, with no lock of the clock held, when a timer is armed for a time before all others. Once only.
@@ -205,7 +283,9 @@ impl Clock {
                 let due = s.slots.iter_mut().filter(|t| t.deadline.is_some_and(|d| d <= now)).min_by_key(|t| t.deadline);
                 let Some(slot) = due else { return };
                 slot.deadline = None;
-                (slot.handler.clone(), now)
+                let handler = slot.handler.clone();
+                self.0.shown.deadlines(&s);
+                (handler, now)
             };
             if let Some(h) = handler {
                 h(now);
@@ -252,21 +332,25 @@ impl Timer {
 
     /// Arms for guest time `deadline`, replacing an earlier deadline. A time in the past expires at once.
     pub fn arm(&self, deadline: Ns) {
-        let mut s = self.clock.0.state.lock();
-        let was_next = s.next();
+        let inner = &self.clock.0;
+        let mut s = inner.state.lock();
         s.slots[self.index].deadline = Some(deadline);
-        let earlier = was_next.is_none_or(|n| deadline < n);
+        let earlier = deadline < inner.shown.next.load(Ordering::Relaxed);
+        inner.shown.deadlines(&s);
         drop(s);
         if earlier {
-            self.clock.0.changed.notify_all();
-            if let Some(f) = self.clock.0.on_earlier.get() {
+            inner.changed.notify_all();
+            if let Some(f) = inner.on_earlier.get() {
                 f();
             }
         }
     }
 
     pub fn cancel(&self) {
-        self.clock.0.state.lock().slots[self.index].deadline = None;
+        let inner = &self.clock.0;
+        let mut s = inner.state.lock();
+        s.slots[self.index].deadline = None;
+        inner.shown.deadlines(&s);
     }
 
     pub fn deadline(&self) -> Option<Ns> {
@@ -283,65 +367,5 @@ impl Timer {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::sync::atomic::{AtomicU32, Ordering};
-
-    #[test]
-    fn by_instructions_a_timer_is_due_at_the_first_count_not_before_it() {
-        let counter = Arc::new(InsnCounter::default());
-        let clock = Clock::counting(counter.clone(), 8 * RATE_ONE);
-        let timer = clock.timer("t");
-        clock.start();
-        for (deadline, insns) in [(0, 0), (1, 1), (8, 1), (9, 2), (80, 10)] {
-            timer.arm(deadline);
-            assert_eq!(clock.insns_to_deadline(), Some(insns), "{deadline} ns");
-        }
-        counter.publish(9);
-        assert_eq!((clock.now(), clock.insns_to_deadline(), clock.ns_to_deadline()), (72, Some(1), Some(8)));
-        clock.skip(8);
-        assert_eq!((clock.now(), clock.insns_to_deadline()), (80, Some(0)));
-        clock.stop();
-        counter.publish(100);
-        assert_eq!(clock.now(), 80, "the clock stands");
-        clock.start();
-        counter.publish(101);
-        assert_eq!(clock.now(), 88);
-        clock.set_rate(RATE_ONE / 2);
-        counter.publish(104);
-        assert_eq!(clock.now(), 89);
-    }
-
-    #[test]
-    fn timers_are_never_behind_the_time_that_is_told() {
-        let clock = Clock::new();
-        let (timer, runs) = (clock.timer("test"), Arc::new(AtomicU32::new(0)));
-        let count = runs.clone();
-        timer.bind(move |_| {
-            count.fetch_add(1, Ordering::Relaxed);
-        });
-        timer.arm(1);
-        clock.set(5);
-        assert_eq!((clock.tell(), runs.load(Ordering::Relaxed)), (5, 0), "the machine is stopped");
-        clock.start();
-        assert!(clock.tell() >= 5 && runs.load(Ordering::Relaxed) == 1);
-        timer.arm(u64::MAX);
-        clock.tell();
-        assert_eq!(runs.load(Ordering::Relaxed), 1);
-    }
-
-    #[test]
-    fn only_an_earlier_deadline_is_told() {
-        let clock = Clock::new();
-        let told = Arc::new(std::sync::atomic::AtomicU32::new(0));
-        let t = told.clone();
-        clock.on_earlier(Box::new(move || {
-            t.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        }));
-        let (a, b) = (clock.timer("a"), clock.timer("b"));
-        a.arm(100);
-        b.arm(200);
-        b.arm(50);
-        assert_eq!(told.load(std::sync::atomic::Ordering::Relaxed), 2);
-    }
-}
+#[path = "clock_tests.rs"]
+mod tests;
