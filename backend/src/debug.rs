@@ -153,6 +153,12 @@ impl<C: GuestCpu> VcpuBlock<C> {
         }
     }
 
+    /// Must the dispatcher look between two blocks?
+    pub fn debug_looks(&self) -> bool {
+        let breaks = |d: &Debugging<C>| d.plan.as_ref().is_some_and(|p| !p.stops.breakpoints().is_empty());
+        self.debugging.as_ref().is_some_and(|d| d.go != Go::On || breaks(d))
+    }
+
     /// Notes a reason to stop, unless there is one.
     pub fn debug_stop(&mut self, event: DebugEvent) {
         if let Some(d) = &mut self.debugging {

@@ -123,6 +123,8 @@ pub struct Engine {
     pub fp_flags_off: u32,
     pub run_fp: RunFp,
     pub run_tri: RunTri,
+    /// `ir::StateLayout::pc_mask`.
+    pub mask_of: fn(mode: u64) -> u64,
     /// `GuestCpu::code_base` that the jump cache holds for.
     pub code_base: u64,
     pub why: Why,
@@ -166,6 +168,8 @@ pub const SAMPLE: u64 = 64;
 #[derive(Default, Debug, Clone)]
 pub struct Stats {
     pub dispatches: u64,
+    /// Ends of blocks with `Why::Lookup` that went on without a visit.
+    pub straight_on: u64,
     /// What the visits came to, by `Why`.
     pub ends: [u64; Why::COUNT],
     pub lookups: u64,
@@ -240,6 +244,7 @@ impl<C: GuestCpu> VcpuBlock<C> {
             (&raw mut (*p).eng.why).write(Why::Lookup);
             (&raw mut (*p).eng.fault).write(LEAVE);
             (&raw mut (*p).eng.run_fp).write(|_, _, _, _| 0);
+            (&raw mut (*p).eng.mask_of).write(|_| !0);
             (&raw mut (*p).eng.run_tri).write(|_, _, _, _, _| 0);
             Box::from_raw(p)
         };

@@ -2,11 +2,12 @@
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
+use rhea_tests::counters::counter;
 use rhea_tests::engines::campaign::Campaign;
 use rhea_tests::engines::machine::{Image, Machine, World, at, engines};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use vm_core::{CpuIo, Events, StopReason};
+use vm_core::{CpuIo, Events, StopReason, Vcpu};
 
 /// A case is some thirty instructions and five engines; the long form is the binary `engines`.
 const CASES: u64 = if cfg!(debug_assertions) { 200 } else { 1000 };
@@ -42,7 +43,7 @@ fn image(world: World, offset: u64, code: &[u8]) -> Image {
 
 #[test]
 fn endless_loops_stop_when_asked_to() {
-    let loops: [(&str, &[u8], &[u8]); 5] = [
+    let loops: [(&str, &[u8], &[u8]); 6] = [
         ("jump to itself", &[0xfa, 0xeb, 0xfe], &[]),
         // cli; L: inc eax; test eax, 1; jz M; nop; M: jmp L
         ("two blocks", &[0xfa, 0xff, 0xc0, 0xa9, 1, 0, 0, 0, 0x74, 1, 0x90, 0xeb, 0xf4], &[]),
@@ -52,6 +53,8 @@ fn endless_loops_stop_when_asked_to() {
         ("two pages", &[0xfa, 0xe9, 0xfa, 0x0f, 0, 0], &[0xe9, 0xfc, 0xef, 0xff, 0xff]),
         // cli; L: call M; jmp L; M: ret
         ("calls", &[0xfa, 0xe8, 2, 0, 0, 0, 0xeb, 0xf9, 0xc3], &[]),
+        // cli; L: stac; clac; jmp L
+        ("ends of blocks", &[0xfa, 0x0f, 0x01, 0xcb, 0x0f, 0x01, 0xca, 0xeb, 0xf8], &[]),
     ];
     on_all(|name, m| {
         for (what, code, second) in loops {
@@ -176,6 +179,75 @@ fn assembled(code: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>) -> Vec<
     let mut a = CodeAssembler::new(64).unwrap();
     code(&mut a).unwrap();
     a.assemble(at::CODE).unwrap()
+}
+
+const ROUNDS: u32 = 5000;
+
+/// STAC and CLAC change the mode, which ends their blocks.
+#[test]
+fn generated_code_goes_on_where_blocks_end() {
+    let code = assembled(|a| {
+        let mut top = a.create_label();
+        a.mov(ecx, ROUNDS)?;
+        a.set_label(&mut top)?;
+        a.stac()?;
+        a.inc(eax)?;
+        a.clac()?;
+        a.dec(ecx)?;
+        a.jne(top)?;
+        a.hlt()
+    });
+    for (name, settings) in engines() {
+        let compiles = settings.jit && !settings.background;
+        let mut m = Machine::new(settings).unwrap();
+        let mut i = image(World::Long, 0, &code);
+        (i.cpu.gpr[0], i.cpu.cr4) = (0, i.cpu.cr4 | arch_x86::state::cr4::SMAP);
+        i.cpu.update_mode();
+        m.load(&i);
+        assert_eq!((m.run(), m.engine.cpu().gpr[0]), (StopReason::Halted, ROUNDS.into()), "{name}");
+        let info = m.engine.info_jit();
+        let [visits, spared] = ["dispatcher visits", "  spared"].map(|n| counter(&info, n).unwrap());
+        assert!(!compiles || visits < 200 && spared > u64::from(2 * ROUNDS) - 200, "{name}: {visits} visits, {spared} spared");
+    }
+}
+
+/// What a POPF in code that is long compiled brings: single steps, interrupts.
+#[test]
+fn what_an_end_of_a_block_brings_is_seen_there() {
+    for (what, last, past) in [("single step", 0x102, 1), ("interrupt", 0x202, 0), ("nothing", 0x2, 3)] {
+        let code = assembled(|a| {
+            let (mut top, mut go_on) = (a.create_label(), a.create_label());
+            a.mov(ecx, ROUNDS)?;
+            a.set_label(&mut top)?;
+            a.mov(eax, 2)?;
+            a.cmp(ecx, 1)?;
+            a.jne(go_on)?;
+            a.mov(eax, last)?;
+            a.set_label(&mut go_on)?;
+            a.push(rax)?;
+            a.popfq()?;
+            a.nop()?;
+            a.dec(ecx)?;
+            a.jne(top)?;
+            a.hlt()
+        });
+        // The NOP, DEC and JNE, and HLT at the end.
+        let after = [code.len() - 6, code.len() - 5, code.len() - 3, code.len()];
+        on_all(|name, m| {
+            let mut i = image(World::Long, 0, &code);
+            i.cpu.gpr[4] = at::STACK_TOP;
+            m.load(&i);
+            m.board.vector.store(0x1f, Ordering::SeqCst);
+            if what == "interrupt" {
+                m.signals().raise(Events::INTR);
+            }
+            assert_eq!(m.run(), StopReason::Halted, "{name}: {what}");
+            m.signals().clear(Events::INTR);
+            let (at_end, stack) = (m.engine.cpu().rip, m.engine.cpu().gpr[4]);
+            let came_from = if what == "nothing" { at_end } else { m.ram().read_uint(stack, 8) };
+            assert_eq!(came_from, at::CODE + after[past] as u64, "{name}: {what}");
+        });
+    }
 }
 
 /// Registers that a region keeps in the host's are read in parts as well.

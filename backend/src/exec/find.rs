@@ -1,13 +1,16 @@
-//! Finding the block at the program counter: jump cache, TLB and page walk, translation cache.
+//! Finding the block at the program counter: jump cache, TLB and page walk, translation cache. Going on there without the
+//! dispatcher, where it would do nothing else.
 //!
 //! UNSAFE: reads records of the jump cache and the cache.
 #![allow(unsafe_code)]
 
-use super::{Driver, OBSERVED, ONE};
+use super::{Driver, GRAVES, OBSERVED, ONE};
 use crate::cache::Record;
+use crate::jumps::JcEntry;
 use crate::mmu::Place;
 use crate::vblock::VcpuBlock;
 use ir::{BlockKey, Frontend};
+use std::sync::atomic::Ordering;
 use vm_core::guest::GuestCpu;
 use vm_core::log::{self, Item};
 use vm_core::{Access, Fault, Va};
@@ -15,23 +18,10 @@ use vm_core::{Access, Fault, Va};
 impl<F: Frontend, C: GuestCpu> Driver<F, C> {
     /// The block at the program counter, translated if need be; sets mode, mask and the page's program counter.
     pub(super) fn find(&mut self, b: &mut VcpuBlock<C>, one: bool) -> Result<*mut Record, Fault> {
-        let (pc, mode) = (b.cpu.pc(), b.cpu.mode() | if b.observing.is_some() { OBSERVED } else { 0 });
-        let mode = mode | b.break_mode(pc);
-        b.eng.mode = mode;
-        b.eng.pc_mask = (self.fe.layout().pc_mask)(mode);
-        // The jump cache knows program counters, not linear addresses.
-        let base = b.cpu.code_base();
-        if base != b.eng.code_base {
-            b.eng.code_base = base;
-            b.code_moved();
-        }
-        let e = b.jc_entry(pc, mode);
-        // SAFETY: records named by the jump cache are freed only after it was cleared.
-        let known = !one && e.is_of(pc, mode) && !unsafe { (*e.rec).dead || (*e.rec).second.is_some() };
-        if known && e.holds(pc, mode) {
-            // SAFETY: as above.
-            b.set_page_pc(pc, unsafe { (*e.rec).start });
-            return Ok(e.rec);
+        let (pc, mode) = b.take_mode();
+        let known = if one { None } else { b.jc_known(pc, mode) };
+        if let Some(rec) = known.and_then(|e| b.jc_leads_to(pc, mode, &e)) {
+            return Ok(rec);
         }
         b.eng.stats.lookups += 1;
         let (va, ctx) = (b.cpu.linear(pc), C::mode_ctx(mode));
@@ -44,8 +34,8 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
             },
         };
         let key = BlockKey { phys: offset, mode: if one { mode | ONE } else { mode } };
-        // SAFETY: as above, and nothing was freed since.
-        let same = (known && unsafe { (*e.rec).key == key }).then_some(e.rec);
+        // SAFETY: records named by the jump cache are freed only after it was cleared.
+        let same = known.map(|e| e.rec).filter(|rec| unsafe { (**rec).key == key });
         let rec = match same.or_else(|| b.cache.get(&key)) {
             Some(r) => self.revalidate(b, r, va, ctx)?,
             None => None,
@@ -88,6 +78,68 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
 }
 
 impl<C: GuestCpu> VcpuBlock<C> {
+    /// Sets mode and mask for the code at the program counter; gives that and the mode.
+    fn take_mode(&mut self) -> (u64, u64) {
+        let (pc, mode) = (self.cpu.pc(), self.cpu.mode() | if self.observing.is_some() { OBSERVED } else { 0 });
+        let mode = mode | self.break_mode(pc);
+        if mode != self.eng.mode {
+            self.eng.mode = mode;
+            self.eng.pc_mask = (self.eng.mask_of)(mode);
+        }
+        // The jump cache knows program counters, not linear addresses.
+        let base = self.cpu.code_base();
+        if base != self.eng.code_base {
+            self.eng.code_base = base;
+            self.code_moved();
+        }
+        (pc, mode)
+    }
+
+    /// What the jump cache has for a program counter, or had: not of a block that is gone, or that straddles.
+    fn jc_known(&self, pc: u64, mode: u64) -> Option<JcEntry> {
+        let e = self.jc_entry(pc, mode);
+        // SAFETY: records named by the jump cache are freed only after it was cleared.
+        (e.is_of(pc, mode) && !unsafe { (*e.rec).dead || (*e.rec).second.is_some() }).then_some(e)
+    }
+
+    /// The block of an entry of `jc_known` that still holds; sets the page's program counter.
+    fn jc_leads_to(&mut self, pc: u64, mode: u64, e: &JcEntry) -> Option<*mut Record> {
+        if !e.holds(pc, mode) {
+            return None;
+        }
+        // SAFETY: as in `jc_known`.
+        self.set_page_pc(pc, unsafe { (*e.rec).start });
+        Some(e.rec)
+    }
+
+    /// Between two blocks: something waits that is not the next block.
+    pub(super) fn disturbed(&self) -> bool {
+        let asked = !self.machine().signals().pending().is_empty() || self.eng.exit.load(Ordering::Relaxed) != 0;
+        asked || self.cpu.halted() || self.out_of_budget() || self.debug_due()
+    }
+
+    /// So many dropped blocks wait that they are freed.
+    pub(super) fn graves_full(&self) -> bool {
+        self.cache.dead() > GRAVES
+    }
+
+    /// At an end of generated code that may have changed anything: where it goes on if the dispatcher would do nothing but find and
+    /// enter the next block's code.
+    pub fn straight_on(&mut self) -> Option<u64> {
+        let watched = self.debug_looks() || self.observing.is_some() || log::enabled(Item::EXEC | Item::CPU);
+        let alone = self.cpu.in_shadow() || self.cpu.single_step();
+        if self.graves_full() || self.disturbed() || alone || watched || !self.cache.changed.is_empty() {
+            return None;
+        }
+        let (pc, mode) = self.take_mode();
+        let e = self.jc_known(pc, mode)?;
+        let rec = self.jc_leads_to(pc, mode, &e)?;
+        // SAFETY: as in `jc_known`.
+        let code = unsafe { (*rec).code };
+        self.eng.stats.straight_on += u64::from(code != 0);
+        (code != 0).then_some(code)
+    }
+
     /// Sets the program counter of the page's first byte, given one in it.
     pub(super) fn set_page_pc(&mut self, pc: u64, page_offset: u32) {
         let off = self.eng.pc_page_off as usize;

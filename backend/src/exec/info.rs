@@ -11,7 +11,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
         let s = &b.eng.stats;
         let live: u64 = b.cache.records().map(|r| u64::from(r.runs) * u64::from(r.insns)).sum();
         let mut text = format!(
-            "blocks               {}\nguest insns in them  {}\ninsns interpreted    {}\ntranslated insns     {}\nwarm-up: building    {:.3} s\nwarm-up: interpreting {:.3} s (sampled)\nwarm-up: compiling   {:.3} s\ndispatcher visits    {}\n  ended by           {}\ncache look-ups       {}\nleaves               {}\nfaults               {}\nevents               {}\ninvalidations        {}\nTLB refills          {}\nTLB flushes          {}\ninsns not kept       {}\nnotes from peers     {}\n",
+            "blocks               {}\nguest insns in them  {}\ninsns interpreted    {}\ntranslated insns     {}\nwarm-up: building    {:.3} s\nwarm-up: interpreting {:.3} s (sampled)\nwarm-up: compiling   {:.3} s\ndispatcher visits    {}\n  ended by           {}\n  spared             {}\ncache look-ups       {}\nleaves               {}\nfaults               {}\nevents               {}\ninvalidations        {}\nTLB refills          {}\nTLB flushes          {}\ninsns not kept       {}\nnotes from peers     {}\n",
             b.cache.len(),
             b.cache.records().map(|r| u64::from(r.insns)).sum::<u64>(),
             live + s.interpreted_dropped,
@@ -21,6 +21,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
             self.jit.as_ref().map_or(0.0, Jit::seconds),
             s.dispatches,
             ends(&s.ends),
+            s.straight_on,
             s.lookups,
             s.leaves,
             s.faults,

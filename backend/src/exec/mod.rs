@@ -104,6 +104,8 @@ impl<F: Frontend, C: GuestCpu> Engine<F, C> {
         b.eng.pc_page_off = l.slot(l.pc_page).offset;
         b.eng.fp_flags_off = l.slot(l.fp_flags).offset;
         b.eng.run_fp = l.run_fp;
+        b.eng.mask_of = l.pc_mask;
+        b.eng.pc_mask = (l.pc_mask)(b.eng.mode);
         b.eng.run_tri = l.run_tri;
         b.count = settings.counter.clone().map(Count::new);
         let vref = VcpuRef::new(b);
@@ -295,7 +297,6 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
 
     /// Runs blocks until an event is pending or the CPU halts.
     fn run_until_event(&mut self, b: &mut VcpuBlock<C>) -> Result<(), Shutdown> {
-        let io = b.machine();
         loop {
             let (shadow, trap) = (b.cpu.in_shadow(), b.cpu.single_step());
             if b.stepping().is_some() {
@@ -308,13 +309,12 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
             } else {
                 self.run_block(b)?;
             }
-            if b.cache.dead() > GRAVES {
+            if b.graves_full() {
                 b.cache.changed.clear();
                 b.jc_clear_all();
                 b.eng.stats.interpreted_dropped += b.cache.bury();
             }
-            let asked = !io.signals().pending().is_empty() || b.eng.exit.load(Ordering::Relaxed) != 0;
-            if asked || b.cpu.halted() || b.out_of_budget() || b.debug_due() {
+            if b.disturbed() {
                 return Ok(());
             }
         }
@@ -363,7 +363,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
             b.eng.stats.ends[b.eng.why as usize] += 1;
             let only_jumped = matches!(b.eng.why, Why::Miss | Why::Edge | Why::Link | Why::Hot);
             self.follow_up(b)?;
-            if !only_jumped || b.eng.exit.load(Ordering::Relaxed) != 0 || b.cache.dead() > GRAVES || b.out_of_budget() {
+            if !only_jumped || b.eng.exit.load(Ordering::Relaxed) != 0 || b.graves_full() || b.out_of_budget() {
                 return Ok(());
             }
         }

@@ -208,6 +208,28 @@ pub unsafe extern "C" fn second() {
     )
 }
 
+/// Jumped to where a block ends that may have changed anything, with the program counter in the state: drops the frames of
+/// guest calls and goes on where `go_on` says, or returns to the dispatcher.
+#[cfg(target_arch = "x86_64")]
+#[unsafe(naked)]
+pub unsafe extern "C" fn go_on_stub() {
+    naked_asm!(
+        "mov rsp, [r15 + {stack}]",
+        "sub rsp, 8",
+        "lea rdi, [r15 - {base}]",
+        "call [r15 + {function}]",
+        "add rsp, 8",
+        "test rax, rax",
+        "je 2f",
+        "jmp rax",
+        "2:",
+        "ret",
+        stack = const from_base(offset_of!(Engine, stack_base)),
+        base = const BASE,
+        function = const from_base(offset_of!(Engine, fns) + 8 * func::GO_ON),
+    )
+}
+
 /// Stands for the code of a block that has none: returns to the dispatcher (`Why::Miss`).
 #[cfg(target_arch = "x86_64")]
 #[unsafe(naked)]

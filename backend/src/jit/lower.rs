@@ -248,6 +248,12 @@ impl<'a, 'b> Lower<'a, 'b> {
         self.b.ins().return_(&[v]);
     }
 
+    fn tail_call(&mut self, function: usize, arg: Value) {
+        let f = self.func(function);
+        let sig = self.b.import_signature(signature());
+        self.b.ins().return_call_indirect(sig, f, &[arg]);
+    }
+
     /// Goes back to the dispatcher with the program counter at a page offset.
     fn leave(&mut self, offset: i64, why: Why) {
         let (offset, why) = (self.iconst(I64, offset), self.iconst(I64, why as i64));
@@ -310,9 +316,7 @@ impl<'a, 'b> Lower<'a, 'b> {
         self.b.ins().return_(&[status]);
         let pc = self.b.append_block_param(self.chain, I64);
         self.b.switch_to_block(self.chain);
-        let f = self.func(func::CHAIN);
-        let sig = self.b.import_signature(signature());
-        self.b.ins().return_call_indirect(sig, f, &[pc]);
+        self.tail_call(func::CHAIN, pc);
         let (offset, why) = (self.b.append_block_param(self.leave, I64), self.b.append_block_param(self.leave, I64));
         self.b.switch_to_block(self.leave);
         self.b.set_cold_block(self.leave);
@@ -629,8 +633,14 @@ impl<'a, 'b> Lower<'a, 'b> {
                 self.set_pc(pc);
                 self.b.ins().jump(self.chain, &[BlockArg::from(pc)]);
             }
-            Op::ExitNext => self.leave(block.next, Why::Lookup),
-            _ => self.return_why(Why::Lookup),
+            Op::ExitNext => {
+                let pc = self.set_pc_in_page(block.next);
+                self.tail_call(func::GO_ON_STUB, pc);
+            }
+            _ => {
+                let unused = self.iconst(I64, 0);
+                self.tail_call(func::GO_ON_STUB, unused);
+            }
         }
     }
 

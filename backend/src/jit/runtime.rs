@@ -4,7 +4,7 @@
 //! UNSAFE: called from generated code with the seam of the running block.
 #![allow(unsafe_code)]
 
-use super::asm::{access_stub, chain, enter, far, second, x87_home_stub, x87_live_stub};
+use super::asm::{access_stub, chain, enter, far, go_on_stub, second, x87_home_stub, x87_live_stub};
 use crate::atomic::AtomicArgs;
 use crate::vblock::{LEAVE, LIVE_SSE, LIVE_X87, VcpuBlock, Why};
 use ir::{FpOp, Rmw, TriOp, Ty, VecOp};
@@ -26,11 +26,14 @@ pub mod func {
     pub const CHAIN: usize = 8;
     /// The same along an edge that may be linked: `crate::far`.
     pub const FAR: usize = 9;
-    pub const ACCESS_STUB: usize = 10;
-    pub const HELPER: usize = 11;
+    /// `go_on`, and what is jumped to where a block ends that may have changed anything; the program counter is in the state.
+    pub const GO_ON: usize = 10;
+    pub const GO_ON_STUB: usize = 11;
+    pub const ACCESS_STUB: usize = 12;
+    pub const HELPER: usize = 13;
     /// Goes on at a program counter that the jump cache does not have in its first place.
-    pub const SECOND: usize = 12;
-    pub const COUNT: usize = 13;
+    pub const SECOND: usize = 14;
+    pub const COUNT: usize = 15;
 }
 
 /// A memory access as its pad describes it in `Engine::slow_info`.
@@ -72,6 +75,8 @@ pub fn install<C: GuestCpu>(b: &mut VcpuBlock<C>) {
     b.eng.fns[func::ATOMIC] = atomic::<C> as *const () as usize;
     b.eng.fns[func::PROBE] = probe::<C> as *const () as usize;
     b.eng.fns[func::VEC] = vec::<C> as *const () as usize;
+    b.eng.fns[func::GO_ON] = go_on::<C> as *const () as usize;
+    b.eng.fns[func::GO_ON_STUB] = go_on_stub as *const () as usize;
     b.eng.fns[func::CHAIN] = chain as *const () as usize;
     b.eng.fns[func::SECOND] = second as *const () as usize;
     b.eng.fns[func::FAR] = far as *const () as usize;
@@ -171,6 +176,15 @@ impl<C: GuestCpu> VcpuBlock<C> {
         unsafe { VcpuBlock::<C>::from_seam(seam) }.collect_fp();
         Why::from_code(why)
     }
+}
+
+/// Where generated code goes on, or 0 for the dispatcher (`Why::Lookup`).
+extern "C" fn go_on<C: GuestCpu>(seam: *mut u8) -> u64 {
+    const { assert!(Why::Lookup as u32 == 0) };
+    // SAFETY: module note.
+    let b = unsafe { VcpuBlock::<C>::from_seam(seam) };
+    b.collect_fp();
+    b.straight_on().unwrap_or(0)
 }
 
 /// An access missed the TLB: its address and `AccessInfo` are in the engine state. Fills the TLB so that the access hits;

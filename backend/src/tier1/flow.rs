@@ -114,10 +114,11 @@ impl Emit<'_> {
         self.leave_if(c, self.insn as i32, if i.op == Op::LeaveIf { Why::Unlike } else { Why::Leave });
     }
 
-    fn return_why(&mut self, why: Why) {
+    /// Goes on at the program counter in the state, though mode and mappings may have changed.
+    fn go_on(&mut self) {
         self.write_back();
-        self.unwind();
-        asm!(self; mov eax, DWORD why as i32; ret);
+        let f = self.eng(offset_of!(Engine, fns) + 8 * func::GO_ON_STUB);
+        st!(self, f; [jmp QWORD] []);
     }
 
     /// Goes on at the program counter in rdi, which is also in the state, through the jump cache: `jit::asm::chain` in line,
@@ -175,9 +176,9 @@ impl Emit<'_> {
             }
             Op::ExitNext => {
                 self.set_pc_in_page(self.block.next as i32);
-                self.return_why(Why::Lookup);
+                self.go_on();
             }
-            _ => self.return_why(Why::Lookup),
+            _ => self.go_on(),
         }
     }
 

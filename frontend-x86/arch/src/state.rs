@@ -319,24 +319,25 @@ impl CpuState {
         let flat = code == 2 || cs.flat() && cs.attr & Segment::RW != 0 && rw(SegReg::Ds) && rw(SegReg::Es) && rw(SegReg::Ss);
         let avx = has(self.cr4, cr4::OSXSAVE) && self.xcr0 & 6 == 6;
         let ac = has(self.eflags, bit::AC);
-        let bits = [
-            (code != 2 && self.seg(SegReg::Ss).attr & Segment::DB != 0, Mode::STACK32),
-            (flat, Mode::FLAT),
-            (self.protected(), Mode::PE),
-            (self.v86(), Mode::VM),
-            (self.long_mode(), Mode::LMA),
-            (has(self.cr0, cr0::TS), Mode::TS),
-            (has(self.cr0, cr0::EM), Mode::EM),
-            (has(self.cr0, cr0::MP), Mode::MP),
-            (has(self.cr4, cr4::OSFXSR), Mode::OSFXSR),
-            (avx, Mode::AVX),
-            (has(self.eflags, bit::TF) || self.breakpoints() || self.records_branches(), Mode::STEP),
-            (has(self.cr4, cr4::SMAP) && !ac && self.cpl < 3, Mode::SMAP),
-            (has(self.cr0, cr0::AM) && ac && self.cpl == 3, Mode::ALIGN),
-            (!self.protected() || self.cpl <= self.iopl() && !self.v86(), Mode::IO_OK),
-            (self.mxcsr & !0x3f != 0x1f80, Mode::XM),
-            (self.long_mode() && has(self.cr4, cr4::LA57), Mode::LA57),
-        ];
-        self.mode = bits.iter().filter(|(on, _)| *on).fold(u64::from(self.cpl) | code << Mode::CODE_SHIFT, |m, (_, b)| m | b);
+        // Without branches: done by each SYSCALL and SYSRET.
+        let on = |on: bool, bit: u64| u64::from(on) * bit;
+        self.mode = u64::from(self.cpl)
+            | code << Mode::CODE_SHIFT
+            | on(code != 2 && self.seg(SegReg::Ss).attr & Segment::DB != 0, Mode::STACK32)
+            | on(flat, Mode::FLAT)
+            | on(self.protected(), Mode::PE)
+            | on(self.v86(), Mode::VM)
+            | on(self.long_mode(), Mode::LMA)
+            | on(has(self.cr0, cr0::TS), Mode::TS)
+            | on(has(self.cr0, cr0::EM), Mode::EM)
+            | on(has(self.cr0, cr0::MP), Mode::MP)
+            | on(has(self.cr4, cr4::OSFXSR), Mode::OSFXSR)
+            | on(avx, Mode::AVX)
+            | on(has(self.eflags, bit::TF) || self.breakpoints() || self.records_branches(), Mode::STEP)
+            | on(has(self.cr4, cr4::SMAP) && !ac && self.cpl < 3, Mode::SMAP)
+            | on(has(self.cr0, cr0::AM) && ac && self.cpl == 3, Mode::ALIGN)
+            | on(!self.protected() || self.cpl <= self.iopl() && !self.v86(), Mode::IO_OK)
+            | on(self.mxcsr & !0x3f != 0x1f80, Mode::XM)
+            | on(self.long_mode() && has(self.cr4, cr4::LA57), Mode::LA57);
     }
 }

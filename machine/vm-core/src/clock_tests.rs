@@ -1,3 +1,5 @@
+//! Time with and without the lock, and timers.
+
 use super::*;
 use std::sync::atomic::{AtomicU32, Ordering};
 
