@@ -72,6 +72,20 @@ fn random_programs_agree_with_the_host() {
     assert!(sum.programs >= 100 && sum.faults > 0, "{sum:?}");
 }
 
+/// Found by campaigns: each differed once, and says what was wrong.
+#[test]
+fn programs_that_differed_once_agree() {
+    // A value that only cold code stores had lost its register behind the check that led there.
+    const FOUND: &[(u64, &str)] = &[(137_414, "region")];
+    let forms = [Bits::B32, Bits::B64].map(sequence::usable);
+    for (program, on) in FOUND {
+        let mut bench = Bench::new(&engines(on).expect("engines that exist")).expect("the host runs cases");
+        let mut sum = Summary::default();
+        sequence::run(&mut bench, *program, 1, &forms, &mut sum).unwrap_or_else(|why| panic!("{why}"));
+        assert!(sum.faults > 0, "{sum:?}");
+    }
+}
+
 #[test]
 fn random_bytes_in_every_mode_do_not_panic() {
     for jit in [false, true] {
