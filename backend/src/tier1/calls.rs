@@ -24,7 +24,12 @@ const FRAME: i8 = 16;
 impl Emit<'_> {
     /// Is the direct jump a call? One to what follows only asks for the program counter.
     pub fn is_call(&self, i: &Inst) -> bool {
-        i.aux == CALL && i.imm != self.block.next
+        i.aux == CALL && i.imm != self.block.next && self.may_return()
+    }
+
+    /// Whether a call has a frame: what follows is in the page, so that where a frame leads is canonical (`target`).
+    pub fn may_return(&self) -> bool {
+        self.block.next < 4096
     }
 
     pub fn call_near(&mut self) -> usize {
@@ -48,7 +53,7 @@ impl Emit<'_> {
     pub fn landing(&mut self) {
         asm!(self; add rsp, BYTE 8);
         let next = self.block.next;
-        if self.region.is_some() || !(0..4096).contains(&next) {
+        if self.region.is_some() {
             return self.chain();
         }
         let page = self.page_off();

@@ -70,6 +70,10 @@ pub(super) enum Cold {
     /// Leaves with the program counter at a page offset: (end of the jump, offset, `Why`, number of the edge, instructions
     /// that were counted and not executed).
     Leave { jump: usize, offset: i32, why: u32, edge: u32, rest: u32, late: Range<usize> },
+    /// A return to elsewhere than its frame says, before it changes anything: see `target`.
+    Target { jump: usize, back: usize, target: u8, shift: i8, offset: i32, rest: u32, late: Range<usize> },
+    /// A jump to what the jump cache does not have in its first place.
+    Elsewhere { jumps: [usize; 2], shift: i8, offset: i32, rest: u32 },
     /// Returns the status word.
     Failed { jump: usize },
     /// Goes on at a page offset, as the link of an edge does not hold. Of a call, where it returns to.
@@ -225,6 +229,7 @@ impl Emit<'_> {
         }
         self.find_direct();
         self.find_late();
+        self.find_target_check();
     }
 
     /// Also of the groups' host addresses.
@@ -291,6 +296,7 @@ impl Emit<'_> {
             Op::ProbeW => self.probe(i),
             Op::AtomicRmw | Op::AtomicCas => self.atomic(i),
             Op::Call => self.call(i),
+            Op::RaiseIf if self.checks_target() => {}
             Op::RaiseIf | Op::LeaveIf => self.raise_if(i),
             Op::Jump | Op::Br | Op::JumpInd | Op::Exit | Op::ExitNext => self.terminator(i),
             Op::Vec | Op::VLane | Op::VSetLane | Op::VShift | Op::VShuffle | Op::VMask => self.vector(i),

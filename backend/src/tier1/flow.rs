@@ -122,13 +122,13 @@ impl Emit<'_> {
     }
 
     /// Goes on at the program counter in rdi, which is also in the state, through the jump cache: `jit::asm::chain` in line,
-    /// so that each jump is predicted for itself. A jump does not change the mode.
-    pub fn chain(&mut self) {
+    /// so that each jump is predicted for itself. A jump does not change the mode. Gives the ends of the jumps for when it is not in
+    /// the cache's first place.
+    fn chain_first(&mut self) -> [usize; 2] {
         const { assert!(size_of::<JcEntry>() == 32) };
         let jc = self.eng(offset_of!(Engine, jc)) - BASE;
         let (pc, mode) = (jc + offset_of!(JcEntry, pc) as i32, jc + offset_of!(JcEntry, mode) as i32);
         let (code, factor, mask) = (jc + offset_of!(JcEntry, code) as i32, JC_FACTOR as i32, JC_MASK as i32);
-        let second = self.eng(offset_of!(Engine, fns) + 8 * func::SECOND);
         let now = self.eng(offset_of!(Engine, mode));
         asm!(self; imul eax, edi, DWORD factor; shr eax, BYTE JC_SHIFT as i8);
         st!(self, now; [mov rcx,] []);
@@ -137,10 +137,25 @@ impl Emit<'_> {
         asm!(self; cmp rcx, [r15 + rax + mode]);
         let other_mode = self.jcc(cc::NE);
         asm!(self; jmp QWORD [r15 + rax + code]);
+        [other_pc, other_mode]
+    }
+
+    /// The same to the end.
+    pub fn chain(&mut self) {
+        let missed = self.chain_first();
+        let second = self.eng(offset_of!(Engine, fns) + 8 * func::SECOND);
         let here = self.here();
-        self.point(other_pc, here);
-        self.point(other_mode, here);
+        missed.iter().for_each(|j| self.point(*j, here));
         st!(self, second; [jmp QWORD] []);
+    }
+
+    /// A jump to the program counter in rdi.
+    fn jump_indirect(&mut self) {
+        if !self.checks_jump() {
+            return self.chain();
+        }
+        let missed = self.chain_first();
+        self.jump_elsewhere(missed);
     }
 
     pub fn terminator(&mut self, i: &Inst) {
@@ -166,12 +181,12 @@ impl Emit<'_> {
                 st!(self, pc; [mov] [, rdi]);
                 self.write_back();
                 match i.aux {
-                    1 => {
+                    1 if self.may_return() => {
                         self.push_frame();
                         self.call_chain();
                     }
                     2 => self.return_to(),
-                    _ => self.chain(),
+                    _ => self.jump_indirect(),
                 }
             }
             Op::ExitNext => {
@@ -286,6 +301,24 @@ impl Emit<'_> {
                         self.do_late(late);
                         leaves.push(self.leave(offset, Why::Unlike as u32, 0, rest));
                     }
+                }
+                Cold::Target { jump, back, target, shift, offset, rest, late } => {
+                    self.point(jump, here);
+                    self.compare_canonical(target, shift);
+                    let right = self.jcc(cc::BE);
+                    self.point(right, back);
+                    self.do_late(late);
+                    leaves.push(self.leave(offset, Why::Leave as u32, 0, rest));
+                }
+                Cold::Elsewhere { jumps, shift, offset, rest } => {
+                    jumps.iter().for_each(|j| self.point(*j, here));
+                    self.compare_canonical(RDI, shift);
+                    let second = self.eng(offset_of!(Engine, fns) + 8 * func::SECOND);
+                    let wrong = self.jcc(cc::A);
+                    st!(self, second; [jmp QWORD] []);
+                    let here = self.here();
+                    self.point(wrong, here);
+                    leaves.push(self.leave(offset, Why::Leave as u32, 0, rest));
                 }
                 Cold::Leave { jump, offset, why, edge, rest, late } => {
                     self.point(jump, here);

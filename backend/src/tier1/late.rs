@@ -63,6 +63,11 @@ impl Late {
         self.sunk.get(at as usize).is_some_and(|s| *s)
     }
 
+    /// The op that makes a value is not done.
+    pub fn sink(&mut self, v: Val) {
+        self.sunk[v.index()] = true;
+    }
+
     /// Whether cold code alone uses a value from the op at `at` on.
     pub fn alone(&self, v: Val, at: u32) -> bool {
         self.last.get(v.index()).is_some_and(|last| *last <= at)

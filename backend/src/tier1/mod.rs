@@ -19,6 +19,7 @@ mod pins;
 mod region;
 mod regs;
 mod share;
+mod target;
 mod tri;
 mod vector;
 mod x87;

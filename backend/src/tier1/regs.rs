@@ -5,6 +5,7 @@ use super::emit::Emit;
 use super::late::Late;
 use super::pins::{Pin, Pins};
 use super::share::Groups;
+use super::target::TargetCheck;
 use crate::tier1::{asm, st};
 use ir::{Op, Ty, Val};
 
@@ -58,6 +59,7 @@ pub struct Regs {
     pub direct: Vec<Option<Pin>>,
     pub groups: Groups,
     pub late: Late,
+    pub target: Option<TargetCheck>,
     /// Registers that the current op needs as they are.
     locked: u16,
     locked_x: u16,
