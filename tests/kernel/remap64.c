@@ -221,6 +221,27 @@ static void with_identifiers(void) {
     set_cr4(cr4() & ~CR4_PCIDE);
 }
 
+// Computed targets that are not canonical, by code that has gone elsewhere so often that an engine may know its targets.
+SNIPPET(jump_to, 64, "", "jmp *%rax");
+SNIPPET(return_to, 64, "", "push %rax\nret");
+SNIPPET(call_to, 64, "", "call *%rax");
+
+static void not_canonical(const char *code, const char *end, const char *at, word pushed, const char *what) {
+    u32 wrong = 0;
+    for (int n = 0; n < 300; n++) {
+        prepare(code, K);
+        ctx.r[RAX] = (word)end;
+        run(&ctx);
+        wrong += ctx.vector != DONE;
+    }
+    prepare(code, K);
+    word rsp = ctx.r[RSP];
+    ctx.r[RAX] = 1ULL << 60;
+    run(&ctx);
+    bool right = ctx.vector == GP && ctx.error == 0 && ctx.ip == (word)at && ctx.r[RSP] == rsp - pushed;
+    check(right && !wrong, "SDM 2 JMP", "%s to no canonical address: vector %d at %X, %x wrong before", what, (int)ctx.vector, ctx.ip, (word)wrong);
+}
+
 void remap(void) {
     write_code();
     tree(pml4, tables, 0, 0);
@@ -239,6 +260,9 @@ void remap(void) {
     unmapped(CALLS, TARGET, "call to an absent page");
     unmapped(JUMPS, TARGET, "jump to an absent page");
     unmapped(STRADDLES, VA + 0x1000, "absent second page");
+    not_canonical(jump_to, jump_to_end, jump_to_at, 0, "jump");
+    not_canonical(return_to, return_to_end, return_to_at + 1, 8, "return");
+    not_canonical(call_to, call_to_end, call_to_at, 0, "call");
     pml4[6] = 0;
     set_cr3(cr3());
     group("code mapped elsewhere");
