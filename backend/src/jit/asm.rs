@@ -312,8 +312,9 @@ pub fn push_thunk(code: &mut Vec<u8>, i: usize, start: u32, entry: u32, slots: &
 
 /// Bytes of the host's stack for frames of guest calls.
 const FRAMES: u32 = 32 << 10;
-/// In place of a program counter, at which no frame expects a return: not canonical.
-const NOWHERE: i64 = i64::MIN;
+/// In place of a program counter, at which no frame expects a return. Who returns there comes to the dispatcher, which looks it up. It is
+/// canonical, as all are where frames lead (`tier1::target`).
+const NOWHERE: i64 = -1;
 
 /// Enters generated code: fn(seam, code) -> `Why`. Generated code preserves no register but the stack pointer. Frames of guest calls
 /// (`tier1::calls`) lie below what is pushed here.
