@@ -104,7 +104,7 @@ impl Emit<'_> {
     pub fn leave_if(&mut self, c: u8, offset: i32, why: Why) {
         let jump = self.jcc(c);
         let rest = if self.env.counted && matches!(why, Why::Leave | Why::Unlike) { self.rest } else { 0 };
-        let late = self.late_stores();
+        let late = self.note_late();
         self.cold.push(Cold::Leave { jump, offset, why: why as u32, edge: 0, rest, late });
     }
 

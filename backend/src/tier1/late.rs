@@ -216,7 +216,7 @@ impl Emit<'_> {
     }
 
     /// The stores that are pending, for the cold code of the current op.
-    pub(super) fn late_stores(&mut self) -> Range<usize> {
+    pub(super) fn note_late(&mut self) -> Range<usize> {
         let start = self.late_stores.len();
         for n in 0..self.r.late.pending.len() {
             let p = self.r.late.pending[n];

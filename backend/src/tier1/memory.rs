@@ -103,7 +103,7 @@ impl Emit<'_> {
         let jump = self.compare_tag(va, ctx, write, 4096 - i.ty.bytes() as i32);
         let (back, info) = (self.here(), self.info(i, write));
         self.load_addend(ctx);
-        let late = self.late_stores();
+        let late = self.note_late();
         self.cold.push(Cold::Miss { jump, back, va, info, late });
         va
     }

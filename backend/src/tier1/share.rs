@@ -175,7 +175,7 @@ impl Emit<'_> {
         let back = self.here();
         let copy = self.note_copy();
         // Values are where they are now, when cold code runs.
-        let late = self.late_stores();
+        let late = self.note_late();
         self.load_addend(ctx);
         let h = self.take(self.host_of(n));
         match group.middle() {

@@ -58,7 +58,7 @@ impl Emit<'_> {
             let target = self.gpr(check.target);
             asm!(self; cmp Rq(target), [rsp + 8]);
             let jump = self.jcc(cc::NE);
-            let (back, late) = (self.here(), self.late_stores());
+            let (back, late) = (self.here(), self.note_late());
             let (offset, rest) = self.leaves_at();
             self.cold.push(Cold::Target { jump, back, target, shift: check.shift, offset, rest, late });
         }
