@@ -152,6 +152,13 @@ DR(0) DR(1) DR(2) DR(3) DR(6) DR(7)
 static inline void outb(u16 port, u8 v) { asmv("outb %0,%1" ::"a"(v), "Nd"(port)); }
 static inline u8 inb(u16 port) { u8 v; asmv("inb %1,%0" : "=a"(v) : "Nd"(port)); return v; }
 static inline void invlpg(word va) { asmv("invlpg (%0)" ::"r"(va) : "memory"); }
+#ifdef __x86_64__
+typedef struct { u64 pcid, va; } Invpcid;
+static inline void invpcid(u64 type, u64 pcid, u64 va) {
+    Invpcid d = { pcid, va };
+    asmv("invpcid %0,%1" ::"m"(d), "r"(type) : "memory");
+}
+#endif
 static inline u64 rdmsr(u32 n) { u32 a, d; asmv("rdmsr" : "=a"(a), "=d"(d) : "c"(n)); return a | (u64)d << 32; }
 static inline void wrmsr(u32 n, u64 v) { asmv("wrmsr" ::"c"(n), "a"((u32)v), "d"((u32)(v >> 32)) : "memory"); }
 // RDMSR and WRMSR that may fault: the vector, or -1.

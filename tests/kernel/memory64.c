@@ -22,11 +22,6 @@ static void change(u64 flags) {
 // What must be seen: 1 if the old translation must be gone, 0 if it may stay. `expect` tells.
 static void must_see_new(const char *what) { check(VALUE == 0x22222222, "SDM 3A 4.10.4.1", "%s: old page seen: %x", what, (word)VALUE); }
 
-typedef struct { u64 pcid, va; } Invpcid;
-static void invpcid(u64 type, u64 pcid, u64 va) {
-    Invpcid d = { pcid, va };
-    asmv("invpcid %0,%1" ::"m"(d), "r"(type) : "memory");
-}
 SNIPPET(do_invpcid, 64, "", "invpcid (%rdi),%rax");
 SNIPPET(do_cr3, 64, "", "mov %rax,%cr3");
 SNIPPET(do_cr4, 64, "", "mov %rax,%cr4");

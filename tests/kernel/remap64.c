@@ -162,11 +162,6 @@ static void alternate(u64 pcids, u32 expect, const char *what) {
     check(wrong == 0, "SDM 3A 4.10.1", "%s: %x runs saw another's code", what, (word)wrong);
 }
 
-static void invpcid(u64 type, u64 pcid, u64 va) {
-    struct { u64 pcid, va; } d = { pcid, va };
-    asmv("invpcid %0,%1" ::"m"(d), "r"(type) : "memory");
-}
-
 enum { PAGE_OF_ONE, ALL_OF_ONE, ALL_AND_GLOBAL, ALL, NOT_KEPT, PGE_OFF_AND_ON, DROPS };
 
 // The other space's code is mapped elsewhere while the processor is in this one.

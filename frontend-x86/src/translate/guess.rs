@@ -57,7 +57,7 @@ mod tests {
     use crate::X86;
     use crate::testing::{CodePage, FlatMemory};
     use arch_x86::Mode;
-    use arch_x86::flags::{Cc, bit};
+    use arch_x86::flags::{Cc, bit, condition};
     use ir::{Block, CodeFetch, Frontend, Interp, Outcome, StateLayout};
     use vm_core::Fault;
 
@@ -106,22 +106,6 @@ mod tests {
         (state, end)
     }
 
-    /// SDM 1 appendix B.1.
-    fn holds(flags: u64, cc: u8) -> bool {
-        let is = |b: u64| flags & b != 0;
-        let v = match cc >> 1 {
-            0 => is(bit::OF),
-            1 => is(bit::CF),
-            2 => is(bit::ZF),
-            3 => is(bit::CF | bit::ZF),
-            4 => is(bit::SF),
-            5 => is(bit::PF),
-            6 => is(bit::SF) != is(bit::OF),
-            _ => is(bit::ZF) || is(bit::SF) != is(bit::OF),
-        };
-        v != (cc & 1 == 1)
-    }
-
     #[test]
     fn guessed_flags_are_what_the_lazy_form_means() {
         let x = X86::new([!0; 16]);
@@ -142,7 +126,7 @@ mod tests {
                 let made = Cc { op, dst, src, aux: 0 };
                 let (state, end) = run(&x, &block, made);
                 assert_eq!(end, Outcome::Jump { to: 3 });
-                assert_eq!(state[rax] != 0, holds(made.eflags(), cc), "{cc:x} after {made:x?}");
+                assert_eq!(state[rax] != 0, condition(cc, made.eflags()), "{cc:x} after {made:x?}");
             }
         }
     }
