@@ -84,7 +84,7 @@ impl Space {
         Self { wide: (n & 0x7f) << 57 | n >> 7, narrow: n << 40 }
     }
 
-    fn next(self) -> Option<Self> {
+    pub fn next(self) -> Option<Self> {
         let n = self.narrow >> 40;
         (n < Self::LAST).then_some(Self::numbered(n + 1))
     }
@@ -114,18 +114,11 @@ impl Spaces {
 }
 
 /// Pages that the jump cache or links know code of: others may change their mapping without harm.
+#[derive(Default)]
 pub struct KnownPages {
     pub local: PageSet,
     /// Those of which something outlives `local_code_moved`.
     pub global: PageSet,
-    /// The number that was given to an address space last.
-    last_space: Space,
-}
-
-impl Default for KnownPages {
-    fn default() -> Self {
-        Self { local: PageSet::default(), global: PageSet::default(), last_space: Space::FIRST }
-    }
 }
 
 impl KnownPages {
@@ -160,15 +153,14 @@ impl<C: GuestCpu> VcpuBlock<C> {
         }
     }
 
-    /// Numbers come back, links must not.
+    /// Numbers come back, links must not, nor may a space keep an old one.
     fn next_space(&mut self) -> Space {
-        let space = self.known_pages.last_space.next().unwrap_or_else(|| {
+        self.left.number().unwrap_or_else(|| {
             self.cache.let_all_links_go();
             self.left.forget();
+            self.eng.spaces = Spaces::FIRST;
             Space::FIRST
-        });
-        self.known_pages.last_space = space;
-        space
+        })
     }
 
     /// The block at the program counter, which straddles, was found right: lets its code run where both pages are as they are. `false`:
@@ -177,13 +169,15 @@ impl<C: GuestCpu> VcpuBlock<C> {
         // SAFETY: just found, so it is live.
         let code = unsafe { (*rec).tier1.as_deref_mut() };
         let Some(guard) = code.and_then(|c| c.guard.as_mut()) else { return true };
-        let next = va.0.wrapping_add(4096);
-        if guard.global && !(self.is_global(va.0, ctx) && self.is_global(next & !0xfff, ctx)) {
+        let next = (va.0 & !0xfff).wrapping_add(4096);
+        if guard.global && !(self.is_global(va.0, ctx) && self.is_global(next, ctx)) {
             return false;
         }
         self.known_pages.add(next, guard.global);
-        // Addresses may have 32 bits only.
-        self.known_pages.add(next & 0xffff_ffff, guard.global);
+        if !guard.wide {
+            // Addresses have 32 bits.
+            self.known_pages.add(next & 0xffff_ffff, guard.global);
+        }
         let page = self.page_pc();
         let space = if guard.global { self.eng.spaces.global } else { self.eng.spaces.local };
         guard.hold(space.key(guard, page), 0);

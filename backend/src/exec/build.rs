@@ -267,8 +267,8 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
                     let second = fetch.second.filter(|_| self.block.straddles);
                     self.log_block(key, va, page);
                     let changing = fetch.b.cache.changes_often(key.phys >> 12);
-                    let mut rec = self.record(formed, &want, second, changing);
-                    rec.guess = fetch.guess.filter(|_| self.block.guesses.is_some());
+                    let guess = fetch.guess.filter(|_| self.block.guesses.is_some());
+                    let rec = self.record(formed, &want, second, guess, changing);
                     fetch.b.eng.stats.insns_translated += u64::from(rec.insns);
                     fetch.b.eng.stats.translate_ns += t.elapsed().as_nanos() as u64;
                     return Ok((rec, fetch.keep));
@@ -279,7 +279,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
     }
 
     /// `changing`: the page is written again and again.
-    fn record(&self, formed: Formed, want: &Wanted, second: Option<u64>, changing: bool) -> Box<Record> {
+    fn record(&self, formed: Formed, want: &Wanted, second: Option<u64>, guess: Option<u32>, changing: bool) -> Box<Record> {
         let one = want.key.mode & ONE != 0;
         // Blocks of tier 1 ask the dispatcher about each edge.
         let ours = if self.settings.tier1 { OURS & !BREAK_BITS } else { OURS };
@@ -299,7 +299,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
             end: self.block.next as u32,
             second,
             insns: self.block.guest_insns,
-            guess: None,
+            guess,
             ops: formed.ops,
             insn_at: formed.insn_at,
             edges: formed.edges,

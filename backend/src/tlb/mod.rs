@@ -252,8 +252,7 @@ impl Fills {
             !self.is_global[i][ctx] && Self::page_of(&l.entry, i).is_some()
         });
         let left = left.collect();
-        self.forget_displaced();
-        Self::drain(&mut self.listed, &mut self.local, LOCAL, t);
+        self.flush_local(t);
         left
     }
 
