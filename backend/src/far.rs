@@ -195,7 +195,7 @@ impl<C: GuestCpu> VcpuBlock<C> {
         let va = self.cpu.linear(self.cpu.pc()).0;
         // SAFETY: the block just ran, the other was just found; nothing was freed since.
         let (from_block, to_block) = unsafe { (&*from, &*to) };
-        let Some(far) = from_block.tier1.as_ref().and_then(|t| t.far[usize::from(edge)].as_ref()) else { return };
+        let Some(far) = from_block.tier1.as_ref().and_then(|t| t.far.get(usize::from(edge))?.as_ref()) else { return };
         let mode = from_block.key.mode;
         let space = if far.global { self.eng.spaces.global } else { self.eng.spaces.local };
         let there = self.page_pc() == page.wrapping_add_signed(far.delta.into());

@@ -332,6 +332,10 @@ impl Block {
         self.push(Inst { a: cond, ..Inst::new(Op::LeaveIf, Ty::I8) });
     }
 
+    pub fn side(&mut self, cond: Val, target: i64) {
+        self.push(Inst { a: cond, imm: target, ..Inst::new(Op::Side, Ty::I8) });
+    }
+
     pub fn jump(&mut self, target: i64) {
         self.push(Inst { imm: target, ..Inst::new(Op::Jump, Ty::I64) });
     }

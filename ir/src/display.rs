@@ -139,7 +139,7 @@ impl Display<'_> {
                 write!(f, " {}, {}", V(i.a), i.aux)?;
                 if i.imm >= 0 { write!(f, ", error {:#x}", i.imm) } else { Ok(()) }
             }
-            Op::Br => write!(f, " {}, {}", V(i.a), Signed(i.imm)),
+            Op::Br | Op::Side => write!(f, " {}, {}", V(i.a), Signed(i.imm)),
             Op::JumpInd => {
                 let hint = HINTS.get(usize::from(i.aux)).copied();
                 write!(f, " {}, {}", V(i.a), Name(hint, "hint", i.aux))

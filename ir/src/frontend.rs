@@ -12,6 +12,37 @@ pub struct BlockKey {
     pub mode: u64,
 }
 
+/// Conditional branches of a block at most that it goes on behind.
+pub const SIDES: usize = 4;
+
+/// The way that a block takes where it goes on behind branches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Path {
+    /// Page offset of a branch, and of the instruction that follows: the target, or the next one.
+    ways: [(u16, u16); SIDES],
+    len: u8,
+}
+
+impl Path {
+    /// Where the block goes on behind the branch at a page offset; `None`: nowhere.
+    pub fn behind(&self, branch: u32) -> Option<u32> {
+        let known = &self.ways[..usize::from(self.len)];
+        known.iter().find(|(at, _)| u32::from(*at) == branch).map(|(_, to)| u32::from(*to))
+    }
+
+    /// From the branch at a page offset on to another, further behind. `false`: it has as many as it can.
+    pub fn push(&mut self, branch: u32, to: u32) -> bool {
+        debug_assert!(branch < to && to < 4096);
+        let free = self.ways.get_mut(usize::from(self.len));
+        self.len += u8::from(free.is_some());
+        free.map(|way| *way = (branch as u16, to as u16)).is_some()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
 /// Source bytes of a block.
 pub trait CodeFetch {
     type Fault;
@@ -22,6 +53,10 @@ pub trait CodeFetch {
     /// What `StateLayout::guessed` will probably hold where the block begins. Translations may rely on it behind a `LeaveIf`.
     fn guess(&self) -> Option<u32> {
         None
+    }
+    /// Branches that the block goes on behind.
+    fn path(&self) -> Path {
+        Path::default()
     }
 }
 

@@ -24,7 +24,7 @@ pub trait Memory {
 /// How a block ended. `at` and `to` are page offsets; `StateLayout::pc_page` holds what they are relative to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome<F> {
-    /// Continue at page offset `to`: `Jump`, or `Br` taken or not.
+    /// Continue at page offset `to`: `Jump`, `Side`, or `Br` taken or not.
     Jump { to: i64 },
     /// Continue at a computed program counter; `hint` as in `JumpInd`.
     Indirect { pc: u64, hint: u16 },
@@ -128,8 +128,9 @@ impl Run<'_> {
                 let sh = 64 * i.aux;
                 self.wide(i.a) & !(u128::from(u64::MAX) << sh) | u128::from(self.int(i.b)) << sh
             }
-            Op::RaiseIf | Op::LeaveIf if self.int(i.a) == 0 => 0,
-            Op::RaiseIf | Op::LeaveIf | Op::Jump | Op::Br | Op::JumpInd | Op::Exit | Op::ExitNext => return Err(self.end(i)),
+            Op::RaiseIf | Op::LeaveIf | Op::Side if self.int(i.a) == 0 => 0,
+            Op::RaiseIf | Op::LeaveIf | Op::Side => return Err(self.end(i)),
+            Op::Jump | Op::Br | Op::JumpInd | Op::Exit | Op::ExitNext => return Err(self.end(i)),
             _ => self.integer(i)?,
         };
         Ok(value)
@@ -177,7 +178,7 @@ impl Run<'_> {
         match i.op {
             Op::RaiseIf => Outcome::Raise { at: self.at, vector: i.aux as u8, error: u32::try_from(i.imm).ok() },
             Op::LeaveIf => Outcome::Leave { at: self.at },
-            Op::Jump => Outcome::Jump { to: i.imm },
+            Op::Jump | Op::Side => Outcome::Jump { to: i.imm },
             Op::Br if self.int(i.a) != 0 => Outcome::Jump { to: i.imm },
             Op::Br => Outcome::Jump { to: self.block.next },
             Op::JumpInd => Outcome::Indirect { pc: self.int(i.a), hint: i.aux },

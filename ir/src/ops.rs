@@ -178,6 +178,10 @@ ops! {
     /// then run alone, from a translation without it.
     LeaveIf = "leave_if", 1, Res::None, Effects::MAY_LEAVE.or(Effects::KEEP);
 
+    /// a (I8) not 0: continue at page offset `imm`, which lies in the page; else with the next instruction, which need not be the one behind. Nothing
+    /// of the instruction has been done, so engines may as well leave and have it run alone.
+    Side = "side", 1, Res::None, Effects::MAY_LEAVE.or(Effects::KEEP);
+
     /// Ends the block: continue at page offset `imm` (it may lie outside the page). `aux`: 0 jump, 1 call, which is expected to return
     /// to the block's `next`, for prediction.
     Jump = "jump", 0, Res::None, END;

@@ -224,7 +224,7 @@ impl<'a> Parser<'a, '_> {
             }
             _ if suffix.is_some() => Err(format!("`{}` takes no type", op.name())),
             (Op::VLane | Op::VSetLane | Op::VMask | Op::FpGet | Op::FpSet, _) => Ok(Ty::V128),
-            (Op::RaiseIf | Op::LeaveIf | Op::Br, _) => Ok(Ty::I8),
+            (Op::RaiseIf | Op::LeaveIf | Op::Side | Op::Br, _) => Ok(Ty::I8),
             (_, Res::Fixed(t)) => Ok(t),
             (_, Res::None) => Ok(Ty::I64),
             (_, Res::Ty) => Ok(result.unwrap_or(Ty::I64)),
@@ -306,7 +306,7 @@ impl<'a> Parser<'a, '_> {
                     i.imm = self.number()? as i64;
                 }
             }
-            Op::Br => {
+            Op::Br | Op::Side => {
                 i.a = self.val()?;
                 self.expect(",")?;
                 i.imm = self.signed()?;

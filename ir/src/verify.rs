@@ -199,7 +199,7 @@ fn types(block: &Block, i: &Inst) -> Result<(), Reason> {
             form(i.ty == Ty::I64)?;
             i.operands().enumerate().try_for_each(|(k, v)| want(k as u32, v, Ty::I64))
         }
-        Op::RaiseIf | Op::LeaveIf | Op::Br => form(i.ty == Ty::I8).and_then(|()| want(0, i.a, Ty::I8)),
+        Op::RaiseIf | Op::LeaveIf | Op::Side | Op::Br => form(i.ty == Ty::I8).and_then(|()| want(0, i.a, Ty::I8)),
     }
 }
 
@@ -235,7 +235,7 @@ fn fields(i: &Inst, layout: &StateLayout, helpers: &[HelperDesc]) -> Result<(), 
         _ => i.aux == 0,
     };
     let imm_ok = match i.op {
-        Op::Insn => (0..4096).contains(&i.imm),
+        Op::Insn | Op::Side => (0..4096).contains(&i.imm),
         Op::Const | Op::PcRel | Op::Get | Op::Set | Op::Call | Op::Jump | Op::Br | Op::VShuffle => true,
         Op::VShift => VecShift::from_index(i.aux).is_none_or(|s| (0..i64::from(s.width())).contains(&i.imm)),
         Op::Load | Op::Store | Op::ProbeW | Op::AtomicRmw | Op::AtomicCas => true,

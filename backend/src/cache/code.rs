@@ -6,17 +6,18 @@ use super::{Cache, Record};
 use crate::far::Far;
 use crate::jit::arena::{Arena, HostCode, Range};
 use crate::tier0::form::Handler;
+use crate::tier1::{EDGES, NEAR_OR_FAR};
 use std::ptr;
 
 /// A block's code from tier 1.
 pub struct Tier1Code {
     pub range: Range,
     /// For each edge, as offsets in the code: where the rel32 of its jump ends, and the stub for while it has no link.
-    pub edges: [Option<(u32, u32)>; 3],
+    pub edges: [Option<(u32, u32)>; EDGES],
     /// Blocks that the edges are linked to.
-    pub to: [*mut Record; 3],
+    pub to: [*mut Record; EDGES],
     /// For edges that leave the page.
-    pub far: [Option<Box<Far>>; 3],
+    pub far: [Option<Box<Far>>; NEAR_OR_FAR],
     /// Of a block that straddles: holds as a link into the second page would.
     pub guard: Option<Box<Far>>,
 }
@@ -97,7 +98,7 @@ impl Cache {
                 code.to[e] = to;
                 (*to).callers.push((from, edge));
             }
-            if let Some(far) = &mut code.far[e] {
+            if let Some(Some(far)) = code.far.get_mut(e) {
                 far.hold(key, if renews { full } else { 0 });
             }
         }
@@ -107,7 +108,7 @@ impl Cache {
     pub fn refuse_far(&mut self, from: *mut Record, edge: u8) {
         // SAFETY: by the caller's promise.
         let code = unsafe { (*from).tier1.as_deref_mut() };
-        if let Some(far) = code.and_then(|c| c.far[usize::from(edge)].as_mut()) {
+        if let Some(far) = code.and_then(|c| c.far.get_mut(usize::from(edge))?.as_mut()) {
             far.refuse();
         }
     }
@@ -131,7 +132,7 @@ impl Cache {
             let code = unsafe { (*from).tier1.as_deref_mut() };
             if let (Some(code), Some(arena)) = (code, &mut self.arena) {
                 let Some((jump, _)) = code.edges[usize::from(edge)] else { continue };
-                let far = &mut code.far[usize::from(edge)];
+                let far = code.far.get_mut(usize::from(edge)).and_then(Option::as_mut);
                 arena.point(code.range, jump as usize, if far.is_some() { linked } else { near });
                 if let Some(far) = far {
                     far.follow(full);
@@ -149,7 +150,7 @@ impl Cache {
             if let (Some(code), Some(arena)) = (code, &mut self.arena) {
                 let Some((jump, stub)) = code.edges[usize::from(edge)] else { continue };
                 code.to[usize::from(edge)] = ptr::null_mut();
-                if let Some(far) = &mut code.far[usize::from(edge)] {
+                if let Some(Some(far)) = code.far.get_mut(usize::from(edge)) {
                     far.let_go();
                     continue;
                 }

@@ -39,6 +39,8 @@ pub struct Record {
     /// Page offset of the first byte, and of the byte after the last (more than 4096 if it straddles).
     pub start: u32,
     pub end: u32,
+    /// Page offset behind the last byte that its compiled code was made from, at least `end`: it may go on behind branches.
+    pub reach: u32,
     /// RAM page of the second part of a straddling block.
     pub second: Option<u64>,
     pub insns: u32,
@@ -86,7 +88,7 @@ impl Record {
     /// RAM byte ranges of its source.
     fn ranges(&self) -> [Option<(u64, u64)>; 2] {
         let page = self.key.phys & !0xfff;
-        let first = (page + u64::from(self.start), page + u64::from(self.end.min(4096)));
+        let first = (page + u64::from(self.start), page + u64::from(self.end.max(self.reach).min(4096)));
         let second = self.second.map(|p| (p << 12, (p << 12) + u64::from(self.end.saturating_sub(4096)).max(1)));
         [Some(first), second]
     }
@@ -444,6 +446,21 @@ impl Cache {
                 }
             }
         }
+    }
+
+    /// Code of `rec` (live) is about to be made from its page's bytes up to an offset.
+    pub fn reach(&mut self, ram: &Ram, rec: *mut Record, end: u32) {
+        // SAFETY: by the caller's promise.
+        let ranges = unsafe {
+            (*rec).reach = (*rec).reach.max(end);
+            (*rec).ranges()
+        };
+        for (from, to) in ranges.into_iter().flatten() {
+            if let Some(page) = self.pages.get_mut(&(from >> 12)) {
+                page.granules |= granules(from, to);
+            }
+        }
+        self.publish(ram, rec);
     }
 
     /// Cuts all links to and from a record.

@@ -1,6 +1,7 @@
 //! Unit tests of the translation cache.
 
 use super::*;
+use crate::tier1::EDGES;
 use crate::far::Far;
 use crate::jit::arena::{HostCode, Range};
 
@@ -26,6 +27,7 @@ fn block(c: &mut Cache, ram: &Ram, phys: u64, len: u32) -> *mut Record {
         key: BlockKey { phys, mode: 1 },
         start,
         end,
+        reach: 0,
         second,
         insns: 1,
         guess: None,
@@ -174,7 +176,7 @@ fn emitted(c: &mut Cache, r: *mut Record) -> u64 {
     let (range, at) = c.place_code(HostCode { hot: &[0xe9, 1, 0, 0, 0, 0x90, 0xc3, 0x90], cold: &[] }).unwrap();
     c.add_tier1(
         r,
-        Tier1Code { range, edges: [Some((5, 6)); 3], to: [ptr::null_mut(); 3], far: [const { None }; 3], guard: None },
+        Tier1Code { range, edges: [Some((5, 6)); EDGES], to: [ptr::null_mut(); EDGES], far: [const { None }; 3], guard: None },
         (2, 4),
         dead,
     );

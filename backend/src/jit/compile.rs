@@ -14,7 +14,7 @@ use cranelift_codegen::settings::{self, Configurable};
 use cranelift_codegen::{Context, ir as clif};
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 use ir::pass::Passes;
-use ir::{Block, BlockKey, CodeFetch, Frontend};
+use ir::{Block, BlockKey, CodeFetch, Frontend, Path};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use vm_core::log::{self, Item};
@@ -127,23 +127,32 @@ pub struct Compiler<F: Frontend> {
     pub loopless: bool,
 }
 
-/// A page, and the one behind it where a block straddles; what is guessed.
-pub(super) struct Bytes<'a>(pub &'a [u8; 4096], pub Option<&'a [u8; 4096]>, pub Option<u32>);
+/// A page, and the one behind it where a block straddles; what is guessed, and branches that the block goes on behind.
+pub(super) struct Bytes<'a> {
+    pub page: &'a [u8; 4096],
+    pub next: Option<&'a [u8; 4096]>,
+    pub guess: Option<u32>,
+    pub path: Path,
+}
 
 impl CodeFetch for Bytes<'_> {
     type Fault = Fault;
 
     fn page(&self) -> &[u8; 4096] {
-        self.0
+        self.page
     }
 
     /// Regions hold no straddling block; the translator is told that it cannot go on.
     fn next_page(&mut self) -> Result<&[u8; 4096], Fault> {
-        self.1.ok_or(crate::vblock::LEAVE)
+        self.next.ok_or(crate::vblock::LEAVE)
     }
 
     fn guess(&self) -> Option<u32> {
-        self.2
+        self.guess
+    }
+
+    fn path(&self) -> Path {
+        self.path
     }
 }
 
@@ -236,7 +245,7 @@ impl<F: Frontend> Compiler<F> {
         while let Some(&Source { start, insns: max, guess }) = queue.get(next) {
             next += 1;
             let mut ir = Block::default();
-            let done = self.fe.translate(job.key.mode, start, max, &mut Bytes(&job.bytes, None, guess), &mut ir);
+            let done = self.fe.translate(job.key.mode, start, max, &mut Bytes { page: &job.bytes, next: None, guess, path: Path::default() }, &mut ir);
             if done.is_err() || ir.straddles {
                 continue;
             }

@@ -394,7 +394,7 @@ impl<'a, 'b> Lower<'a, 'b> {
             Op::ProbeW => self.probe(i),
             Op::AtomicRmw | Op::AtomicCas => return Some(self.atomic(i)),
             Op::Call => return Some(self.call(i)),
-            Op::RaiseIf | Op::LeaveIf => self.raise_if(i),
+            Op::RaiseIf | Op::LeaveIf | Op::Side => self.raise_if(i),
             Op::Jump | Op::Br | Op::JumpInd | Op::Exit | Op::ExitNext => self.terminator(block, i),
             Op::Cmp => {
                 let (x, y) = (a(self), b(self));

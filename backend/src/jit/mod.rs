@@ -7,6 +7,7 @@ pub mod compile;
 mod known;
 pub mod lower;
 mod pads;
+mod path;
 pub mod perfmap;
 mod region;
 pub mod runtime;
@@ -302,7 +303,11 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
             return;
         }
         let t = Instant::now();
-        let ((key, end), Source { start, insns, guess }) = (region::key_and_end(rec), region::source(rec));
+        let ((key, end), Source { start, guess, .. }) = (region::key_and_end(rec), region::source(rec));
+        let way = path::choose(b, rec, &self.settings);
+        if way.end > end {
+            b.cache.reach(b.machine().ram(), rec, way.end);
+        }
         crate::exec::read_code(b.machine().ram(), key.phys, &mut self.page);
         let (mut block, emitter) = (std::mem::take(&mut self.block), self.tier1.take());
         let Some(mut emitter) = emitter else { return };
@@ -312,9 +317,10 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
             crate::exec::read_code(b.machine().ram(), page << 12, &mut next);
             next
         });
-        let mut bytes = compile::Bytes(&self.page, second.as_deref(), guess);
-        let done = fe.translate(key.mode, start, insns, &mut bytes, &mut block);
-        if done.is_err() || block.straddles != second.is_some() || i64::from(end) != block.next {
+        let mut bytes = compile::Bytes { page: &self.page, next: second.as_deref(), guess, path: way.path };
+        let done = fe.translate(key.mode, start, way.insns, &mut bytes, &mut block);
+        let fits = (i64::from(end)..=i64::from(way.end)).contains(&block.next);
+        if done.is_err() || block.straddles != second.is_some() || !fits {
             region::never_ask(rec);
             (self.block, self.tier1) = (block, Some(emitter));
             return;
@@ -347,11 +353,11 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
                 map.add(address, code.code.hot.len(), code.code.cold.len(), &format!("guest_{at:x}"));
             }
             let (entries, edges, len, hot) = ((code.linked, code.forward), code.edges, code.code.len(), code.code.hot.len());
-            let made = Tier1Code { range, edges, to: [ptr::null_mut(); 3], far: code.far, guard: code.guard };
+            let made = Tier1Code { range, edges, to: [ptr::null_mut(); tier1::EDGES], far: code.far, guard: code.guard };
             b.cache.add_tier1(rec, made, entries, ops::start_compiled::<C>);
             region::cool(rec, self.settings.hot);
             self.stats.emitted += 1;
-            self.stats.emitted_insns += u64::from(insns);
+            self.stats.emitted_insns += u64::from(block.guest_insns);
             self.stats.emitted_bytes += len as u64;
             self.stats.emitted_hot += hot as u64;
             self.stats.emit_ns += t.elapsed().as_nanos() as u64;

@@ -418,7 +418,7 @@ impl Former {
                 self.emit(COp { h: inst.imm as usize, d: 0, a: 0, x: inst.aux.into() });
                 return Ok(());
             }
-            Op::LeaveIf => (ops::leave_if::<C> as Handler, 0),
+            Op::LeaveIf | Op::Side => (ops::leave_if::<C> as Handler, 0),
             _ => (ops::bin::<C>(inst.op, inst.ty, imm_b.is_some()), imm_b.unwrap_or(bc)),
         };
         self.emit(COp::new(h, d, a, x));

@@ -13,6 +13,10 @@ use ir::{Block, HelperDesc, Inst, Op, StateLayout, Ty, Val};
 use dynasmrt::{DynasmApi, SimpleAssembler};
 use std::ops::Range;
 
+/// Edges of a block that may leave its page, and all that it can have.
+pub const NEAR_OR_FAR: usize = 3;
+pub const EDGES: usize = NEAR_OR_FAR + ir::SIDES;
+
 /// What emitting must know of the engine and the guest.
 pub struct Env<'a> {
     pub layout: &'a StateLayout,
@@ -42,10 +46,10 @@ pub struct Code<'a> {
     pub linked: u32,
     /// Linked entry that does not ask whether the dispatcher is wanted.
     pub forward: u32,
-    /// For each edge, 0 = taken, 1 = not, 2 = behind a call: where the rel32 of its jump ends, and the stub that it leads to while not linked.
-    pub edges: [Option<(u32, u32)>; 3],
+    /// For each edge, 0 = taken, 1 = not, 2 = behind a call, then those of `Op::Side`: where the rel32 of its jump ends, and the stub that it leads to while not linked.
+    pub edges: [Option<(u32, u32)>; EDGES],
     /// For those edges that leave the page.
-    pub far: [Option<Box<Far>>; 3],
+    pub far: [Option<Box<Far>>; NEAR_OR_FAR],
     pub guard: Option<Box<Far>>,
 }
 
@@ -70,6 +74,8 @@ pub(super) enum Cold {
     /// Leaves with the program counter at a page offset: (end of the jump, offset, `Why`, number of the edge, instructions
     /// that were counted and not executed).
     Leave { jump: usize, offset: i32, why: u32, edge: u32, rest: u32, late: Range<usize> },
+    /// Leads to a page offset: (end of the jump, offset, number of the edge, instructions that were counted and not executed).
+    Side { jump: usize, offset: i32, edge: u32, rest: u32, late: Range<usize> },
     /// A return to elsewhere than its frame says, before it changes anything: see `target`.
     Target { jump: usize, back: usize, target: u8, shift: i8, offset: i32, rest: u32, late: Range<usize> },
     /// A jump to what the jump cache does not have in its first place.
@@ -129,8 +135,10 @@ pub(super) struct Emit<'a> {
     pub insn: u32,
     /// Instructions of the block from this one on.
     pub rest: u32,
-    pub edges: [Option<(u32, u32)>; 3],
-    pub far: [Option<Box<Far>>; 3],
+    pub edges: [Option<(u32, u32)>; EDGES],
+    pub far: [Option<Box<Far>>; NEAR_OR_FAR],
+    /// Ops of kind `Side` so far.
+    pub sides: u32,
     pub guard: Option<Box<Far>>,
     /// Floating point has been made ready: see `fp`.
     pub fp_ready: bool,
@@ -181,8 +189,9 @@ impl Tier1 {
             at: 0,
             insn: block.start,
             rest: 0,
-            edges: [None; 3],
-            far: [const { None }; 3],
+            edges: [None; EDGES],
+            far: [const { None }; NEAR_OR_FAR],
+            sides: 0,
             guard: None,
             fp_ready: false,
             x87_ready: false,
@@ -263,7 +272,7 @@ impl Emit<'_> {
         let next = self.block.insts.get(i + 1);
         self.r.last[i] == i as u32 + 1
             && next.is_some_and(|n| {
-                let condition = matches!(n.op, Op::Br | Op::Select | Op::RaiseIf | Op::LeaveIf) && n.a == Val(i as u32);
+                let condition = matches!(n.op, Op::Br | Op::Side | Op::Select | Op::RaiseIf | Op::LeaveIf) && n.a == Val(i as u32);
                 condition && n.b != Val(i as u32) && n.c != Val(i as u32)
             })
     }
@@ -298,6 +307,7 @@ impl Emit<'_> {
             Op::Call => self.call(i),
             Op::RaiseIf if self.checks_target() => {}
             Op::RaiseIf | Op::LeaveIf => self.raise_if(i),
+            Op::Side => self.side(i),
             Op::Jump | Op::Br | Op::JumpInd | Op::Exit | Op::ExitNext => self.terminator(i),
             Op::Vec | Op::VLane | Op::VSetLane | Op::VShift | Op::VShuffle | Op::VMask => self.vector(i),
             Op::VFp | Op::FpGet | Op::FpSet => self.fp(i),

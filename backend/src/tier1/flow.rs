@@ -1,6 +1,6 @@
 //! Entries and ends of a block, and the code out of the hot path.
 
-use super::emit::{Cold, Emit, cc};
+use super::emit::{Cold, Emit, NEAR_OR_FAR, cc};
 use super::{asm, st};
 use crate::cache::Record;
 use crate::far::{Far, Spaces};
@@ -112,6 +112,38 @@ impl Emit<'_> {
     pub fn raise_if(&mut self, i: &Inst) {
         let c = self.condition(i.a);
         self.leave_if(c, self.insn as i32, if i.op == Op::LeaveIf { Why::Unlike } else { Why::Leave });
+    }
+
+    /// A branch that the block goes on behind.
+    pub fn side(&mut self, i: &Inst) {
+        let c = self.condition(i.a);
+        // In a copy the edge is not linked: tier 0 runs the branch.
+        if self.apart_from != u32::MAX {
+            return self.leave_if(c, self.insn as i32, Why::Leave);
+        }
+        let jump = self.jcc(c);
+        let edge = (NEAR_OR_FAR as u32) + self.sides;
+        self.sides += 1;
+        let rest = if self.env.counted { self.rest - 1 } else { 0 };
+        let late = self.note_late();
+        self.cold.push(Cold::Side { jump, offset: i.imm as i32, edge, rest, late });
+    }
+
+    /// Its way out; gives the end of the jump to `tail_of_leaves`.
+    fn side_way(&mut self, jump: usize, offset: i32, edge: u32, rest: u32, late: Range<usize>) -> usize {
+        let here = self.here();
+        self.point(jump, here);
+        let mut link = jump;
+        if rest != 0 || !late.is_empty() {
+            self.do_late(late);
+            self.give_back(rest);
+            link = self.jmp();
+            let here = self.here();
+            self.point(link, here);
+        }
+        let stub = self.offset_at(self.here());
+        self.edges[edge as usize] = Some((self.offset(link) as u32, stub as u32));
+        self.leave(offset, Why::Edge as u32, edge, 0)
     }
 
     /// Goes on at the program counter in the state, though mode and mappings may have changed.
@@ -320,6 +352,9 @@ impl Emit<'_> {
                     self.point(wrong, here);
                     leaves.push(self.leave(offset, Why::Leave as u32, 0, rest));
                 }
+                Cold::Side { jump, offset, edge, rest, late } => {
+                    leaves.push(self.side_way(jump, offset, edge, rest, late));
+                }
                 Cold::Leave { jump, offset, why, edge, rest, late } => {
                     self.point(jump, here);
                     self.do_late(late);
@@ -336,12 +371,17 @@ impl Emit<'_> {
 
     /// Gives the end of the jump to `tail_of_leaves`.
     fn leave(&mut self, offset: i32, why: u32, edge: u32, rest: u32) -> usize {
-        if rest != 0 {
-            let budget = self.eng(offset_of!(Engine, budget));
-            st!(self, budget; [add QWORD] [, DWORD rest as i32]);
-        }
+        self.give_back(rest);
         asm!(self; mov ecx, DWORD edge as i32; mov edx, DWORD offset; mov eax, DWORD why as i32);
         self.jmp()
+    }
+
+    /// Instructions that were counted and are not executed go back to the budget.
+    fn give_back(&mut self, insns: u32) {
+        if insns != 0 {
+            let budget = self.eng(offset_of!(Engine, budget));
+            st!(self, budget; [add QWORD] [, DWORD insns as i32]);
+        }
     }
 
     /// Has the TLB filled and goes back, or on to where the gate of the result leads: the end of that jump.

@@ -115,7 +115,7 @@ enum Kind {
 impl Emit<'_> {
     fn kind(&self, i: &Inst) -> Kind {
         match i.op {
-            Op::Load | Op::Store | Op::RaiseIf | Op::LeaveIf => Kind::Leaves,
+            Op::Load | Op::Store | Op::RaiseIf | Op::LeaveIf | Op::Side => Kind::Leaves,
             Op::ProbeW if !calls(i) => Kind::Leaves,
             Op::ProbeW | Op::AtomicRmw | Op::AtomicCas | Op::VFp | Op::FpGet | Op::FpSet | Op::VTri => Kind::Looks,
             Op::Call if self.env.helpers[usize::from(i.aux)].effects == Effects::NONE => Kind::Quiet,

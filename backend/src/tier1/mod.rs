@@ -24,7 +24,7 @@ mod tri;
 mod vector;
 mod x87;
 
-pub use emit::{Env, Tier1};
+pub use emit::{EDGES, Env, NEAR_OR_FAR, Tier1};
 pub use region::RegionCode;
 
 /// Assembles into `Emit::code`.

@@ -1,7 +1,7 @@
 //! Regions of tier 2: blocks of one page with loops among them, emitted one after the other with the slots they use most in
 //! registers all the while (`pins`).
 
-use super::emit::{Buffers, Emit, Env, Tier1};
+use super::emit::{Buffers, EDGES, Emit, Env, NEAR_OR_FAR, Tier1};
 use super::pins::Pins;
 use super::{asm, st};
 use crate::jit::arena::HostCode;
@@ -91,8 +91,9 @@ impl Tier1 {
             at: 0,
             insn: 0,
             rest: 0,
-            edges: [None; 3],
-            far: [const { None }; 3],
+            edges: [None; EDGES],
+            far: [const { None }; NEAR_OR_FAR],
+            sides: 0,
             guard: None,
             fp_ready: false,
             x87_ready: false,

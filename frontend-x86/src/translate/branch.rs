@@ -1,6 +1,6 @@
 //! Near jumps, calls, returns and loops (SDM 2).
 
-use super::Tr;
+use super::{PAGE, Tr};
 use crate::layout;
 use arch_x86::fault::vector;
 use arch_x86::{CodeSize, Mode};
@@ -79,10 +79,29 @@ fn check_target(tr: &mut Tr<'_>, t: &Target, c: Option<Val>) {
 }
 
 fn branch_if(tr: &mut Tr<'_>, c: Val) {
-    if let Some(t) = target(tr) {
-        check_target(tr, &t, Some(c));
+    let t = target(tr);
+    if let Some(t) = &t {
+        check_target(tr, t, Some(c));
     }
-    branch(tr, c);
+    match t {
+        Some(Target::Offset(to, _)) if goes_on(tr, c, to) => {}
+        _ => branch(tr, c),
+    }
+}
+
+/// Whether the block goes on behind a branch to a page offset, at the target or the next instruction.
+fn goes_on(tr: &mut Tr<'_>, c: Val, to: i64) -> bool {
+    let in_page = |at: i64| (0..PAGE as i64).contains(&at);
+    match tr.path.behind(tr.off as u32).map(i64::from) {
+        Some(on) if on == tr.next && in_page(to) => tr.b.side(c, to),
+        Some(on) if on == to && in_page(tr.next) => {
+            let not = tr.b.cmp_imm(Cond::Eq, c, 0);
+            tr.b.side(not, tr.next);
+            tr.next = to;
+        }
+        _ => return false,
+    }
+    true
 }
 
 /// As `branch_if`, with the target already checked.
@@ -104,6 +123,7 @@ fn branch(tr: &mut Tr<'_>, c: Val) {
 fn go(tr: &mut Tr<'_>, t: Target, hint: u16) {
     match t {
         Target::Offset(t, _) if hint == CALL => tr.call_to(t),
+        Target::Offset(t, _) if tr.path.behind(tr.off as u32).is_some_and(|on| i64::from(on) == t) => tr.next = t,
         Target::Offset(t, _) => tr.jump(t),
         Target::Absolute(pc) => tr.jump_ind(pc, hint),
     }

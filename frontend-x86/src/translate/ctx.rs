@@ -5,7 +5,7 @@ use crate::layout;
 use arch_x86::cpuid::Word;
 use arch_x86::{CodeSize, Mode, SegReg};
 use iced_x86::{Instruction, OpKind, Register};
-use ir::{Block, HelperId, Op, SlotId, Ty, Val};
+use ir::{Block, HelperId, Op, Path, SlotId, Ty, Val};
 
 /// How translation of the current instruction ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +39,8 @@ pub struct Tr<'a> {
     pub(super) lazy: Lazy,
     /// `CC_OP` as it probably is where the block begins; `None` once the flags are others.
     pub(super) guess: Option<u32>,
+    /// Branches that the block goes on behind.
+    pub(super) path: Path,
 }
 
 /// Where an r/m operand lies, its address evaluated once.

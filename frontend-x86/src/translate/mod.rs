@@ -33,7 +33,7 @@ use arch_x86::cpuid::Word;
 use arch_x86::fault::vector;
 use arch_x86::{CodeSize, Mode};
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Formatter, GasFormatter, Instruction};
-use ir::{Block, CodeFetch, Frontend, HelperDesc, StateLayout, TranslateError};
+use ir::{Block, CodeFetch, Frontend, HelperDesc, Path, StateLayout, TranslateError};
 
 const PAGE: usize = 4096;
 /// Longest instruction (SDM 2 "Instruction Format").
@@ -157,6 +157,7 @@ impl Frontend for X86 {
             retry: None,
             lazy: flags::Lazy::UNKNOWN,
             guess: code.guess(),
+            path: if mode.has(Mode::STEP) { Path::default() } else { code.path() },
         };
         let fits = block(&mut tr, &code.page()[first..], limit);
         if !fits {
@@ -219,6 +220,9 @@ fn block(tr: &mut Tr<'_>, bytes: &[u8], limit: u32) -> bool {
         if tr.flow == Flow::Ended {
             return true;
         }
+        if tr.next != tr.off + len as i64 && !go_to(&mut decoder, tr.next, start) {
+            break;
+        }
     }
     let next = tr.next;
     if let Some(was) = tr.shadowed {
@@ -229,6 +233,12 @@ fn block(tr: &mut Tr<'_>, bytes: &[u8], limit: u32) -> bool {
         tr.jump(next)
     }
     true
+}
+
+/// Goes on at a page offset; `start`: that of the bytes. `false`: it does not lie in them.
+fn go_to(decoder: &mut Decoder<'_>, to: i64, start: i64) -> bool {
+    decoder.set_ip(to as u64);
+    decoder.set_position((to - start) as usize).is_ok()
 }
 
 fn instruction(tr: &mut Tr<'_>, len: usize) {

@@ -57,7 +57,7 @@ fn step(out: &mut Block, i: &Inst) -> Step {
         Op::Cmp => compare(out, i),
         Op::Select => select(out, i),
         Op::Load | Op::Store | Op::ProbeW | Op::AtomicRmw | Op::AtomicCas => address(out, i),
-        Op::RaiseIf | Op::LeaveIf | Op::Br => condition(out, i),
+        Op::RaiseIf | Op::LeaveIf | Op::Side | Op::Br => condition(out, i),
         _ => Step::Done,
     }
 }
@@ -316,7 +316,7 @@ fn select(out: &mut Block, i: &Inst) -> Step {
 /// Operand a is only asked whether it is 0.
 fn condition(out: &Block, i: &Inst) -> Step {
     match (i.op, out.as_const(i.a)) {
-        (Op::RaiseIf | Op::LeaveIf, Some(0)) => return Step::Gone,
+        (Op::RaiseIf | Op::LeaveIf | Op::Side, Some(0)) => return Step::Gone,
         (Op::Br, Some(c)) => {
             let imm = if c != 0 { i.imm } else { out.next };
             return Step::Again(Inst { imm, ..Inst::new(Op::Jump, Ty::I64) });
