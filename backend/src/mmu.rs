@@ -317,15 +317,16 @@ impl<C: GuestCpu> GuestEnv for VcpuBlock<C> {
         Ok(())
     }
 
-    fn bulk_copy(&mut self, dst: Va, src: Va, len: u64, ctx: usize) -> Result<u64, Fault> {
+    fn bulk_copy(&mut self, dst: Va, src: Va, len: u64, down: bool, ctx: usize) -> Result<u64, Fault> {
         let len = len.min(4096 - (dst.0 & 0xfff)).min(4096 - (src.0 & 0xfff));
-        if dst.0.wrapping_sub(src.0) < len {
+        let overtakes = |to: u64, from: u64| (if down { from.wrapping_sub(to) } else { to.wrapping_sub(from) }) < len;
+        if overtakes(dst.0, src.0) {
             return Ok(0);
         }
         // Each looked up once: the second page may push the first out of the TLB.
         let Some(from) = self.plain(src, Access::Read, ctx)? else { return Ok(0) };
         let Some(to) = self.plain_write(dst, len, ctx)? else { return Ok(0) };
-        if to.wrapping_sub(from) < len {
+        if overtakes(to, from) {
             return Ok(0);
         }
         self.machine().ram().copy_within(from, to, len);

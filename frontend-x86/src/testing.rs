@@ -99,12 +99,13 @@ impl GuestEnv for FlatEnv<'_> {
     fn probe(&mut self, va: Va, len: u64, _: Access, _: usize) -> Result<(), Fault> {
         self.mem.at(va.0, len).map(|_| ())
     }
-    fn bulk_copy(&mut self, dst: Va, src: Va, len: u64, _: usize) -> Result<u64, Fault> {
-        if dst.0.wrapping_sub(src.0) < len {
+    fn bulk_copy(&mut self, dst: Va, src: Va, len: u64, down: bool, _: usize) -> Result<u64, Fault> {
+        let ahead = if down { src.0.wrapping_sub(dst.0) } else { dst.0.wrapping_sub(src.0) };
+        if ahead < len {
             return Ok(0);
         }
         let (s, d) = (self.mem.at(src.0, len)?, self.mem.at(dst.0, len)?);
-        (0..len as usize).for_each(|i| self.mem.bytes[d + i] = self.mem.bytes[s + i]);
+        self.mem.bytes.copy_within(s..s + len as usize, d);
         Ok(len)
     }
     fn bulk_fill(&mut self, dst: Va, size: u8, value: u64, count: u64, _: usize) -> Result<u64, Fault> {

@@ -231,36 +231,51 @@ fn extend(v: u64, size: u8) -> u64 {
     ((v << sh) as i64 >> sh) as u64
 }
 
-/// As many whole elements of MOVS or STOS upwards as one step may do; 0: go one by one.
+/// As many whole elements of MOVS or STOS as one step may do; 0: go one by one.
 fn bulk<E: Env>(env: &mut E, h: &How, left: u64) -> Result<u64, Fault> {
     let cpu = env.cpu_ref();
-    if cpu.eflags & bit::DF != 0 || cpu.mode().has(Mode::ALIGN) {
+    if cpu.mode().has(Mode::ALIGN) {
         return Ok(0);
     }
+    let down = cpu.eflags & bit::DF != 0;
     let (ctx, size, mask) = (cpu.mode().ctx(), u64::from(h.bytes.max(1)), h.mask());
     let (si, di) = (cpu.gpr[SI] & mask, cpu.gpr[DI] & mask);
+    // Elements from an offset in a segment, which lies at `va`, to the end of the page and of the addresses there are.
+    let room = |offset: u64, va: u64| match (va & 4095) + size {
+        end if down && end > 4096 => 0,
+        end if down => (end / size).min(offset / size + 1),
+        end => (4096 + size - end).min((mask - offset).saturating_add(1)) / size,
+    };
     // Which of an element's faults comes first is found one by one.
     let Ok(d) = linear(cpu, SegReg::Es, di, size, true) else { return Ok(0) };
-    let mut room = (4096 - (d & 4095)).min(mask.wrapping_sub(di).saturating_add(1));
+    let mut n = room(di, d).min(BULK_MAX / size).min(left);
     let mut s = 0;
     if h.kind == Kind::Movs {
         let Ok(at) = linear(cpu, h.seg, si, size, false) else { return Ok(0) };
         s = at;
-        room = room.min(4096 - (s & 4095)).min(mask.wrapping_sub(si).saturating_add(1));
+        n = n.min(room(si, s));
     }
-    let n = (room.min(BULK_MAX) / size).min(left);
-    if n == 0 || linear(cpu, SegReg::Es, di, n * size, true).is_err() {
+    if n == 0 {
         return Ok(0);
     }
-    if h.kind == Kind::Stos {
+    let lowest = |at: u64| if down { at - (n - 1) * size } else { at };
+    if linear(cpu, SegReg::Es, lowest(di), n * size, true).is_err() {
+        return Ok(0);
+    }
+    let done = if h.kind == Kind::Stos {
         let v = truncate(cpu.gpr[0], h.bytes as u8);
-        return env.bulk_fill(Va(d), h.bytes as u8, v, n, ctx).map(|done| done.min(n));
+        env.bulk_fill(Va(lowest(d)), h.bytes as u8, v, n, ctx)
+    } else if linear(cpu, h.seg, lowest(si), n * size, false).is_err() {
+        Ok(0)
+    } else {
+        // `room` makes the copy end with a whole element.
+        env.bulk_copy(Va(lowest(d)), Va(lowest(s)), n * size, down, ctx).map(|done| done / size)
+    };
+    match done {
+        // Downwards it is not the lowest element that faults.
+        Err(_) if down => Ok(0),
+        done => done.map(|done| done.min(n)),
     }
-    if linear(cpu, h.seg, si, n * size, false).is_err() {
-        return Ok(0);
-    }
-    // `room` makes the copy end with a whole element.
-    env.bulk_copy(Va(d), Va(s), n * size, ctx).map(|done| (done / size).min(n))
 }
 
 #[cfg(test)]
@@ -269,6 +284,51 @@ mod tests {
     use crate::testing::{FlatEnv, FlatMemory};
     use arch_x86::fault;
     use arch_x86::state::cr0;
+
+    /// Bytes of memory and registers after an instruction, done in bulk where that may be.
+    fn run(kind: Kind, bytes: u32, df: u64, from: u64, to: u64, n: u64) -> (Vec<u8>, [u64; 3]) {
+        let config = arch_x86::models::configure("max", &[]).expect("a model");
+        let mut cpu = CpuState::new(&config, 0);
+        cpu.cr0 |= cr0::PE;
+        cpu.seg.iter_mut().for_each(|s| s.limit = u32::MAX);
+        cpu.set_rflags(df);
+        (cpu.gpr[0], cpu.gpr[CX], cpu.gpr[SI], cpu.gpr[DI]) = (0x8877_6655_4433_2211, n, from, to);
+        let mut mem = FlatMemory { base: 0, bytes: (0..0x3000).map(|k| (k * 7 + k / 256) as u8).collect() };
+        let h = How { kind, bytes, addr_bytes: 4, seg: SegReg::Ds, repeats: true, while_zero: false, one: false };
+        while string(&mut FlatEnv { cpu: &mut cpu, mem: &mut mem }, h.pack(), 0, 0) == Ok(0) {}
+        (mem.bytes, [cpu.gpr[CX], cpu.gpr[SI], cpu.gpr[DI]])
+    }
+
+    /// The same by the manual's word.
+    fn model(kind: Kind, bytes: usize, df: u64, mut from: usize, mut to: usize, n: u64) -> (Vec<u8>, [u64; 3]) {
+        let mut mem: Vec<u8> = (0..0x3000).map(|k| (k * 7 + k / 256) as u8).collect();
+        for _ in 0..n {
+            let value = 0x8877_6655_4433_2211u64.to_le_bytes();
+            let element = if kind == Kind::Stos { value[..bytes].to_vec() } else { mem[from..from + bytes].to_vec() };
+            mem[to..to + bytes].copy_from_slice(&element);
+            let next = |at: usize| if df != 0 { at - bytes } else { at + bytes };
+            (from, to) = (if kind == Kind::Stos { from } else { next(from) }, next(to));
+        }
+        (mem, [0, from as u64, to as u64])
+    }
+
+    #[test]
+    fn bulk_is_element_by_element_in_both_directions() {
+        for (kind, bytes, df) in [Kind::Movs, Kind::Stos]
+            .into_iter()
+            .flat_map(|k| [1, 2, 4, 8].map(|b| (k, b)))
+            .flat_map(|(k, b)| [0, bit::DF].map(|d| (k, b, d)))
+        {
+            for distance in [-0x900i64, -64, -9, -8, -3, -1, 0, 1, 3, 8, 9, 64, 0x900] {
+                for (from, n) in [(0x1800u64, 1), (0x1800, 40), (0x1803, 200), (0x1ff8, 30), (0x1ffc, 5), (0x1001, 60), (0x1000, 2)] {
+                    let to = from.wrapping_add_signed(distance);
+                    let want = model(kind, bytes as usize, df, from as usize, to as usize, n);
+                    let got = run(kind, bytes, df, from, to, n);
+                    assert!(got == want, "{kind:?} of {bytes}, DF {df:#x}: {n} from {from:#x} to {to:#x}");
+                }
+            }
+        }
+    }
 
     #[test]
     fn elements_are_aligned_where_that_is_checked() {

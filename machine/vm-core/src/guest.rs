@@ -148,9 +148,10 @@ pub trait GuestEnv {
     fn store(&mut self, va: Va, size: u8, value: u64, ctx: usize) -> Result<(), Fault>;
     /// Checks that `len` bytes (at most a page) can be accessed, filling the TLB, without touching them.
     fn probe(&mut self, va: Va, len: u64, access: Access, ctx: usize) -> Result<(), Fault>;
-    /// Copies up to `len` bytes upwards, both sides RAM, not beyond the end of either page; returns how many were copied.
-    /// 0 where one side is not plain RAM (MMIO, code, watched) or `dst` lies less than `len` above `src`: go one by one.
-    fn bulk_copy(&mut self, dst: Va, src: Va, len: u64, ctx: usize) -> Result<u64, Fault>;
+    /// Copies up to `len` bytes, both sides RAM, not beyond the end of either page; returns how many were copied. 0 where one side is not
+    /// plain RAM (MMIO, code, watched), or where byte by byte, from the lowest up or else `down` from the highest, some would be
+    /// written before they are read: go one by one.
+    fn bulk_copy(&mut self, dst: Va, src: Va, len: u64, down: bool, ctx: usize) -> Result<u64, Fault>;
     /// Fills up to `count` elements of `size` bytes upwards, within one page of RAM; returns how many were written.
     fn bulk_fill(&mut self, dst: Va, size: u8, value: u64, count: u64, ctx: usize) -> Result<u64, Fault>;
     /// Atomically stores `new` at a linear address aligned to 16 if it holds `expected`; gives what it held. The bytes are

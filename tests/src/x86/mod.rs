@@ -180,7 +180,7 @@ impl GuestEnv for Guest {
     fn probe(&mut self, va: Va, len: u64, access: Access, _: usize) -> Result<(), Fault> {
         self.check(va.0, len.min(4096), access == Access::Write)
     }
-    fn bulk_copy(&mut self, _: Va, _: Va, _: u64, _: usize) -> Result<u64, Fault> {
+    fn bulk_copy(&mut self, _: Va, _: Va, _: u64, _: bool, _: usize) -> Result<u64, Fault> {
         Ok(0)
     }
     fn bulk_fill(&mut self, _: Va, _: u8, _: u64, _: u64, _: usize) -> Result<u64, Fault> {

@@ -151,7 +151,7 @@ impl GuestEnv for Env {
         self.translate(va.0, access, ctx)?;
         self.translate(va.0.wrapping_add(len.max(1) - 1), access, ctx).map(|_| ())
     }
-    fn bulk_copy(&mut self, _dst: Va, _src: Va, _len: u64, _ctx: usize) -> Result<u64, Fault> {
+    fn bulk_copy(&mut self, _dst: Va, _src: Va, _len: u64, _down: bool, _ctx: usize) -> Result<u64, Fault> {
         Ok(0)
     }
     fn bulk_fill(&mut self, _dst: Va, _size: u8, _value: u64, _count: u64, _ctx: usize) -> Result<u64, Fault> {
