@@ -54,6 +54,9 @@ impl JcEntry {
     pub const EMPTY: JcEntry = JcEntry { pc: 0, mode: u64::MAX, rec: std::ptr::null_mut(), code: 0 };
 }
 
+/// Looks into second places until one is promoted.
+const PATIENCE: u32 = 32;
+
 /// Which jump-cache entries are filled, so that clearing costs what was filled.
 #[derive(Default)]
 pub struct JcFills {
@@ -103,6 +106,21 @@ impl<C: GuestCpu> VcpuBlock<C> {
         self.jc_put(place.unwrap_or(first), JcEntry { pc, mode, rec, code: 0 }, global);
         if self.jc_fills.local.len().max(self.jc_fills.global.len()) >= JC_ENTRIES {
             self.jc_clear_all();
+        }
+    }
+
+    /// The entry of a program counter goes to its first place, the one there to the second, if generated code has looked into
+    /// second places often enough: what came there first may be what is used most.
+    #[inline]
+    pub fn jc_promote(&mut self, pc: u64, mode: u64) {
+        if self.eng.second_places == 0 {
+            self.eng.second_places = PATIENCE;
+            let first = jc_index(pc);
+            if self.eng.jc[first ^ 1].is_of(pc, mode) && !self.jc_is_free(first) {
+                let [there, here] = [first, first ^ 1].map(|i| (self.eng.jc[i], self.jc_fills.is_global[i]));
+                self.jc_put(first, here.0, here.1);
+                self.jc_put(first ^ 1, there.0, there.1);
+            }
         }
     }
 

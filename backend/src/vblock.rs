@@ -102,6 +102,8 @@ pub struct Engine {
     /// Where the host's stack is when there is no frame of a guest call on it, and where there is no room for another.
     pub stack_base: u64,
     pub stack_limit: u64,
+    /// Counted down by jumps that find their target in its second place of the jump cache; at 0 the dispatcher is asked.
+    pub second_places: u32,
     /// The x87 state on its way to the host's FPU or back.
     pub x87: [u8; X87_IMAGE],
     /// Control word for floating point, without exception flags.

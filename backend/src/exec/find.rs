@@ -21,6 +21,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
         let (pc, mode) = b.take_mode();
         let known = if one { None } else { b.jc_known(pc, mode) };
         if let Some(rec) = known.and_then(|e| b.jc_leads_to(pc, mode, &e)) {
+            b.jc_promote(pc, mode);
             return Ok(rec);
         }
         b.eng.stats.lookups += 1;

@@ -184,7 +184,7 @@ pub unsafe extern "C" fn far() {
 }
 
 /// Jumped to by blocks with the program counter in rdi, the mode in rcx, and in rax the offset of an entry of the jump cache that is
-/// not theirs: looks into the one beside it.
+/// not theirs: looks into the one beside it. Now and then that is left to the dispatcher (`VcpuBlock::jc_promote`).
 #[cfg(target_arch = "x86_64")]
 #[unsafe(naked)]
 pub unsafe extern "C" fn second() {
@@ -194,6 +194,8 @@ pub unsafe extern "C" fn second() {
         "jne 2f",
         "cmp rcx, [r15 + rax + {jc_mode}]",
         "jne 2f",
+        "dec dword ptr [r15 + {left}]",
+        "je 2f",
         "jmp [r15 + rax + {jc_code}]",
         "2:",
         "mov eax, {miss}",
@@ -203,6 +205,7 @@ pub unsafe extern "C" fn second() {
         jc_pc = const from_base(offset_of!(Engine, jc)) + offset_of!(JcEntry, pc) as i32,
         jc_mode = const from_base(offset_of!(Engine, jc)) + offset_of!(JcEntry, mode) as i32,
         jc_code = const from_base(offset_of!(Engine, jc)) + offset_of!(JcEntry, code) as i32,
+        left = const from_base(offset_of!(Engine, second_places)),
         miss = const Why::Miss as u32,
         base = const from_base(offset_of!(Engine, stack_base)),
     )

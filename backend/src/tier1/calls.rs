@@ -53,6 +53,9 @@ impl Emit<'_> {
     pub fn landing(&mut self) {
         asm!(self; add rsp, BYTE 8);
         let next = self.block.next;
+        if self.enters(next) {
+            return;
+        }
         if self.region.is_some() {
             return self.chain();
         }

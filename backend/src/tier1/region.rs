@@ -22,6 +22,8 @@ pub struct Inside {
     at: usize,
     /// Jumps to members: (end of the jump, number).
     jumps: Vec<(usize, usize)>,
+    /// The same, to where the region is entered at a member.
+    landings: Vec<(usize, usize)>,
 }
 
 impl Inside {
@@ -78,7 +80,7 @@ impl Tier1 {
         b.regs.pins = Pins::choose(env.layout, &weighed);
         let mut code = SimpleAssembler::new();
         code.ops = b.code;
-        let region = Some(Inside { starts, at: 0, jumps: Vec::new() });
+        let region = Some(Inside { starts, at: 0, jumps: Vec::new(), landings: Vec::new() });
         let (r, cold, ways) = (b.regs, b.cold, b.ways);
         let mut e = Emit {
             code,
@@ -104,10 +106,12 @@ impl Tier1 {
             apart_from: u32::MAX,
         };
         let labels: Vec<usize> = (0..blocks.len()).map(|k| e.member(k, blocks[k], &loops)).collect();
-        let entries = members.iter().zip(&labels).map(|((b, entered), label)| e.region_entry(b, *entered, *label)).collect();
+        let entries: Vec<u32> =
+            members.iter().zip(&labels).map(|((b, entered), label)| e.region_entry(b, *entered, *label)).collect();
         e.cold_code();
-        for (jump, k) in e.region.take().map(|r| r.jumps).unwrap_or_default() {
-            e.point(jump, labels[k]);
+        if let Some(r) = e.region.take() {
+            r.jumps.iter().for_each(|(jump, k)| e.point(*jump, labels[*k]));
+            r.landings.iter().for_each(|(jump, k)| e.point(*jump, entries[*k] as usize));
         }
         let (mut regs, split) = (e.r, e.split);
         regs.pins = Pins::default();
@@ -198,6 +202,16 @@ impl<'a> Emit<'a> {
         if let Some(r) = &mut self.region {
             r.jumps.push((jump, k));
         }
+    }
+
+    /// Enters the region at a page offset, with the program counter in the state. `false`: no member begins there.
+    pub fn enters(&mut self, to: i64) -> bool {
+        let Some(k) = self.region.as_ref().and_then(|r| r.member(to)) else { return false };
+        let jump = self.jmp();
+        if let Some(r) = &mut self.region {
+            r.landings.push((jump, k));
+        }
+        true
     }
 
     /// A jump to a member, or else out of the region.
