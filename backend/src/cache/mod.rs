@@ -28,48 +28,52 @@ use std::ptr;
 use vm_core::PageBits;
 use vm_core::Ram;
 
-/// One translated block.
+/// One translated block. What tier 0 and the dispatcher look at whenever it runs lies in one line of the host's cache.
+#[repr(C, align(64))]
 pub struct Record {
     pub runs: u32,
     /// `runs` at which tier 0 asks for compilation.
     pub threshold: u32,
-    /// Entry address of compiled code, 0 if there is none or the block was dropped.
-    pub code: u64,
-    pub key: BlockKey,
-    /// Page offset of the first byte, and of the byte after the last (more than 4096 if it straddles).
+    /// Page offset of the first byte.
     pub start: u32,
-    pub end: u32,
-    /// Page offset behind the last byte that its compiled code was made from, at least `end`: it may go on behind branches.
-    pub reach: u32,
-    /// RAM page of the second part of a straddling block.
-    pub second: Option<u64>,
     pub insns: u32,
-    /// What its translation relies on, if on anything: `ir::CodeFetch::guess`.
-    pub guess: Option<u32>,
     /// Tier 0's form; `ops[0]` is the block start.
     pub ops: Box<[COp]>,
-    /// (index in `ops`, page offset) of each guest instruction.
-    pub insn_at: Box<[(u16, u16)]>,
-    /// Indexes in `ops` of edges.
-    pub edges: [u16; 2],
-    pub incoming: Vec<*mut Edge>,
-    pub dead: bool,
+    /// RAM page of the second part of a straddling block.
+    pub second: Option<u64>,
+    /// Entry address of compiled code, 0 if there is none or the block was dropped.
+    pub code: u64,
     /// Entry of compiled code that needs only the page's program counter in the state, 0 as `code`.
     pub linked: u64,
     /// The same for edges of the page that lead forward: without asking whether the dispatcher is wanted, as every loop also has an
     /// edge that leads back.
     pub forward: u64,
+    pub key: BlockKey,
+    /// Page offset of the byte after the last (more than 4096 if it straddles).
+    pub end: u32,
+    /// Page offset behind the last byte that its compiled code was made from, at least `end`: it may go on behind branches.
+    pub reach: u32,
     /// Runs in tier 1 until it asks for a region; counted down by its code.
     pub hot: u32,
+    /// Indexes in `ops` of edges.
+    pub edges: [u16; 2],
     /// Where the jump cache has it: an index, `JC_NONE` or `JC_MANY`.
     pub jc: u16,
+    pub dead: bool,
+    /// What its translation relies on, if on anything: `ir::CodeFetch::guess`.
+    pub guess: Option<u32>,
+    /// Handler that block starts get when the block is dropped.
+    pub dead_start: Handler,
+    /// (index in `ops`, page offset) of each guest instruction.
+    pub insn_at: Box<[(u16, u16)]>,
+    pub incoming: Vec<*mut Edge>,
     /// Its code from tier 1, while `code` is that.
     pub tier1: Option<Box<Tier1Code>>,
     /// Edges of tier 1 code, as (block, number), that jump to `linked`.
     pub callers: Vec<(*mut Record, u8)>,
-    /// Handler that block starts get when the block is dropped.
-    pub dead_start: Handler,
 }
+
+const _: () = assert!(std::mem::offset_of!(Record, linked) < 64 && size_of::<Record>() == 256);
 
 impl Record {
     /// Whether its compiled code is a region.
