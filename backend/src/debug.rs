@@ -199,7 +199,7 @@ impl<C: GuestCpu> VcpuBlock<C> {
 
     /// Physical address of an access, as far as the debugger must know it.
     fn physical(&self, va: u64) -> Option<u64> {
-        let walk = || self.cpu.debug_walk(Va(va), &crate::mmu::WalkMem(self.machine()));
+        let walk = || self.cpu.debug_walk(Va(va), &crate::mmu::WalkMem::new(self.machine()));
         self.watches_physical().then(walk)?.map(|pa| pa.0)
     }
 
@@ -239,7 +239,7 @@ fn read_linear<C: GuestCpu>(cpu: &C, io: &dyn CpuIo, va: Va, buf: &mut [u8]) -> 
     while !rest.is_empty() {
         let room = (4096 - (at & 0xfff)).min(rest.len() as u64);
         let (piece, tail) = rest.split_at_mut(room as usize);
-        match cpu.debug_walk(Va(at), &crate::mmu::WalkMem(io)).map(|pa| io.target(pa)) {
+        match cpu.debug_walk(Va(at), &crate::mmu::WalkMem::new(io)).map(|pa| io.target(pa)) {
             Some(Target::Ram { offset, .. }) => io.ram().read(offset, piece),
             _ => return false,
         }

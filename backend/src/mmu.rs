@@ -3,23 +3,38 @@
 
 use crate::tlb::{Entry, Serves, Withheld, index};
 use crate::vblock::{LEAVE, VcpuBlock};
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 use vm_core::guest::{Flush, GuestCpu, Mapping, PhysMem};
-use vm_core::{Access, CpuIo, Fault, GuestEnv, Pa, PageBits, Target, Va, dlog};
+use vm_core::{Access, CpuIo, Fault, GuestEnv, Pa, PageBits, Ram, Target, Va, dlog};
 
 /// Physical memory for page walks: RAM and whatever else lies there.
-pub struct WalkMem<'a>(pub &'a dyn CpuIo);
+pub struct WalkMem<'a> {
+    io: &'a dyn CpuIo,
+    ram: &'a Ram,
+    plain: Range<u64>,
+}
 
-impl WalkMem<'_> {
+impl<'a> WalkMem<'a> {
+    pub fn new(io: &'a dyn CpuIo) -> Self {
+        Self { io, ram: io.ram(), plain: io.plain() }
+    }
+
+    #[inline]
+    fn target(&self, pa: Pa) -> Target {
+        if self.plain.contains(&pa.0) { Target::Ram { offset: pa.0, writable: true } } else { self.io.target(pa) }
+    }
+
+    #[inline]
     fn read(&self, pa: Pa, size: u8) -> u64 {
-        match self.0.target(pa) {
-            Target::Ram { offset, .. } if offset & 0xfff <= 4096 - u64::from(size) => self.0.ram().read_uint(offset, size),
-            _ => self.0.mmio_read(pa, size),
+        match self.target(pa) {
+            Target::Ram { offset, .. } if offset & 0xfff <= 4096 - u64::from(size) => self.ram.read_uint(offset, size),
+            _ => self.io.mmio_read(pa, size),
         }
     }
 
     fn writable(&self, pa: Pa) -> Option<u64> {
-        match self.0.target(pa) {
+        match self.target(pa) {
             Target::Ram { offset, writable: true } => Some(offset),
             _ => None,
         }
@@ -37,11 +52,11 @@ impl PhysMem for WalkMem<'_> {
 
     fn cas_u64(&self, pa: Pa, old: u64, new: u64) -> bool {
         // Page tables in ROM or MMIO: the accessed and dirty bits are lost, as on hardware.
-        self.writable(pa).is_none_or(|o| self.0.ram().cas_u64(o & !7, old, new))
+        self.writable(pa).is_none_or(|o| self.ram.cas_u64(o & !7, old, new))
     }
 
     fn cas_u32(&self, pa: Pa, old: u32, new: u32) -> bool {
-        self.writable(pa).is_none_or(|o| self.0.ram().cas_u32(o & !3, old, new))
+        self.writable(pa).is_none_or(|o| self.ram.cas_u32(o & !3, old, new))
     }
 }
 
@@ -65,12 +80,13 @@ impl<C: GuestCpu> VcpuBlock<C> {
             let bits = io.ram().page_bits(offset >> 12);
             return Ok(Place::Ram { offset, writable: access == Access::Write, bits });
         }
-        let walked = self.cpu.walk(va, access, ctx, &WalkMem(io));
+        let mem = WalkMem::new(io);
+        let walked = self.cpu.walk(va, access, ctx, &mem);
         dlog!(MMU, "{access:?} {va:?} context {ctx}: {walked:x?}");
         let m = walked?;
         let pa = Pa(m.page.0 | va.0 & 0xfff);
         self.access_at(pa);
-        match io.target(pa) {
+        match mem.target(pa) {
             Target::Mmio => Ok(Place::Mmio(pa)),
             Target::Ram { offset, writable } => {
                 let mut bits = io.ram().page_bits(offset >> 12);

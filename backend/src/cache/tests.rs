@@ -1,9 +1,9 @@
 //! Unit tests of the translation cache.
 
 use super::*;
-use crate::tier1::EDGES;
 use crate::far::Far;
 use crate::jit::arena::{HostCode, Range};
+use crate::tier1::EDGES;
 
 unsafe extern "C" fn alive(_: *mut u8, _: *mut COp) -> *mut COp {
     ptr::null_mut()

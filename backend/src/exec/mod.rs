@@ -82,6 +82,8 @@ struct Driver<F: Frontend, C: GuestCpu> {
     block: Block,
     /// The last instruction left its block and ran alone.
     left: bool,
+    /// Blocks built so far, modulo 2^32.
+    builds: u32,
     /// Source bytes of the block that is being built.
     page: Option<Box<[u8; 4096]>>,
     jit: Option<Jit<F, C>>,
@@ -117,6 +119,7 @@ impl<F: Frontend, C: GuestCpu> Engine<F, C> {
                 passes: Passes::new(),
                 block: Block::default(),
                 left: false,
+                builds: 0,
                 page: None,
                 jit: None,
                 settings,
@@ -195,11 +198,11 @@ impl<F: Frontend, C: GuestCpu> Vcpu for Engine<F, C> {
     }
 
     fn info_tlb(&mut self, io: &dyn CpuIo) -> String {
-        self.vref.get().cpu.dump_mappings(&crate::mmu::WalkMem(io))
+        self.vref.get().cpu.dump_mappings(&crate::mmu::WalkMem::new(io))
     }
 
     fn debug_translate(&mut self, io: &dyn CpuIo, va: Va) -> Option<Pa> {
-        self.vref.get().cpu.debug_walk(va, &crate::mmu::WalkMem(io))
+        self.vref.get().cpu.debug_walk(va, &crate::mmu::WalkMem::new(io))
     }
 }
 

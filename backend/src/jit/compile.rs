@@ -245,7 +245,13 @@ impl<F: Frontend> Compiler<F> {
         while let Some(&Source { start, insns: max, guess }) = queue.get(next) {
             next += 1;
             let mut ir = Block::default();
-            let done = self.fe.translate(job.key.mode, start, max, &mut Bytes { page: &job.bytes, next: None, guess, path: Path::default() }, &mut ir);
+            let done = self.fe.translate(
+                job.key.mode,
+                start,
+                max,
+                &mut Bytes { page: &job.bytes, next: None, guess, path: Path::default() },
+                &mut ir,
+            );
             if done.is_err() || ir.straddles {
                 continue;
             }

@@ -272,7 +272,8 @@ impl Emit<'_> {
         let next = self.block.insts.get(i + 1);
         self.r.last[i] == i as u32 + 1
             && next.is_some_and(|n| {
-                let condition = matches!(n.op, Op::Br | Op::Side | Op::Select | Op::RaiseIf | Op::LeaveIf) && n.a == Val(i as u32);
+                let condition =
+                    matches!(n.op, Op::Br | Op::Side | Op::Select | Op::RaiseIf | Op::LeaveIf) && n.a == Val(i as u32);
                 condition && n.b != Val(i as u32) && n.c != Val(i as u32)
             })
     }

@@ -98,6 +98,12 @@ impl CpuIo for BoardIo {
         if self.apic_offset(pa).is_some() { Target::Mmio } else { self.map_target(pa) }
     }
 
+    fn plain(&self) -> std::ops::Range<u64> {
+        let all = self.0.map.plain();
+        // The local APIC's page may have been put there.
+        if self.lapic().mmio_base().is_some_and(|page| all.contains(&page)) { 0..0 } else { all }
+    }
+
     fn ram(&self) -> &Ram {
         &self.0.ram
     }

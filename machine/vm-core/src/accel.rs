@@ -24,6 +24,10 @@ pub trait CpuIo: Sync {
     fn set_cr8(&self, v: u8);
     /// What lies at a guest-physical page.
     fn target(&self, pa: Pa) -> Target;
+    /// Addresses that are RAM at the same offset, whatever else `target` looks at; perhaps not all.
+    fn plain(&self) -> std::ops::Range<u64> {
+        0..0
+    }
     fn ram(&self) -> &Ram;
     fn signals(&self) -> &VcpuSignals;
     /// Number of this vCPU, from 0.

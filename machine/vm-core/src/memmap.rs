@@ -169,6 +169,16 @@ impl MemMap {
         }
     }
 
+    /// Addresses above 1 MiB that are writable RAM at the same offset, for a processor that is not in system management mode; perhaps
+    /// not all.
+    pub fn plain(&self) -> std::ops::Range<u64> {
+        let start = Shadow::END;
+        let range = self.ranges.iter().find(|r| r.writable && r.start == r.offset && (r.start..r.end).contains(&start));
+        let top = self.smram.as_ref().map_or((u64::MAX, u64::MAX), |s| s.get().top());
+        let end = range.map_or(start, |r| r.end);
+        start..if top.0 < top.1 { end.min(top.0) } else { end }
+    }
+
     pub fn target(&self, pa: Pa) -> Target {
         self.target_in(pa, false)
     }
