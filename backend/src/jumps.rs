@@ -55,7 +55,7 @@ impl JcEntry {
 }
 
 /// Looks into second places until one is promoted.
-const PATIENCE: u32 = 32;
+const PATIENCE: u32 = 256;
 
 /// Which jump-cache entries are filled, so that clearing costs what was filled.
 #[derive(Default)]

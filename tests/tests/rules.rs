@@ -32,6 +32,7 @@ const UNSAFE: &[&str] = &[
     "backend/src/far.rs",
     "backend/src/jit/arena.rs",
     "backend/src/jit/asm.rs",
+    "backend/src/jit/path.rs",
     "backend/src/jit/region.rs",
     "backend/src/jit/runtime.rs",
     "backend/src/jumps.rs",

@@ -57,13 +57,14 @@ pub struct Code<'a> {
 pub(super) enum Cold {
     /// A memory check that missed: (end of its jump, where to go on, register of the address, `AccessInfo`).
     Miss { jump: usize, back: usize, va: u8, info: u32, late: Range<usize> },
-    /// The same of a group: see `share`. `delta`: from `va` to the first access; `most`: as `compare_tag`; `offset`, `rest`: of a leave.
+    /// The same of a group: see `share`. `write`: its check is one for writing; `delta`: from `va` to the first access; `most`: as `compare_tag`; `offset`, `rest`: of a leave.
     /// `copy`: the number of the copy to go on in instead.
     Group {
         jump: usize,
         back: usize,
         va: u8,
         info: u32,
+        write: bool,
         delta: i32,
         most: i32,
         offset: i32,

@@ -317,9 +317,9 @@ impl Emit<'_> {
                     self.point(jump, here);
                     failed.push(self.miss(back, va, info, late));
                 }
-                Cold::Group { jump, back, va, info, delta, most, offset, rest, copy, late } => {
+                Cold::Group { jump, back, va, info, write, delta, most, offset, rest, copy, late } => {
                     self.point(jump, here);
-                    let (not_filled, crossed) = self.group_missed(back, va, info, delta, most);
+                    let (not_filled, crossed) = self.group_missed(back, va, (info, write), delta, most);
                     let here = self.here();
                     self.point(not_filled, here);
                     self.do_late(late.clone());

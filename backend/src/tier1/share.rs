@@ -51,8 +51,9 @@ pub struct Groups {
     pub list: Vec<Group>,
     /// By op: the group, and the access's distance from the root.
     of: Vec<Option<(u16, i64)>>,
-    /// First group that an access may join.
+    /// First group that an access may join, and first whose check may become one for writing.
     open: usize,
+    may_write: usize,
 }
 
 /// How an access finds its bytes on the host.
@@ -103,13 +104,15 @@ impl Groups {
         self.list.clear();
         self.of.clear();
         self.of.resize(b.insts.len(), None);
-        self.open = 0;
+        (self.open, self.may_write) = (0, 0);
         for (k, i) in b.insts.iter().enumerate() {
             match i.op {
                 Op::Load => self.enter(b, i, k, false),
                 Op::Store => self.enter(b, i, k, true),
                 Op::ProbeW if !calls(i) => self.enter(b, i, k, true),
                 // What it calls may do anything.
+                // What follows a branch may well not run, where a page is not to be written.
+                Op::Side => self.may_write = self.list.len(),
                 Op::Call if env.helpers[usize::from(i.aux)].effects != Effects::NONE => self.open = self.list.len(),
                 _ => {}
             }
@@ -126,13 +129,15 @@ impl Groups {
         let len = if i.op == Op::ProbeW { i64::from(i.aux >> 2) } else { i64::from(i.ty.bytes()) };
         let Some(to) = off.checked_add(len) else { return };
         let open = self.list.len().saturating_sub(LOOK_BACK).max(self.open);
-        let joins = |g: &Group| {
+        let joins = |n: usize| {
+            let g = &self.list[n];
             let reach = g.to.max(to).checked_sub(g.from.min(off));
-            g.root == root && g.ctx == ctx && (g.write || !write) && reach.is_some_and(|r| r <= REACH)
+            let writes = g.write || !write || n >= self.may_write;
+            g.root == root && g.ctx == ctx && writes && reach.is_some_and(|r| r <= REACH)
         };
-        if let Some(n) = (open..self.list.len()).rev().find(|n| joins(&self.list[*n])) {
+        if let Some(n) = (open..self.list.len()).rev().find(|n| joins(*n)) {
             let g = &mut self.list[n];
-            (g.from, g.to, g.joined) = (g.from.min(off), g.to.max(to), true);
+            (g.from, g.to, g.write, g.joined) = (g.from.min(off), g.to.max(to), g.write | write, true);
             self.of[k] = Some((n as u16, off));
         } else if let Ok(n) = u16::try_from(self.list.len()) {
             self.list.push(Group { root, ctx, write, from: off, to, first: k as u32, joined: false });
@@ -182,17 +187,18 @@ impl Emit<'_> {
             0 => asm!(self; lea Rq(h), [rcx + Rq(va)]),
             m => asm!(self; lea Rq(h), [rcx + Rq(va) + m as i32]),
         }
-        let info = self.info(i, write);
+        // A load stays one, though stores go by its check.
+        let info = self.info(i, i.op != Op::Load);
         let rest = if self.env.counted { self.rest } else { 0 };
         let (offset, delta) = (self.insn as i32, (off - group.from) as i32);
-        self.cold.push(Cold::Group { jump, back, va, info, delta, most, offset, rest, copy, late });
+        self.cold.push(Cold::Group { jump, back, va, info, write, delta, most, offset, rest, copy, late });
         h
     }
 
     /// A group's check missed: has the TLB filled for the first access and looks again. Gives the ends of the jumps for when that
     /// fails, and for when the group crosses a page.
-    pub fn group_missed(&mut self, back: usize, va: u8, info: u32, delta: i32, most: i32) -> (usize, [usize; 2]) {
-        let a = AccessInfo::unpack(info);
+    pub fn group_missed(&mut self, back: usize, va: u8, (info, write): (u32, bool), delta: i32, most: i32) -> (usize, [usize; 2]) {
+        let a = AccessInfo { write, ..AccessInfo::unpack(info) };
         self.look_beside(back, va, a, most);
         asm!(self; mov edx, Rd(va); and edx, 0xfff; cmp edx, DWORD most);
         let two_pages = self.jcc(cc::A);
