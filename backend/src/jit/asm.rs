@@ -4,7 +4,7 @@
 //! UNSAFE: naked functions; who calls them is generated code, or `VcpuBlock::run_code`.
 #![allow(unsafe_code)]
 
-use super::runtime::func;
+use super::runtime::{ACROSS, func};
 use crate::far::Far;
 use crate::jumps::{JC_FACTOR, JC_MASK, JC_SHIFT, JcEntry};
 use crate::vblock::{BASE, Engine, Why};
@@ -14,7 +14,7 @@ use std::mem::offset_of;
 /// Calls function `$index` of `Engine::fns` with every register preserved: the compiler knows nothing of who calls.
 #[cfg(target_arch = "x86_64")]
 macro_rules! preserving {
-    ($index:expr) => {
+    ($index:expr, [$($tail:literal),*], $($operands:tt)*) => {
         naked_asm!(
             "push rbp",
             "mov rbp, rsp",
@@ -74,32 +74,49 @@ macro_rules! preserving {
             "pop rcx",
             "pop rax",
             "pop rbp",
+            $($tail,)*
             "ret",
             base = const BASE,
             function = const from_base(offset_of!(Engine, fns) + 8 * $index),
+            $($operands)*
         )
     };
 }
 
-/// Calls `access`.
+/// Calls `access`. The host's flags are then `B`: the access hits; `E`: it has been done across two pages, and rcx is the addend by
+/// which its address leads to `Engine::vec_a`; `A`: it cannot be done.
 #[cfg(target_arch = "x86_64")]
 #[unsafe(naked)]
 pub unsafe extern "C" fn access_stub() {
-    preserving!(func::ACCESS)
+    preserving!(
+        func::ACCESS,
+        [
+            "cmp dword ptr [r15 + {status}], {across}",
+            "jne 2f",
+            "lea rcx, [r15 + {value}]",
+            "sub rcx, [r15 + {addr}]",
+            "cmp eax, eax",
+            "2:"
+        ],
+        across = const ACROSS,
+        status = const from_base(offset_of!(Engine, status)),
+        value = const from_base(offset_of!(Engine, vec_a)),
+        addr = const from_base(offset_of!(Engine, slow_addr)),
+    )
 }
 
 /// Calls `x87_live`.
 #[cfg(target_arch = "x86_64")]
 #[unsafe(naked)]
 pub unsafe extern "C" fn x87_live_stub() {
-    preserving!(func::X87_LIVE)
+    preserving!(func::X87_LIVE, [],)
 }
 
 /// Calls `x87_home`.
 #[cfg(target_arch = "x86_64")]
 #[unsafe(naked)]
 pub unsafe extern "C" fn x87_home_stub() {
-    preserving!(func::X87_HOME)
+    preserving!(func::X87_HOME, [],)
 }
 
 /// Offset from r15 of a byte of `Engine`, which ends at the seam.

@@ -51,6 +51,8 @@ pub struct AccessInfo {
 impl AccessInfo {
     /// Where atomic ops add their kind.
     pub const RMW_SHIFT: u32 = 26;
+    /// Added where the access may be done across pages: a load, or a store whose value is in `Engine::vec_a`.
+    pub const ACROSS: u32 = 1 << 29;
 
     pub fn pack(self) -> u32 {
         self.ty as u32 | (self.ctx as u32) << 3 | u32::from(self.write) << 5 | self.insn << 8 | (self.rest - 1) << 20
@@ -187,8 +189,42 @@ extern "C" fn go_on<C: GuestCpu>(seam: *mut u8) -> u64 {
     b.straight_on().unwrap_or(0)
 }
 
+/// `Engine::status`: an access has been done across two pages; what was loaded is in `Engine::vec_a`.
+pub const ACROSS: u32 = 1;
+
+impl<C: GuestCpu> VcpuBlock<C> {
+    /// Does an access that crosses from one page of plain RAM into another. `Err`: it faults, or is not of that kind.
+    fn access_across(&mut self, va: u64, info: &AccessInfo) -> Result<(), Fault> {
+        let (size, access) = (info.ty.bytes() as usize, if info.write { Access::Write } else { Access::Read });
+        let second = (va | 0xfff).wrapping_add(1);
+        if second as u32 == 0 {
+            // Narrow addresses wrap.
+            return Err(LEAVE);
+        }
+        for at in [va, second] {
+            if self.quick(at, 1, access, info.ctx).is_none() {
+                self.place(Va(at), access, info.ctx)?;
+            }
+        }
+        let offset = |at: u64| self.quick(at, 1, access, info.ctx).ok_or(LEAVE);
+        let (first, second) = (offset(va)?, offset(second)?);
+        let (ram, here) = (self.machine().ram(), 4096 - (va & 0xfff) as usize);
+        let place = |k: usize| if k < here { first + k as u64 } else { second + (k - here) as u64 };
+        let mut bytes = self.eng.vec_a.to_le_bytes();
+        for (k, byte) in bytes[..size].iter_mut().enumerate() {
+            match info.write {
+                true => ram.store_uint(place(k), 1, (*byte).into()),
+                false => *byte = ram.read_uint(place(k), 1) as u8,
+            }
+        }
+        self.eng.vec_a = u128::from_le_bytes(bytes);
+        Ok(())
+    }
+}
+
 /// An access missed the TLB: its address and `AccessInfo` are in the engine state. Fills the TLB so that the access hits;
-/// where that cannot be (devices, page crossings, watched pages, code) the instruction must run alone.
+/// where that cannot be (devices, watched pages, code) the instruction must run alone. One that crosses into another page is done here,
+/// where generated code is ready for that.
 extern "C" fn access<C: GuestCpu>(seam: *mut u8) {
     // SAFETY: module note.
     let b = unsafe { VcpuBlock::<C>::from_seam(seam) };
@@ -197,7 +233,11 @@ extern "C" fn access<C: GuestCpu>(seam: *mut u8) {
     let access = if info.write { Access::Write } else { Access::Read };
     b.eng.status = 0;
     if va.0 & 0xfff > 4096 - u64::from(size) {
-        return b.give_up(LEAVE, info.insn, info.rest);
+        let done = if b.eng.slow_info & AccessInfo::ACROSS != 0 { b.access_across(va.0, &info) } else { Err(LEAVE) };
+        return match done {
+            Ok(()) => b.eng.status = ACROSS,
+            Err(f) => b.give_up(f, info.insn, info.rest),
+        };
     }
     // The access itself looks at no tag.
     let withheld = |b: &VcpuBlock<C>| b.quick_withheld(va.0, size, access, info.ctx).is_some();

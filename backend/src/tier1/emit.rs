@@ -55,8 +55,9 @@ pub struct Code<'a> {
 
 /// Code out of the hot path, emitted at the end. `late`: stores to be done by those who leave.
 pub(super) enum Cold {
-    /// A memory check that missed: (end of its jump, where to go on, register of the address, `AccessInfo`).
-    Miss { jump: usize, back: usize, va: u8, info: u32, late: Range<usize> },
+    /// A memory check that missed: (end of its jump, where to go on, register of the address, `AccessInfo`). `across`: the value to be stored,
+    /// and where to go on if the access was done across two pages.
+    Miss { jump: usize, back: usize, va: u8, info: u32, across: Option<(Held, usize)>, late: Range<usize> },
     /// The same of a group: see `share`. `write`: its check is one for writing; `delta`: from `va` to the first access; `most`: as `compare_tag`; `offset`, `rest`: of a leave.
     /// `copy`: the number of the copy to go on in instead.
     Group {
@@ -95,6 +96,16 @@ pub(super) enum Cold {
     X87 { jump: usize, back: usize, info: u32 },
     /// Takes it back.
     X87Home { jump: usize, back: usize },
+}
+
+/// Where the value of a store is.
+#[derive(Clone, Copy, Debug)]
+pub enum Held {
+    /// It is a load.
+    Nothing,
+    Xmm(u8),
+    Gpr(u8),
+    Imm(i32),
 }
 
 /// Reused from block to block.

@@ -1,6 +1,6 @@
 //! Entries and ends of a block, and the code out of the hot path.
 
-use super::emit::{Cold, Emit, NEAR_OR_FAR, cc};
+use super::emit::{Cold, Emit, Held, NEAR_OR_FAR, cc};
 use super::{asm, st};
 use crate::cache::Record;
 use crate::far::{Far, Spaces};
@@ -313,9 +313,9 @@ impl Emit<'_> {
                 Cold::Fp { jump, back } => self.make_fp_ready(jump, back),
                 Cold::X87 { jump, back, info } => failed.push(self.make_x87_live(jump, back, info)),
                 Cold::X87Home { jump, back } => self.take_x87_home(jump, back),
-                Cold::Miss { jump, back, va, info, late } => {
+                Cold::Miss { jump, back, va, info, across, late } => {
                     self.point(jump, here);
-                    failed.push(self.miss(back, va, info, late));
+                    failed.push(self.miss(back, va, info, across, late));
                 }
                 Cold::Group { jump, back, va, info, write, delta, most, offset, rest, copy, late } => {
                     self.point(jump, here);
@@ -385,25 +385,30 @@ impl Emit<'_> {
     }
 
     /// Has the TLB filled and goes back, or on to where the gate of the result leads: the end of that jump.
-    fn miss(&mut self, back: usize, va: u8, info: u32, late: Range<usize>) -> usize {
+    fn miss(&mut self, back: usize, va: u8, info: u32, across: Option<(Held, usize)>, late: Range<usize>) -> usize {
         let a = AccessInfo::unpack(info);
         self.look_beside(back, va, a, 4096 - a.ty.bytes() as i32);
+        if let Some((held, _)) = across {
+            self.hand_over(held);
+        }
         self.fill(va, info);
-        let again = self.jcc(cc::E);
+        let again = self.jcc(cc::B);
         self.point(again, back);
+        if let Some((_, done)) = across {
+            let jump = self.jcc(cc::E);
+            self.point(jump, done);
+        }
         self.do_late(late);
         self.jmp()
     }
 
-    /// Has the TLB filled for the access at the address in `va`; the host's flags are `E` if it may go on.
+    /// Has the TLB filled for the access at the address in `va`; the host's flags are then as `asm::access_stub` says.
     pub fn fill(&mut self, va: u8, info: u32) {
         let (addr, what) = (self.eng(offset_of!(Engine, slow_addr)), self.eng(offset_of!(Engine, slow_info)));
         let stub = self.eng(offset_of!(Engine, fns) + 8 * func::ACCESS_STUB);
-        let status = self.eng(offset_of!(Engine, status));
         st!(self, addr; [mov] [, Rq(va)]);
         st!(self, what; [mov DWORD] [, DWORD info as i32]);
         st!(self, stub; [call QWORD] []);
-        self.cmp_state(false, status, 0);
     }
 
     fn tail_of_failures(&mut self, jumps: &[usize]) {

@@ -1,6 +1,6 @@
 //! Guest memory accesses and calls of the runtime.
 
-use super::emit::{Cold, Emit, Tier1, cc};
+use super::emit::{Cold, Emit, Held, Tier1, cc};
 use super::regs::{RAX, RCX, RDX, imm32};
 use super::share::at;
 use super::{asm, st};
@@ -101,11 +101,38 @@ impl Emit<'_> {
         let va = self.address(i, i.imm);
         let ctx = usize::from(i.aux & 3).min(CTX_COUNT - 1);
         let jump = self.compare_tag(va, ctx, write, 4096 - i.ty.bytes() as i32);
-        let (back, info) = (self.here(), self.info(i, write));
+        let (back, mut info) = (self.here(), self.info(i, write));
         self.load_addend(ctx);
         let late = self.note_late();
-        self.cold.push(Cold::Miss { jump, back, va, info, late });
+        let across = match i.op {
+            Op::Load => Some(Held::Nothing),
+            Op::Store if i.b != Val::NONE => Some(self.held(i)),
+            _ => None,
+        };
+        info |= if across.is_some() { AccessInfo::ACROSS } else { 0 };
+        let across = across.map(|held| (held, self.here()));
+        self.cold.push(Cold::Miss { jump, back, va, info, across, late });
         va
+    }
+
+    /// Where the value of a store is, which has been seen to.
+    fn held(&mut self, i: &Inst) -> Held {
+        match (i.ty, self.block.as_const(i.b).and_then(|c| imm32(i.ty, c))) {
+            (Ty::V128, _) => Held::Xmm(self.xmm(i.b)),
+            (_, Some(c)) => Held::Imm(c),
+            _ => Held::Gpr(self.gpr(i.b)),
+        }
+    }
+
+    /// Gives the value of a store to `access`.
+    pub fn hand_over(&mut self, held: Held) {
+        let value = self.eng(offset_of!(Engine, vec_a));
+        match held {
+            Held::Nothing => {}
+            Held::Xmm(r) => st!(self, value; [movdqu] [, Rx(r)]),
+            Held::Gpr(r) => st!(self, value; [mov] [, Rq(r)]),
+            Held::Imm(c) => st!(self, value; [mov QWORD] [, DWORD c]),
+        }
     }
 
     pub fn load(&mut self, i: &Inst) {

@@ -197,14 +197,21 @@ impl Emit<'_> {
 
     /// A group's check missed: has the TLB filled for the first access and looks again. Gives the ends of the jumps for when that
     /// fails, and for when the group crosses a page.
-    pub fn group_missed(&mut self, back: usize, va: u8, (info, write): (u32, bool), delta: i32, most: i32) -> (usize, [usize; 2]) {
+    pub fn group_missed(
+        &mut self,
+        back: usize,
+        va: u8,
+        (info, write): (u32, bool),
+        delta: i32,
+        most: i32,
+    ) -> (usize, [usize; 2]) {
         let a = AccessInfo { write, ..AccessInfo::unpack(info) };
         self.look_beside(back, va, a, most);
         asm!(self; mov edx, Rd(va); and edx, 0xfff; cmp edx, DWORD most);
         let two_pages = self.jcc(cc::A);
         self.lea(RCX, va, delta);
         self.fill(RCX, info);
-        let failed = self.jcc(cc::NE);
+        let failed = self.jcc(cc::AE);
         // It may be a page that the debugger watches.
         let alone = self.compare_tag(va, a.ctx.min(CTX_COUNT - 1), a.write, most);
         let again = self.jmp();
