@@ -516,3 +516,85 @@ fn a_store_into_two_pages_happens_as_a_whole() {
         assert_eq!(now, pattern, "{name}");
     });
 }
+
+/// Branches that nearly always go one way, over code that then seldom runs: with flags and registers that only those who take the other
+/// way see, and code behind a branch that is changed from before it.
+#[test]
+fn branches_that_mostly_go_one_way() {
+    const STEPS: u64 = 3000;
+    let code = assembled(|a| {
+        let mut l: [_; 8] = std::array::from_fn(|_| a.create_label());
+        let [top, seldom, over, on, past, last, odd, imm] = &mut l;
+        a.set_label(top)?;
+        a.inc(eax)?;
+        a.mov(r9d, r8d)?;
+        a.mov(r8d, eax)?;
+        // Seldom taken, forward; the flags of TEST are asked for there.
+        a.test(edx, 0x3f)?;
+        a.je(*seldom)?;
+        a.add(ebx, 3)?;
+        a.mov(dword_ptr(rsi + 16), ebx)?;
+        // Nearly always taken, forward.
+        a.cmp(dl, 0x80)?;
+        a.jne(*over)?;
+        a.lahf()?;
+        a.movzx(ecx, ah)?;
+        a.add(r11, rcx)?;
+        a.add(r11, r8)?;
+        a.mov(eax, r8d)?;
+        a.set_label(over)?;
+        a.adc(edi, 1)?;
+        a.jmp(*on)?;
+        a.set_label(last)?;
+        a.hlt()?;
+        a.set_label(on)?;
+        // Its operand is written below, and by the step before.
+        a.mov(r12d, 0x1234_5678)?;
+        a.set_label(imm)?;
+        a.add(r13, r12)?;
+        a.test(edx, 0x1ff)?;
+        a.je(*odd)?;
+        a.set_label(past)?;
+        a.dec(edx)?;
+        a.je(*last)?;
+        a.jmp(*top)?;
+
+        a.set_label(seldom)?;
+        a.pushfq()?;
+        a.pop(r10)?;
+        a.add(r11, r10)?;
+        a.add(r11, r9)?;
+        a.jmp(*over)?;
+        a.set_label(odd)?;
+        a.lea(rcx, ptr(*imm))?;
+        a.mov(dword_ptr(rcx - 4), edx)?;
+        a.jmp(*past)
+    });
+    let run = |m: &mut Machine| {
+        let mut i = image(World::Long, 0, &code);
+        for (register, value) in [(0, 0), (2, STEPS), (3, 0), (4, at::DATA + 0x1000), (6, at::DATA), (7, 0)] {
+            i.cpu.gpr[register] = value;
+        }
+        i.cpu.gpr[8..14].fill(0);
+        let o = m.outcome(&i);
+        assert_eq!(o.stop, StopReason::Halted);
+        let g = &o.cpu.gpr;
+        ([g[0], g[3], g[7], g[11], g[12], g[13]], g[8], o.cpu.rflags() & 0x8d5)
+    };
+    let wanted = std::cell::OnceCell::new();
+    on_all(|name, m| {
+        for round in 0..3 {
+            let got = run(m);
+            let want = wanted.get_or_init(|| got);
+            assert_eq!(&got, want, "{name}, round {round}");
+        }
+    });
+    let (registers, ..) = wanted.into_inner().unwrap();
+    let (mut imm, mut sum) = (0x1234_5678, 0);
+    for step in (1..=STEPS).rev() {
+        sum += imm;
+        imm = if step & 0x1ff == 0 { step } else { imm };
+    }
+    let left = STEPS / 64;
+    assert_eq!((registers[1], registers[4], registers[5]), (3 * (STEPS - left), imm, sum), "RBX, R12, R13");
+}

@@ -545,4 +545,4 @@ impl Drop for Cache {
 }
 
 #[cfg(test)]
-mod tests;
+pub mod tests;

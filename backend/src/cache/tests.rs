@@ -15,23 +15,21 @@ unsafe extern "C" fn dead(_: *mut u8, op: *mut COp) -> *mut COp {
 
 const SLOT: COp = COp { h: 0, d: 0, a: 0, x: 0 };
 
-/// A block at RAM offset `phys`, `len` bytes long, with edges in slots 1 and 2.
-fn block(c: &mut Cache, ram: &Ram, phys: u64, len: u32) -> *mut Record {
-    let start = (phys & 0xfff) as u32;
-    let end = start + len;
-    let second = (end > 4096).then_some((phys >> 12) + 1);
-    let mut r = Box::new(Record {
+/// A block of page offsets `start` to `end`, with edges in slots 1 and 2: page offset of the target, and how often each was taken.
+pub fn record(start: u32, end: u32, edges: [(i32, u32); 2]) -> Box<Record> {
+    let edge = |(off, count): (i32, u32)| COp { h: 0, d: count as u16, a: (count >> 16) as u16, x: off as u32 };
+    Box::new(Record {
         runs: 0,
         threshold: 10,
         code: 0,
-        key: BlockKey { phys, mode: 1 },
+        key: BlockKey { phys: start.into(), mode: 1 },
         start,
         end,
         reach: 0,
-        second,
+        second: None,
         insns: 1,
         guess: None,
-        ops: Box::new([SLOT; 3]),
+        ops: Box::new([SLOT, edge(edges[0]), edge(edges[1])]),
         insn_at: Box::new([]),
         edges: [1, 2],
         incoming: Vec::new(),
@@ -43,7 +41,16 @@ fn block(c: &mut Cache, ram: &Ram, phys: u64, len: u32) -> *mut Record {
         tier1: None,
         callers: Vec::new(),
         dead_start: dead,
-    });
+    })
+}
+
+/// A block at RAM offset `phys`, `len` bytes long.
+fn block(c: &mut Cache, ram: &Ram, phys: u64, len: u32) -> *mut Record {
+    let start = (phys & 0xfff) as u32;
+    let end = start + len;
+    let second = (end > 4096).then_some((phys >> 12) + 1);
+    let mut r = record(start, end, [(0, 0); 2]);
+    (r.key.phys, r.second) = (phys, second);
     let p = &raw mut *r;
     r.ops[0].set_record(p);
     r.ops[0].set_handler(alive);
@@ -187,6 +194,18 @@ fn emitted(c: &mut Cache, r: *mut Record) -> u64 {
 fn target(at: u64) -> u64 {
     // SAFETY: code that `emitted` has placed; the arena keeps it mapped.
     at.wrapping_add(5).wrapping_add_signed(unsafe { (at as *const u8).add(1).cast::<i32>().read_unaligned() }.into())
+}
+
+#[test]
+fn a_store_to_what_compiled_code_reaches_drops_its_block() {
+    let (mut c, ram) = setup();
+    let r = block(&mut c, &ram, 0x1100, 8);
+    c.invalidate(&ram, 0x1140, 1);
+    assert!(get(&c, 0x1100));
+    c.reach(&ram, r, 0x148);
+    assert!(c.overlaps(0x1140, 1) && c.lies_beside(0x1148, 1) && ram.page_bits(1).contains(PageBits::CODE));
+    c.invalidate(&ram, 0x1147, 1);
+    assert!(!get(&c, 0x1100) && ram.page_bits(1).is_empty());
 }
 
 #[test]

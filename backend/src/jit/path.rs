@@ -73,3 +73,28 @@ fn goes_to(r: &Record) -> Option<u32> {
 fn is_loop(r: &Record) -> bool {
     r.successors().any(|(to, _)| (0..=r.start as i32).contains(&to))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::tests::record;
+
+    #[test]
+    fn a_block_goes_on_where_it_nearly_always_did() {
+        // (offset, count) of the taken edge and the other, and where the block, from 0x100 to 0x110, goes on.
+        for (taken, other, want) in [
+            ((0x180, 0), (0x110, 40), Some(0x110)),
+            ((0x180, 2), (0x110, 38), Some(0x110)),
+            ((0x180, 3), (0x110, 37), None),
+            ((0x180, 39), (0x110, 1), Some(0x180)),
+            ((0x80, 40), (0x110, 0), None),
+            ((0x1010, 40), (0x110, 0), None),
+            ((0x180, 0), (0x110, 0), Some(0x110)),
+        ] {
+            let r = record(0x100, 0x110, [taken, other]);
+            assert_eq!(goes_to(&r), want, "{taken:x?} {other:x?}");
+        }
+        assert!(is_loop(&record(0x100, 0x110, [(0x100, 1), (0x110, 1)])));
+        assert!(!is_loop(&record(0x100, 0x110, [(0x108, 1), (0x110, 1)])));
+    }
+}

@@ -1,8 +1,8 @@
 //! Every block the translator makes is well formed, whatever the bytes; and the shape of typical blocks.
 
 use super::*;
-use ir::Op;
 use ir::verify::verify;
+use ir::{Op, Path};
 use vm_core::testing::Rng;
 
 struct Page(Box<[u8; PAGE]>);
@@ -290,4 +290,59 @@ fn sti_ends_a_block_only_where_the_next_instruction_is_not_in_it() {
     last.0[PAGE - 1] = 0xfb;
     let last = check(&x, mode, PAGE as u32 - 1, 64, &mut last);
     assert_eq!(last.insts.last().map(|i| i.op), Some(Op::ExitNext));
+}
+
+struct Going(Page, Path);
+
+impl CodeFetch for Going {
+    type Fault = ();
+    fn page(&self) -> &[u8; PAGE] {
+        self.0.page()
+    }
+    fn next_page(&mut self) -> Result<&[u8; PAGE], ()> {
+        Err(())
+    }
+    fn path(&self) -> Path {
+        self.1
+    }
+}
+
+/// Sides of a block (target, page offset of the branch), its last op, and where it ends.
+fn sides(mode: u64, code: &[u8], ways: &[(u32, u32)], max: u32) -> (Vec<(i64, i64)>, ir::Inst, i64) {
+    let (x, mut b, mut path) = (X86::new(ALL_FEATURES), Block::default(), Path::default());
+    ways.iter().for_each(|(at, to)| assert!(path.push(*at, *to)));
+    x.translate(mode, 0, max, &mut Going(page(code), path), &mut b).expect("within the page");
+    verify(&b, &x.layout, &x.helpers).expect("well formed");
+    let mut at = 0;
+    let mut found = Vec::new();
+    for i in &b.insts {
+        match i.op {
+            Op::Insn => at = i.imm,
+            Op::Side => found.push((i.imm, at)),
+            _ => {}
+        }
+    }
+    (found, *b.terminator().expect("a block ends"), b.next)
+}
+
+#[test]
+fn blocks_go_on_behind_branches() {
+    // 0 cmp eax, 1; 3 je 8; 5 inc ebx; 7 nop; 8 jmp 12; 10 ud2; 12 jne 30; 14 hlt; ... 30 nop; ...
+    let mut code = [0x90; 64];
+    code[..15].copy_from_slice(&[0x83, 0xf8, 1, 0x74, 3, 0xff, 0xc3, 0x90, 0xeb, 2, 0x0f, 0x0b, 0x75, 16, 0xf4]);
+    let wide = modes()[6];
+    let ways = [(3, 5), (8, 12), (12, 30)];
+    let (found, end, next) = sides(wide, &code, &ways, 8);
+    assert_eq!((found, end.op, end.imm, next), (vec![(8, 3), (14, 12)], Op::Jump, 32, 32));
+    // As many as it is told, and no others.
+    let (found, end, next) = sides(wide, &code, &ways[..1], 8);
+    assert_eq!((found, end.op, end.imm, next), (vec![(8, 3)], Op::Jump, 12, 10));
+    // What leads elsewhere than the path says is no part of it; nor is a step.
+    let (found, end, _) = sides(wide, &code, &[(3, 6)], 8);
+    assert_eq!((found.len(), end.op, end.imm), (0, Op::Br, 8));
+    let (found, end, _) = sides(wide | Mode::STEP, &code, &ways, 8);
+    assert_eq!((found.len(), end.op), (0, Op::ExitNext));
+    // Branches out of the page end a block whatever is said.
+    let (found, end, _) = sides(wide, &[0x0f, 0x84, 0, 0x20, 0, 0], &[(0, 6)], 8);
+    assert_eq!((found.len(), end.op, end.imm), (0, Op::Br, 0x2006));
 }
