@@ -148,6 +148,14 @@ impl<C: GuestCpu> VcpuBlock<C> {
         hit.then(|| va.wrapping_add(e.addend).wrapping_sub(self.machine().ram().host_base() as u64))
     }
 
+    /// RAM offsets and lengths of the two parts of up to a page of bytes, of which the second may be empty, if the TLB serves both.
+    fn quick_block(&self, va: u64, len: usize, access: Access, ctx: usize) -> Option<[(u64, usize); 2]> {
+        let here = len.min(4096 - (va & 0xfff) as usize);
+        let first = self.quick(va, 1, access, ctx)?;
+        let second = if here < len { self.quick(va.wrapping_add(here as u64), 1, access, ctx)? } else { first };
+        (len - here <= 4096).then_some([(first, here), (second, len - here)])
+    }
+
     /// RAM offset of a hit in a page whose entry withholds the access, for reasons that do not concern it: the debugger watches other
     /// bytes, code came from others.
     pub fn quick_withheld(&self, va: u64, size: u8, access: Access, ctx: usize) -> Option<u64> {
@@ -331,6 +339,24 @@ impl<C: GuestCpu> GuestEnv for VcpuBlock<C> {
             at = at.wrapping_add(n);
         }
         Ok(())
+    }
+
+    fn load_block(&mut self, va: Va, buf: &mut [u8], ctx: usize) -> bool {
+        let Some([first, second]) = self.quick_block(va.0, buf.len(), Access::Read, ctx) else { return false };
+        let ram = self.machine().ram();
+        let (here, there) = buf.split_at_mut(first.1);
+        ram.read(first.0, here);
+        ram.read(second.0, there);
+        true
+    }
+
+    fn store_block(&mut self, va: Va, bytes: &[u8], ctx: usize) -> bool {
+        let Some([first, second]) = self.quick_block(va.0, bytes.len(), Access::Write, ctx) else { return false };
+        let ram = self.machine().ram();
+        let (here, there) = bytes.split_at(first.1);
+        ram.store_bytes(first.0, here);
+        ram.store_bytes(second.0, there);
+        true
     }
 
     fn bulk_copy(&mut self, dst: Va, src: Va, len: u64, down: bool, ctx: usize) -> Result<u64, Fault> {

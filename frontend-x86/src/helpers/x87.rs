@@ -218,6 +218,9 @@ fn pointers<E: Env>(env: &mut E, code: Code, ptr: u64) {
 /// Loads `buf.len()` bytes; nothing is changed if it faults.
 fn load<E: Env>(env: &mut E, addr: u64, buf: &mut [u8]) -> Result<(), Fault> {
     let ctx = env.cpu_ref().mode().ctx();
+    if buf.len() > 8 && env.load_block(Va(addr), buf, ctx) {
+        return Ok(());
+    }
     let mut at = addr;
     let mut rest = buf;
     while !rest.is_empty() {
@@ -233,6 +236,9 @@ fn load<E: Env>(env: &mut E, addr: u64, buf: &mut [u8]) -> Result<(), Fault> {
 /// Stores all of `buf` or nothing.
 fn store<E: Env>(env: &mut E, addr: u64, buf: &[u8]) -> Result<(), Fault> {
     let ctx = env.cpu_ref().mode().ctx();
+    if buf.len() > 8 && env.store_block(Va(addr), buf, ctx) {
+        return Ok(());
+    }
     if buf.len() > 8 || !buf.len().is_power_of_two() {
         env.probe(Va(addr), buf.len() as u64, Access::Write, ctx)?;
     }

@@ -148,6 +148,14 @@ pub trait GuestEnv {
     fn store(&mut self, va: Va, size: u8, value: u64, ctx: usize) -> Result<(), Fault>;
     /// Checks that `len` bytes (at most a page) can be accessed, filling the TLB, without touching them.
     fn probe(&mut self, va: Va, len: u64, access: Access, ctx: usize) -> Result<(), Fault>;
+    /// Loads bytes, at most a page, that all lie in plain RAM that can be read as it is; `false`: go piece by piece, nothing was done.
+    fn load_block(&mut self, _va: Va, _buf: &mut [u8], _ctx: usize) -> bool {
+        false
+    }
+    /// The same of stores.
+    fn store_block(&mut self, _va: Va, _bytes: &[u8], _ctx: usize) -> bool {
+        false
+    }
     /// Copies up to `len` bytes, both sides RAM, not beyond the end of either page; returns how many were copied. 0 where one side is not
     /// plain RAM (MMIO, code, watched), or where byte by byte, from the lowest up or else `down` from the highest, some would be
     /// written before they are read: go one by one.

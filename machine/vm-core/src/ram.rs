@@ -210,6 +210,13 @@ impl Ram {
         unsafe { std::ptr::copy(src, dst, len as usize) }
     }
 
+    /// Writes bytes. For pages without CODE, as `copy_within`.
+    pub fn store_bytes(&self, offset: u64, bytes: &[u8]) {
+        let p = self.at(offset, bytes.len());
+        // SAFETY: `at` checked the range, and the guest's memory is none of Rust's.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), p, bytes.len()) }
+    }
+
     /// Writes `count` copies of the low `size` (1, 2, 4, 8) bytes of `v`. For pages without CODE, as `copy_within`.
     pub fn fill(&self, offset: u64, size: u8, v: u64, count: u64) {
         let p = self.at(offset, usize::from(size) * count as usize);
