@@ -105,6 +105,13 @@ pub unsafe extern "C" fn access_stub() {
     )
 }
 
+/// Calls `locked`.
+#[cfg(target_arch = "x86_64")]
+#[unsafe(naked)]
+pub unsafe extern "C" fn locked_stub() {
+    preserving!(func::LOCKED, [],)
+}
+
 /// Calls `x87_live`.
 #[cfg(target_arch = "x86_64")]
 #[unsafe(naked)]

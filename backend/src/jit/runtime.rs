@@ -4,7 +4,7 @@
 //! UNSAFE: called from generated code with the seam of the running block.
 #![allow(unsafe_code)]
 
-use super::asm::{access_stub, chain, enter, far, go_on_stub, second, x87_home_stub, x87_live_stub};
+use super::asm::{access_stub, chain, enter, far, go_on_stub, locked_stub, second, x87_home_stub, x87_live_stub};
 use crate::atomic::AtomicArgs;
 use crate::vblock::{LEAVE, LIVE_SSE, LIVE_X87, VcpuBlock, Why};
 use ir::{FpOp, Rmw, TriOp, Ty, VecOp};
@@ -13,27 +13,29 @@ use vm_core::{Access, Fault, GuestEnv, Va};
 
 /// Indexes into `Engine::fns`; what is called most comes last (`vblock::BASE`).
 pub mod func {
-    /// `x87_live` and `x87_home`, and `access`, called by their stubs, which preserve every register.
+    /// `x87_live`, `x87_home`, `locked` and `access`, called by their stubs, which preserve every register.
     pub const X87_LIVE: usize = 0;
     pub const X87_HOME: usize = 1;
     pub const X87_LIVE_STUB: usize = 2;
     pub const X87_HOME_STUB: usize = 3;
-    pub const ACCESS: usize = 4;
-    pub const ATOMIC: usize = 5;
-    pub const PROBE: usize = 6;
-    pub const VEC: usize = 7;
+    pub const LOCKED: usize = 4;
+    pub const LOCKED_STUB: usize = 5;
+    pub const ACCESS: usize = 6;
+    pub const ATOMIC: usize = 7;
+    pub const PROBE: usize = 8;
+    pub const VEC: usize = 9;
     /// Goes on at a program counter through the jump cache.
-    pub const CHAIN: usize = 8;
+    pub const CHAIN: usize = 10;
     /// The same along an edge that may be linked: `crate::far`.
-    pub const FAR: usize = 9;
+    pub const FAR: usize = 11;
     /// `go_on`, and what is jumped to where a block ends that may have changed anything; the program counter is in the state.
-    pub const GO_ON: usize = 10;
-    pub const GO_ON_STUB: usize = 11;
-    pub const ACCESS_STUB: usize = 12;
-    pub const HELPER: usize = 13;
+    pub const GO_ON: usize = 12;
+    pub const GO_ON_STUB: usize = 13;
+    pub const ACCESS_STUB: usize = 14;
+    pub const HELPER: usize = 15;
     /// Goes on at a program counter that the jump cache does not have in its first place.
-    pub const SECOND: usize = 14;
-    pub const COUNT: usize = 15;
+    pub const SECOND: usize = 16;
+    pub const COUNT: usize = 17;
 }
 
 /// A memory access as its pad describes it in `Engine::slow_info`.
@@ -67,6 +69,8 @@ impl AccessInfo {
 /// Fills the table of functions.
 pub fn install<C: GuestCpu>(b: &mut VcpuBlock<C>) {
     b.eng.fns[func::ACCESS_STUB] = access_stub as *const () as usize;
+    b.eng.fns[func::LOCKED] = locked::<C> as *const () as usize;
+    b.eng.fns[func::LOCKED_STUB] = locked_stub as *const () as usize;
     b.eng.fns[func::X87_LIVE_STUB] = x87_live_stub as *const () as usize;
     b.eng.fns[func::X87_HOME_STUB] = x87_home_stub as *const () as usize;
     b.eng.fns[func::X87_LIVE] = x87_live::<C> as *const () as usize;
@@ -326,6 +330,17 @@ extern "C" fn atomic<C: GuestCpu>(seam: *mut u8, va: u64, info: u64, x: u64, y: 
             0
         }
     }
+}
+
+/// A locked access that generated code does not do: its address is in the engine state, its operands are in `vec_a`, where the old value
+/// goes; `slow_info` is as `atomic`'s `info`.
+extern "C" fn locked<C: GuestCpu>(seam: *mut u8) {
+    // SAFETY: module note.
+    let b = unsafe { VcpuBlock::<C>::from_seam(seam) };
+    let (va, info, values) = (b.eng.slow_addr, b.eng.slow_info, b.eng.vec_a);
+    let old = atomic::<C>(seam, va, info.into(), values as u64, (values >> 64) as u64);
+    // SAFETY: module note; `atomic` has given its borrow up.
+    unsafe { VcpuBlock::<C>::from_seam(seam) }.eng.vec_a = old.into();
 }
 
 extern "C" fn probe<C: GuestCpu>(seam: *mut u8, va: u64, len: u64, info: u64) {

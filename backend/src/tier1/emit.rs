@@ -1,6 +1,7 @@
 //! One block: what an op needs to know, and the walk over the ops.
 
 use super::late::LateStore;
+use super::locked::{Locked, is_inline};
 use super::region::Inside;
 use super::regs::{Loc, Regs};
 use super::share::Copy;
@@ -76,6 +77,8 @@ pub(super) enum Cold {
     /// Leaves with the program counter at a page offset: (end of the jump, offset, `Why`, number of the edge, instructions
     /// that were counted and not executed).
     Leave { jump: usize, offset: i32, why: u32, edge: u32, rest: u32, late: Range<usize> },
+    /// A locked access that the TLB does not serve.
+    Locked(Locked),
     /// Leads to a page offset: (end of the jump, offset, number of the edge, instructions that were counted and not executed).
     Side { jump: usize, offset: i32, edge: u32, rest: u32, late: Range<usize> },
     /// A return to elsewhere than its frame says, before it changes anything: see `target`.
@@ -233,7 +236,7 @@ impl Emit<'_> {
             let calls = match inst.op {
                 Op::Call => !self.is_x87(inst),
                 Op::Vec => super::vector::opcode(inst.vec_op()).is_none(),
-                Op::AtomicRmw | Op::AtomicCas => true,
+                Op::AtomicRmw | Op::AtomicCas => !is_inline(inst),
                 _ => super::memory::calls(inst),
             };
             if calls {
@@ -316,6 +319,7 @@ impl Emit<'_> {
             Op::Load => self.load(i),
             Op::Store => self.store(i),
             Op::ProbeW => self.probe(i),
+            Op::AtomicRmw | Op::AtomicCas if is_inline(i) => self.locked(i),
             Op::AtomicRmw | Op::AtomicCas => self.atomic(i),
             Op::Call => self.call(i),
             Op::RaiseIf if self.checks_target() => {}

@@ -352,6 +352,7 @@ impl Emit<'_> {
                     self.point(wrong, here);
                     leaves.push(self.leave(offset, Why::Leave as u32, 0, rest));
                 }
+                Cold::Locked(l) => failed.push(self.locked_missed(l)),
                 Cold::Side { jump, offset, edge, rest, late } => {
                     leaves.push(self.side_way(jump, offset, edge, rest, late));
                 }

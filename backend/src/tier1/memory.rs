@@ -240,8 +240,7 @@ impl Emit<'_> {
     }
 
     pub fn atomic(&mut self, i: &Inst) {
-        let kind = if i.op == Op::AtomicRmw { i.rmw() as u32 + 1 } else { 0 };
-        let info = self.info(i, true) | kind << AccessInfo::RMW_SHIFT;
+        let info = self.atomic_info(i);
         self.spill_for_call();
         self.write_back();
         self.address_to(RSI, i);

@@ -14,6 +14,7 @@ mod flow;
 mod fp;
 mod integer;
 mod late;
+mod locked;
 mod memory;
 mod pins;
 mod region;

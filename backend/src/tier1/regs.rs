@@ -7,7 +7,7 @@ use super::pins::{Pin, Pins};
 use super::share::Groups;
 use super::target::TargetCheck;
 use crate::tier1::{asm, st};
-use ir::{Op, Ty, Val};
+use ir::{Inst, Op, Ty, Val};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Loc {
@@ -226,9 +226,16 @@ impl Emit<'_> {
 
     /// Copies a value into a register; bits beyond its type are undefined.
     pub fn copy_to(&mut self, r: u8, v: Val) {
-        match self.loc(v) {
+        // Host addresses of groups are no ops' results.
+        let ty = self.block.insts.get(v.index()).and_then(Inst::result).unwrap_or(Ty::I64);
+        self.load_loc(r, ty, self.loc(v));
+    }
+
+    /// Copies a value of type `ty` from where it is.
+    pub fn load_loc(&mut self, r: u8, ty: Ty, from: Loc) {
+        match from {
             Loc::Const(c) => self.mov_imm(r, c),
-            Loc::State(off) => self.load_state(r, self.block.ty(v), off),
+            Loc::State(off) => self.load_state(r, ty, off),
             Loc::Spill(off) => st!(self, off; [mov Rq(r),] []),
             Loc::Gpr(s) if s != r => asm!(self; mov Rq(r), Rq(s)),
             _ => {}
