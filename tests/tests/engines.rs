@@ -598,3 +598,73 @@ fn branches_that_mostly_go_one_way() {
     let left = STEPS / 64;
     assert_eq!((registers[1], registers[4], registers[5]), (3 * (STEPS - left), imm, sum), "RBX, R12, R13");
 }
+
+/// Loads and stores of each size, with bases of their own, at every place across two pages that are mapped apart; then with one of the
+/// second pages away.
+#[test]
+fn single_accesses_go_across_pages() {
+    const STEPS: u64 = 64;
+    // Linear address of the first of two pages, and where both are.
+    const FROM: (u64, [u64; 2]) = (0x32_0000, [at::DATA, at::DATA + 0x2000]);
+    const TO: (u64, [u64; 2]) = (0x32_2000, [at::DATA + 0x4000, at::DATA + 0x6000]);
+    let near = |pages: (u64, [u64; 2])| pages.0 + 0x1000 - STEPS / 2;
+    let pte = |va: u64| at::TABLES + 0x4000 + 8 * (va >> 12 & 511);
+    let source: Vec<u8> = (0..STEPS + 16).map(|k| (k * 37 + 5) as u8).collect();
+    for size in [2u64, 4, 8, 16] {
+        let code = assembled(|a| {
+            let mut top = a.create_label();
+            a.set_label(&mut top)?;
+            match size {
+                2 => a.movzx(eax, word_ptr(rsi)).and_then(|()| a.mov(word_ptr(rdi), ax)),
+                4 => a.mov(eax, dword_ptr(rsi)).and_then(|()| a.mov(dword_ptr(rdi), eax)),
+                8 => a.mov(rax, qword_ptr(rsi)).and_then(|()| a.mov(qword_ptr(rdi), rax)),
+                _ => a.movups(xmm0, xmmword_ptr(rsi)).and_then(|()| a.movups(xmmword_ptr(rdi), xmm0)),
+            }?;
+            a.mov(word_ptr(rdi), 0x5aa5)?;
+            a.inc(rsi)?;
+            a.inc(rdi)?;
+            a.dec(ecx)?;
+            a.jnz(top)?;
+            a.hlt()
+        });
+        // What lies in the destination: of each step the constant's first byte, and what the last left.
+        let mut want = vec![0xa5; STEPS as usize];
+        let last = STEPS as usize - 1;
+        want.truncate(last);
+        want.extend([0xa5, 0x5a]);
+        want.extend(&source[last + 2..last + size as usize]);
+        on_all(|name, m| {
+            let mut i = image(World::Long, 0, &code);
+            i.cpu.cr4 |= 1 << 9;
+            (i.cpu.gpr[1], i.cpu.gpr[6], i.cpu.gpr[7]) = (STEPS, near(FROM), near(TO));
+            for ((va, pages), k) in [FROM, TO].into_iter().flat_map(|p| [(p, 0), (p, 1)]) {
+                i.put(pte(va + 0x1000 * k), &(pages[k as usize] | 0x63).to_le_bytes());
+            }
+            let (first, second) = source.split_at(STEPS as usize / 2);
+            i.put(FROM.1[0] + 0x1000 - STEPS / 2, first);
+            i.put(FROM.1[1], second);
+            i.cpu.update_mode();
+            for round in 0..8 {
+                let o = m.outcome(&i);
+                assert_eq!((o.stop, o.cpu.gpr[1]), (StopReason::Halted, 0), "{name}, {size} bytes, round {round}");
+                let mut now = vec![0; want.len()];
+                let (first, second) = now.split_at_mut(STEPS as usize / 2);
+                m.board.ram().read(TO.1[0] + 0x1000 - STEPS / 2, first);
+                m.board.ram().read(TO.1[1], second);
+                assert!(now == want, "{name}, {size} bytes, round {round}: {now:x?}");
+            }
+            for away in [FROM, TO] {
+                let mut i = i.clone();
+                i.put(pte(away.0 + 0x1000), &0u64.to_le_bytes());
+                let o = m.outcome(&i);
+                let done = STEPS / 2 - size + 1;
+                let registers = (o.cpu.gpr[1], o.cpu.gpr[6]);
+                assert_eq!((o.cpu.cr2, registers), (away.0 + 0x1000, (STEPS - done, near(FROM) + done)), "{name}, {size} bytes");
+                let mut before = [0; 16];
+                m.board.ram().read(TO.1[0] + 0x1000 - size, &mut before[..size as usize]);
+                let want: &[u8] = if size == 2 { &[0xa5, 0x5a] } else { &[0xa5, 0x5a, source[done as usize + 1]] };
+                assert!(before.starts_with(want), "{name}, {size} bytes: {before:x?}");
+            }
+        });
+    }
+}
