@@ -320,7 +320,8 @@ fn a_client_that_sets_nothing_changes_no_counter() {
     counted(&mut g);
     let attached = best(&mut g);
     let (Some(alone), Some(attached)) = (alone, attached) else { panic!("ten each") };
-    let more = |i: usize| attached[i] * 10 > alone[i] * 11 + 100;
+    // Three of thirty ends of blocks ask the dispatcher while a client is there.
+    let more = |i: usize| attached[i] * 10 > alone[i] * 12 + 100;
     assert!(![1, 2, 3, 4].into_iter().any(more), "alone {alone:?}, with a client {attached:?}");
     println!("alone {alone:?}, with a client {attached:?}");
     g.send("quit\n");
