@@ -6,7 +6,8 @@
 //! the call is an edge like others. Whoever leaves to the dispatcher drops all frames, so that they outlive neither code nor
 //! mappings: every instruction that flushes the TLB ends its block there.
 
-use super::emit::{Cold, Emit, cc};
+use super::cold::Cold;
+use super::emit::{Emit, cc};
 use super::regs::RAX;
 use super::{asm, st};
 use crate::vblock::Engine;

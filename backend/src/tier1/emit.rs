@@ -1,7 +1,8 @@
 //! One block: what an op needs to know, and the walk over the ops.
 
+use super::cold::Cold;
 use super::late::LateStore;
-use super::locked::{Locked, is_inline};
+use super::locked::is_inline;
 use super::region::Inside;
 use super::regs::{Loc, Regs};
 use super::share::Copy;
@@ -12,7 +13,6 @@ use crate::jit::arena::{COLD, HostCode};
 use ir::{Block, HelperDesc, Inst, Op, StateLayout, Ty, Val};
 
 use dynasmrt::{DynasmApi, SimpleAssembler};
-use std::ops::Range;
 
 /// Edges of a block that may leave its page, and all that it can have.
 pub const NEAR_OR_FAR: usize = 3;
@@ -52,63 +52,6 @@ pub struct Code<'a> {
     /// For those edges that leave the page.
     pub far: [Option<Box<Far>>; NEAR_OR_FAR],
     pub guard: Option<Box<Far>>,
-}
-
-/// Code out of the hot path, emitted at the end. `late`: stores to be done by those who leave.
-pub(super) enum Cold {
-    /// A memory check that missed: (end of its jump, where to go on, register of the address, `AccessInfo`). `across`: the value to be stored,
-    /// and where to go on if the access was done across two pages.
-    Miss { jump: usize, back: usize, va: u8, info: u32, across: Option<(Held, usize)>, late: Range<usize> },
-    /// The same of a group: see `share`. `write`: its check is one for writing; `delta`: from `va` to the first access; `most`: as `compare_tag`; `offset`, `rest`: of a leave.
-    /// `copy`: the number of the copy to go on in instead.
-    Group {
-        jump: usize,
-        back: usize,
-        va: u8,
-        info: u32,
-        write: bool,
-        delta: i32,
-        most: i32,
-        offset: i32,
-        rest: u32,
-        copy: Option<usize>,
-        late: Range<usize>,
-    },
-    /// Leaves with the program counter at a page offset: (end of the jump, offset, `Why`, number of the edge, instructions
-    /// that were counted and not executed).
-    Leave { jump: usize, offset: i32, why: u32, edge: u32, rest: u32, late: Range<usize> },
-    /// A locked access that the TLB does not serve.
-    Locked(Locked),
-    /// Leads to a page offset: (end of the jump, offset, number of the edge, instructions that were counted and not executed).
-    Side { jump: usize, offset: i32, edge: u32, rest: u32, late: Range<usize> },
-    /// A return to elsewhere than its frame says, before it changes anything: see `target`.
-    Target { jump: usize, back: usize, target: u8, shift: i8, offset: i32, rest: u32, late: Range<usize> },
-    /// A jump to what the jump cache does not have in its first place.
-    Elsewhere { jumps: [usize; 2], shift: i8, offset: i32, rest: u32 },
-    /// Returns the status word.
-    Failed { jump: usize },
-    /// Goes on at a page offset, as the link of an edge does not hold. Of a call, where it returns to.
-    Far { jump: usize, offset: i32, landing: Option<usize> },
-    /// Makes room for a frame: see `calls`.
-    Frames { jump: usize, back: usize },
-    /// A return to elsewhere than its frame says.
-    Return { jump: usize },
-    /// Makes floating point ready and goes back.
-    Fp { jump: usize, back: usize },
-    /// Takes the x87 state to the host's FPU; `AccessInfo`.
-    X87 { jump: usize, back: usize, info: u32 },
-    /// Takes it back.
-    X87Home { jump: usize, back: usize },
-}
-
-/// Where the value of a store is.
-#[derive(Clone, Copy, Debug)]
-pub enum Held {
-    /// It is a load.
-    Nothing,
-    Xmm(u8),
-    Gpr(u8),
-    Imm(i32),
 }
 
 /// Reused from block to block.

@@ -1,15 +1,15 @@
-//! Entries and ends of a block, and the code out of the hot path.
+//! Entries and ends of a block.
 
-use super::emit::{Cold, Emit, Held, NEAR_OR_FAR, cc};
+use super::cold::{Cold, Leave};
+use super::emit::{Emit, NEAR_OR_FAR, cc};
 use super::{asm, st};
 use crate::cache::Record;
 use crate::far::{Far, Spaces};
-use crate::jit::runtime::{AccessInfo, func};
+use crate::jit::runtime::func;
 use crate::jumps::{JC_FACTOR, JC_MASK, JC_SHIFT, JcEntry};
 use crate::vblock::{BASE, Engine, Why};
 use ir::{Inst, Op};
 use std::mem::offset_of;
-use std::ops::Range;
 
 const RAX: u8 = 0;
 const RDI: u8 = 7;
@@ -101,49 +101,33 @@ impl Emit<'_> {
         }
     }
 
+    /// Leaves before the block has begun.
     pub fn leave_if(&mut self, c: u8, offset: i32, why: Why) {
         let jump = self.jcc(c);
-        let rest = if self.env.counted && matches!(why, Why::Leave | Why::Unlike) { self.rest } else { 0 };
-        let late = self.note_late();
-        self.cold.push(Cold::Leave { jump, offset, why: why as u32, edge: 0, rest, late });
+        self.cold.push(Cold::Leave { jump, leave: Leave { offset, why, edge: 0, rest: 0, late: 0..0 } });
     }
 
     /// Leaves; tier 0 runs the instruction again, and raises or does it without a guess.
     pub fn raise_if(&mut self, i: &Inst) {
         let c = self.condition(i.a);
-        self.leave_if(c, self.insn as i32, if i.op == Op::LeaveIf { Why::Unlike } else { Why::Leave });
+        let jump = self.jcc(c);
+        let leave = self.leave_here(if i.op == Op::LeaveIf { Why::Unlike } else { Why::Leave });
+        self.cold.push(Cold::Leave { jump, leave });
     }
 
     /// A branch that the block goes on behind.
     pub fn side(&mut self, i: &Inst) {
-        let c = self.condition(i.a);
         // In a copy the edge is not linked: tier 0 runs the branch.
         if self.apart_from != u32::MAX {
-            return self.leave_if(c, self.insn as i32, Why::Leave);
+            return self.raise_if(i);
         }
+        let c = self.condition(i.a);
         let jump = self.jcc(c);
-        let edge = (NEAR_OR_FAR as u32) + self.sides;
+        let edge = NEAR_OR_FAR as u32 + self.sides;
         self.sides += 1;
         let rest = if self.env.counted { self.rest - 1 } else { 0 };
-        let late = self.note_late();
-        self.cold.push(Cold::Side { jump, offset: i.imm as i32, edge, rest, late });
-    }
-
-    /// Its way out; gives the end of the jump to `tail_of_leaves`.
-    fn side_way(&mut self, jump: usize, offset: i32, edge: u32, rest: u32, late: Range<usize>) -> usize {
-        let here = self.here();
-        self.point(jump, here);
-        let mut link = jump;
-        if rest != 0 || !late.is_empty() {
-            self.do_late(late);
-            self.give_back(rest);
-            link = self.jmp();
-            let here = self.here();
-            self.point(link, here);
-        }
-        let stub = self.offset_at(self.here());
-        self.edges[edge as usize] = Some((self.offset(link) as u32, stub as u32));
-        self.leave(offset, Why::Edge as u32, edge, 0)
+        let leave = Leave { offset: i.imm as i32, why: Why::Edge, edge, rest, late: self.note_late() };
+        self.cold.push(Cold::Side { jump, leave });
     }
 
     /// Goes on at the program counter in the state, though mode and mappings may have changed.
@@ -233,14 +217,14 @@ impl Emit<'_> {
     pub fn edge(&mut self, n: u32, jump: usize, to: i64) {
         let offset = to as i32;
         if (0..4096).contains(&to) && self.region.is_none() {
-            self.cold.push(Cold::Leave { jump, offset, why: Why::Edge as u32, edge: n, rest: 0, late: 0..0 });
+            self.cold.push(Cold::Leave { jump, leave: Leave { offset, why: Why::Edge, edge: n, rest: 0, late: 0..0 } });
         } else {
             self.ways.push((jump, offset, n));
         }
     }
 
     /// Ways to other pages.
-    fn ways(&mut self) {
+    pub fn ways(&mut self) {
         for (jump, offset, edge) in std::mem::take(&mut self.ways) {
             let here = self.here();
             self.point(jump, here);
@@ -280,7 +264,7 @@ impl Emit<'_> {
     }
 
     /// Entered with the page's program counter in rdi, the key in rax, the `Far` in rcx.
-    fn far_miss(&mut self, jump: usize, offset: i32, landing: Option<usize>) {
+    pub fn far_miss(&mut self, jump: usize, offset: i32, landing: Option<usize>) {
         let (here, pc) = (self.here(), self.pc_off());
         self.point(jump, here);
         if let Some(landing) = landing {
@@ -295,152 +279,5 @@ impl Emit<'_> {
         st!(self, pc; [mov] [, rdi]);
         let f = self.eng(offset_of!(Engine, fns) + 8 * func::FAR);
         st!(self, f; [jmp QWORD] []);
-    }
-
-    /// What the code so far jumps to, most of it in the cold part.
-    pub fn cold_code(&mut self) {
-        self.ways();
-        let (mut failed, mut leaves) = (Vec::new(), Vec::new());
-        self.split = self.here();
-        self.copies();
-        for c in std::mem::take(&mut self.cold) {
-            let here = self.here();
-            match c {
-                Cold::Failed { jump } => failed.push(jump),
-                Cold::Far { jump, offset, landing } => self.far_miss(jump, offset, landing),
-                Cold::Frames { jump, back } => self.drop_frames(jump, back),
-                Cold::Return { jump } => self.return_elsewhere(jump),
-                Cold::Fp { jump, back } => self.make_fp_ready(jump, back),
-                Cold::X87 { jump, back, info } => failed.push(self.make_x87_live(jump, back, info)),
-                Cold::X87Home { jump, back } => self.take_x87_home(jump, back),
-                Cold::Miss { jump, back, va, info, across, late } => {
-                    self.point(jump, here);
-                    failed.push(self.miss(back, va, info, across, late));
-                }
-                Cold::Group { jump, back, va, info, write, delta, most, offset, rest, copy, late } => {
-                    self.point(jump, here);
-                    let (not_filled, crossed) = self.group_missed(back, va, (info, write), delta, most);
-                    let here = self.here();
-                    self.point(not_filled, here);
-                    self.do_late(late.clone());
-                    failed.push(self.jmp());
-                    if let Some(copy) = copy.and_then(|n| self.copies.get(n)) {
-                        let start = copy.start;
-                        crossed.iter().for_each(|j| self.point(*j, start));
-                    } else {
-                        let here = self.here();
-                        crossed.iter().for_each(|j| self.point(*j, here));
-                        self.do_late(late);
-                        leaves.push(self.leave(offset, Why::Unlike as u32, 0, rest));
-                    }
-                }
-                Cold::Target { jump, back, target, shift, offset, rest, late } => {
-                    self.point(jump, here);
-                    self.compare_canonical(target, shift);
-                    let right = self.jcc(cc::BE);
-                    self.point(right, back);
-                    self.do_late(late);
-                    leaves.push(self.leave(offset, Why::Leave as u32, 0, rest));
-                }
-                Cold::Elsewhere { jumps, shift, offset, rest } => {
-                    jumps.iter().for_each(|j| self.point(*j, here));
-                    self.compare_canonical(RDI, shift);
-                    let second = self.eng(offset_of!(Engine, fns) + 8 * func::SECOND);
-                    let wrong = self.jcc(cc::A);
-                    st!(self, second; [jmp QWORD] []);
-                    let here = self.here();
-                    self.point(wrong, here);
-                    leaves.push(self.leave(offset, Why::Leave as u32, 0, rest));
-                }
-                Cold::Locked(l) => failed.push(self.locked_missed(l)),
-                Cold::Side { jump, offset, edge, rest, late } => {
-                    leaves.push(self.side_way(jump, offset, edge, rest, late));
-                }
-                Cold::Leave { jump, offset, why, edge, rest, late } => {
-                    self.point(jump, here);
-                    self.do_late(late);
-                    if why == Why::Edge as u32 {
-                        self.edges[edge as usize] = Some((self.offset(jump) as u32, self.offset_at(here) as u32));
-                    }
-                    leaves.push(self.leave(offset, why, edge, rest));
-                }
-            }
-        }
-        self.tail_of_failures(&failed);
-        self.tail_of_leaves(&leaves);
-    }
-
-    /// Gives the end of the jump to `tail_of_leaves`.
-    fn leave(&mut self, offset: i32, why: u32, edge: u32, rest: u32) -> usize {
-        self.give_back(rest);
-        asm!(self; mov ecx, DWORD edge as i32; mov edx, DWORD offset; mov eax, DWORD why as i32);
-        self.jmp()
-    }
-
-    /// Instructions that were counted and are not executed go back to the budget.
-    fn give_back(&mut self, insns: u32) {
-        if insns != 0 {
-            let budget = self.eng(offset_of!(Engine, budget));
-            st!(self, budget; [add QWORD] [, DWORD insns as i32]);
-        }
-    }
-
-    /// Has the TLB filled and goes back, or on to where the gate of the result leads: the end of that jump.
-    fn miss(&mut self, back: usize, va: u8, info: u32, across: Option<(Held, usize)>, late: Range<usize>) -> usize {
-        let a = AccessInfo::unpack(info);
-        self.look_beside(back, va, a, 4096 - a.ty.bytes() as i32);
-        if let Some((held, _)) = across {
-            self.hand_over(held);
-        }
-        self.fill(va, info);
-        let again = self.jcc(cc::B);
-        self.point(again, back);
-        if let Some((_, done)) = across {
-            let jump = self.jcc(cc::E);
-            self.point(jump, done);
-        }
-        self.do_late(late);
-        self.jmp()
-    }
-
-    /// Has the TLB filled for the access at the address in `va`; the host's flags are then as `asm::access_stub` says.
-    pub fn fill(&mut self, va: u8, info: u32) {
-        let (addr, what) = (self.eng(offset_of!(Engine, slow_addr)), self.eng(offset_of!(Engine, slow_info)));
-        let stub = self.eng(offset_of!(Engine, fns) + 8 * func::ACCESS_STUB);
-        st!(self, addr; [mov] [, Rq(va)]);
-        st!(self, what; [mov DWORD] [, DWORD info as i32]);
-        st!(self, stub; [call QWORD] []);
-    }
-
-    fn tail_of_failures(&mut self, jumps: &[usize]) {
-        if jumps.is_empty() {
-            return;
-        }
-        let (here, status) = (self.here(), self.eng(offset_of!(Engine, status)));
-        jumps.iter().for_each(|j| self.point(*j, here));
-        self.write_back();
-        self.unwind();
-        st!(self, status; [mov eax,] []);
-        asm!(self; ret);
-    }
-
-    /// Entered with the number of the edge in ecx, the page offset in edx, the `Why` in eax.
-    fn tail_of_leaves(&mut self, jumps: &[usize]) {
-        let here = self.here();
-        jumps.iter().for_each(|j| self.point(*j, here));
-        let (edge, cur) = (self.eng(offset_of!(Engine, edge_number)), self.eng(offset_of!(Engine, cur)));
-        let (page, pc, record) = (self.page_off(), self.pc_off(), self.env.record as i64);
-        self.write_back();
-        if self.region.is_none() {
-            st!(self, edge; [mov] [, ecx]);
-            asm!(self; mov rdi, QWORD record);
-            st!(self, cur; [mov] [, rdi]);
-        }
-        asm!(self; movsxd rdi, edx);
-        st!(self, page; [add rdi,] []);
-        self.mask_pc(RDI);
-        st!(self, pc; [mov] [, rdi]);
-        self.unwind();
-        asm!(self; ret);
     }
 }

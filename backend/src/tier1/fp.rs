@@ -1,7 +1,8 @@
 //! Floating point: SSE2 and SSE3 instructions of the host, under its control word `Engine::fp_control`. Exception flags
 //! stay in the host's MXCSR until Rust gets to run (`VcpuBlock::collect_fp`).
 
-use super::emit::{Cold, Emit, cc};
+use super::cold::Cold;
+use super::emit::{Emit, cc};
 use super::regs::RAX;
 use super::{asm, st};
 use crate::vblock::{Engine, LIVE_SSE};

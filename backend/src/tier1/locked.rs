@@ -1,7 +1,8 @@
 //! Locked accesses (SDM 3A "Locked Atomic Operations") as the host's: compare-and-swap, exchange, and addition, aligned and in RAM that
 //! the TLB serves. Others are done by the runtime, with every register preserved.
 
-use super::emit::{Cold, Emit, cc};
+use super::cold::Cold;
+use super::emit::{Emit, cc};
 use super::regs::{Loc, RAX};
 use super::{asm, st};
 use crate::jit::runtime::{AccessInfo, func};

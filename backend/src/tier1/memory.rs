@@ -1,6 +1,7 @@
 //! Guest memory accesses and calls of the runtime.
 
-use super::emit::{Cold, Emit, Held, Tier1, cc};
+use super::cold::{Cold, Held};
+use super::emit::{Emit, Tier1, cc};
 use super::regs::{RAX, RCX, RDX, imm32};
 use super::share::at;
 use super::{asm, st};

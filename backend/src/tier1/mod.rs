@@ -9,6 +9,7 @@
 #![allow(clippy::useless_conversion)]
 
 mod calls;
+mod cold;
 mod emit;
 mod flow;
 mod fp;

@@ -5,11 +5,13 @@
 //! Where they do not lie in one page the block leaves. If that happens often (`cache::unlike`) the block is made anew with a cold
 //! copy of what follows, in which each access has a check of its own; it meets the block again at the end.
 
-use super::emit::{Cold, Emit, Env, cc};
+use super::cold::{Cold, GroupMiss};
+use super::emit::{Emit, Env, cc};
 use super::memory::calls;
 use super::regs::{Loc, RAX, RCX, Regs};
 use super::{asm, st};
 use crate::jit::runtime::AccessInfo;
+use crate::vblock::Why;
 use ir::{Block, Effects, Inst, Op, Ty, Val};
 use std::rc::Rc;
 use vm_core::guest::CTX_COUNT;
@@ -178,9 +180,7 @@ impl Emit<'_> {
         let ctx = usize::from(group.ctx).min(CTX_COUNT - 1);
         let jump = self.compare_tag(va, ctx, write, most);
         let back = self.here();
-        let copy = self.note_copy();
-        // Values are where they are now, when cold code runs.
-        let late = self.note_late();
+        let (copy, leave) = (self.note_copy(), self.leave_here(Why::Unlike));
         self.load_addend(ctx);
         let h = self.take(self.host_of(n));
         match group.middle() {
@@ -189,33 +189,26 @@ impl Emit<'_> {
         }
         // A load stays one, though stores go by its check.
         let info = self.info(i, i.op != Op::Load);
-        let rest = if self.env.counted { self.rest } else { 0 };
-        let (offset, delta) = (self.insn as i32, (off - group.from) as i32);
-        self.cold.push(Cold::Group { jump, back, va, info, write, delta, most, offset, rest, copy, late });
+        let delta = (off - group.from) as i32;
+        self.cold.push(Cold::Group(GroupMiss { jump, back, va, delta, info, write, most, copy, leave }));
         h
     }
 
     /// A group's check missed: has the TLB filled for the first access and looks again. Gives the ends of the jumps for when that
     /// fails, and for when the group crosses a page.
-    pub fn group_missed(
-        &mut self,
-        back: usize,
-        va: u8,
-        (info, write): (u32, bool),
-        delta: i32,
-        most: i32,
-    ) -> (usize, [usize; 2]) {
-        let a = AccessInfo { write, ..AccessInfo::unpack(info) };
-        self.look_beside(back, va, a, most);
+    pub fn group_missed(&mut self, g: &GroupMiss) -> (usize, [usize; 2]) {
+        let (va, most) = (g.va, g.most);
+        let a = AccessInfo { write: g.write, ..AccessInfo::unpack(g.info) };
+        self.look_beside(g.back, va, a, most);
         asm!(self; mov edx, Rd(va); and edx, 0xfff; cmp edx, DWORD most);
         let two_pages = self.jcc(cc::A);
-        self.lea(RCX, va, delta);
-        self.fill(RCX, info);
+        self.lea(RCX, va, g.delta);
+        self.fill(RCX, g.info);
         let failed = self.jcc(cc::AE);
         // It may be a page that the debugger watches.
         let alone = self.compare_tag(va, a.ctx.min(CTX_COUNT - 1), a.write, most);
         let again = self.jmp();
-        self.point(again, back);
+        self.point(again, g.back);
         (failed, [two_pages, alone])
     }
 }

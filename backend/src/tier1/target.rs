@@ -2,7 +2,9 @@
 //! or the frame of a call leads, a block has been found: only where they do not know the target is the check done.
 
 use super::asm;
-use super::emit::{Cold, Emit, cc};
+use super::cold::{Cold, Leave};
+use super::emit::{Emit, cc};
+use crate::vblock::Why;
 use ir::{Block, Cond, Op, Val};
 
 /// A check: of a target, by the bits from `shift` on, which must all be alike.
@@ -58,23 +60,17 @@ impl Emit<'_> {
             let target = self.gpr(check.target);
             asm!(self; cmp Rq(target), [rsp + 8]);
             let jump = self.jcc(cc::NE);
-            let (back, late) = (self.here(), self.note_late());
-            let (offset, rest) = self.leaves_at();
-            self.cold.push(Cold::Target { jump, back, target, shift: check.shift, offset, rest, late });
+            let (back, leave) = (self.here(), self.leave_here(Why::Leave));
+            self.cold.push(Cold::Target { jump, back, target, shift: check.shift, leave });
         }
         true
-    }
-
-    /// Page offset of the current instruction, and instructions of the block from it on where they are counted.
-    fn leaves_at(&self) -> (i32, u32) {
-        (self.insn as i32, if self.env.counted { self.rest } else { 0 })
     }
 
     /// The jump cache does not have the target in rdi in its first place; jumps from `jumps`, and then to the second.
     pub(super) fn jump_elsewhere(&mut self, jumps: [usize; 2]) {
         let Some(check) = self.r.target else { return };
-        let (offset, rest) = self.leaves_at();
-        self.cold.push(Cold::Elsewhere { jumps, shift: check.shift, offset, rest });
+        let leave = Leave { late: 0..0, ..self.leave_here(Why::Leave) };
+        self.cold.push(Cold::Elsewhere { jumps, shift: check.shift, leave });
     }
 
     /// Whether the current op, a jump, is checked where it misses the jump cache.

@@ -1,7 +1,8 @@
 //! x87: the guest's instructions as the host's own, on the guest's state in the host's FPU. It is taken there by the first of
 //! them (`runtime::x87_live`) and comes back when Rust gets to run (`VcpuBlock::collect_fp`), or ops touch the state itself.
 
-use super::emit::{Cold, Emit, cc};
+use super::cold::Cold;
+use super::emit::{Emit, cc};
 use super::regs::{RAX, RCX};
 use super::{asm, st};
 use crate::jit::runtime::{AccessInfo, func};
