@@ -118,6 +118,8 @@ impl<C: GuestCpu> VcpuBlock<C> {
             let first = jc_index(pc);
             if self.eng.jc[first ^ 1].is_of(pc, mode) && !self.jc_is_free(first) {
                 let [there, here] = [first, first ^ 1].map(|i| (self.eng.jc[i], self.jc_fills.is_global[i]));
+                // Else its record would be taken for one that is in several places.
+                self.eng.jc[first ^ 1] = JcEntry::EMPTY;
                 self.jc_put(first, here.0, here.1);
                 self.jc_put(first ^ 1, there.0, there.1);
             }

@@ -668,3 +668,44 @@ fn single_accesses_go_across_pages() {
         });
     }
 }
+
+/// Two functions whose program counters have one place in the jump cache are called in turn, and one is changed then.
+#[test]
+fn jumps_to_program_counters_of_one_place() {
+    const STEPS: u64 = 3000;
+    // As `backend::jumps` spreads them.
+    let place = |pc: u64| (pc as u32).wrapping_mul(0x9e37_79b1) >> 17;
+    let first = at::CODE + 0x1100;
+    let elsewhere = (0x32_0000..0x40_0000).find(|pc| pc & 0xfff >= 0x200 && place(*pc) == place(first)).unwrap();
+    let offset = elsewhere & 0xfff;
+    let code = assembled(|a| {
+        let mut top = a.create_label();
+        a.set_label(&mut top)?;
+        a.mov(rax, first)?;
+        a.call(rax)?;
+        a.mov(rdx, elsewhere)?;
+        a.call(rdx)?;
+        a.dec(ecx)?;
+        a.jnz(top)?;
+        // INC becomes DEC.
+        a.mov(byte_ptr(at::CODE + 0x1001 + offset), 0xcf)?;
+        a.mov(ecx, STEPS as u32)?;
+        a.inc(esi)?;
+        a.cmp(esi, 2)?;
+        a.jne(top)?;
+        a.hlt()
+    });
+    on_all(|name, m| {
+        let mut i = image(World::Long, 0, &code);
+        i.put(first, &[0xff, 0xc3, 0xc3]);
+        i.put(at::CODE + 0x1000 + offset, &[0xff, 0xc7, 0xc3]);
+        i.put(at::TABLES + 0x4000 + 8 * (elsewhere >> 12 & 511), &((at::CODE + 0x1000) | 0x63).to_le_bytes());
+        for (register, value) in [(1, STEPS), (3, 0), (4, at::DATA + 0x1000), (6, 0), (7, 0)] {
+            i.cpu.gpr[register] = value;
+        }
+        for round in 0..3 {
+            let o = m.outcome(&i);
+            assert_eq!((o.stop, o.cpu.gpr[3], o.cpu.gpr[7]), (StopReason::Halted, 2 * STEPS, 0), "{name}, round {round}");
+        }
+    });
+}
