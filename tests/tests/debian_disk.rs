@@ -7,6 +7,7 @@ use rhea_tests::disks::qemu_img;
 use rhea_tests::workspace::root;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 const LIMIT: Duration = Duration::from_secs(1800);
@@ -18,6 +19,9 @@ fn system() -> PathBuf {
         PathBuf::from(home).join(".cache/rhea/debian-root")
     };
     let dir = std::env::var_os("RHEA_DEBIAN").map_or_else(cache, PathBuf::from);
+    // One test fills it, the others wait.
+    static FILLING: Mutex<()> = Mutex::new(());
+    let _filling = FILLING.lock().unwrap_or_else(PoisonError::into_inner);
     if !dir.join("disk.img").exists() {
         let made = Command::new(root().join("tests/recipes/debian-root")).arg(&dir).status().expect("the recipe runs");
         assert!(made.success(), "the recipe fails");
