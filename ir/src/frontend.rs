@@ -12,7 +12,7 @@ pub struct BlockKey {
     pub mode: u64,
 }
 
-/// Conditional branches of a block at most that it goes on behind.
+/// Branches at most that a block goes on behind.
 pub const SIDES: usize = 4;
 
 /// The way that a block takes where it goes on behind branches.

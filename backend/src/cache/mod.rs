@@ -51,7 +51,7 @@ pub struct Record {
     pub key: BlockKey,
     /// Page offset of the byte after the last (more than 4096 if it straddles).
     pub end: u32,
-    /// Page offset behind the last byte that its compiled code was made from, at least `end`: it may go on behind branches.
+    /// Page offset behind the last byte that it was made from, `end` or more: its compiled code may go on behind branches.
     pub reach: u32,
     /// Runs in tier 1 until it asks for a region; counted down by its code.
     pub hot: u32,
@@ -92,7 +92,7 @@ impl Record {
     /// RAM byte ranges of its source.
     fn ranges(&self) -> [Option<(u64, u64)>; 2] {
         let page = self.key.phys & !0xfff;
-        let first = (page + u64::from(self.start), page + u64::from(self.end.max(self.reach).min(4096)));
+        let first = (page + u64::from(self.start), page + u64::from(self.reach.min(4096)));
         let second = self.second.map(|p| (p << 12, (p << 12) + u64::from(self.end.saturating_sub(4096)).max(1)));
         [Some(first), second]
     }

@@ -25,7 +25,7 @@ pub fn record(start: u32, end: u32, edges: [(i32, u32); 2]) -> Box<Record> {
         key: BlockKey { phys: start.into(), mode: 1 },
         start,
         end,
-        reach: 0,
+        reach: end,
         second: None,
         insns: 1,
         guess: None,

@@ -301,7 +301,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
             key: want.key,
             start: (want.va.0 & 0xfff) as u32,
             end: self.block.next as u32,
-            reach: 0,
+            reach: self.block.next as u32,
             second,
             insns: self.block.guest_insns,
             guess,

@@ -112,9 +112,9 @@ impl Groups {
                 Op::Load => self.enter(b, i, k, false),
                 Op::Store => self.enter(b, i, k, true),
                 Op::ProbeW if !calls(i) => self.enter(b, i, k, true),
-                // What it calls may do anything.
                 // What follows a branch may well not run, where a page is not to be written.
                 Op::Side => self.may_write = self.list.len(),
+                // What it calls may do anything.
                 Op::Call if env.helpers[usize::from(i.aux)].effects != Effects::NONE => self.open = self.list.len(),
                 _ => {}
             }
