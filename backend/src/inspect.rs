@@ -7,9 +7,16 @@ use ir::{BlockKey, Frontend};
 use std::sync::Arc;
 use vm_core::guest::GuestCpu;
 
-/// Host instructions of the region that tier 2 makes of the block at the beginning of `code`, which is that of a page: those that
-/// run while nothing leaves the region, as text. `None`: the block is no loop, or the host has no emitter.
-pub fn hot_path<C: GuestCpu, F: Frontend>(fe: Arc<F>, mode: u64, code: &[u8]) -> Option<Vec<String>> {
+/// Host code that runs while nothing leaves it.
+pub struct HotPath {
+    /// Its instructions, as text.
+    pub insns: Vec<String>,
+    pub bytes: usize,
+}
+
+/// The region that tier 2 makes of the block at the beginning of `code`, which is that of a page. `None`: the block is no loop, or the host
+/// has no emitter.
+pub fn hot_path<C: GuestCpu, F: Frontend>(fe: Arc<F>, mode: u64, code: &[u8]) -> Option<HotPath> {
     let mut bytes = Box::new([0; 4096]);
     bytes.get_mut(..code.len())?.copy_from_slice(code);
     let entry = Source { start: 0, insns: crate::MAX_INSNS, guess: None };
@@ -26,8 +33,7 @@ pub fn hot_path<C: GuestCpu, F: Frontend>(fe: Arc<F>, mode: u64, code: &[u8]) ->
         taken: Arc::default(),
     };
     let emitter = Tier1::available().then(Tier1::default)?;
-    let temps = VcpuBlock::<C>::temps_offset() as i32;
-    let compiled = Compiler::new(fe, VcpuBlock::<C>::eng_offset, temps, false, Some(emitter)).compile(job);
-    let text = crate::dump::host_asm(compiled.code.get(..compiled.hot).filter(|c| !c.is_empty())?);
-    Some(text.lines().map(str::to_owned).collect())
+    let compiled = Compiler::new(fe, VcpuBlock::<C>::SHAPE, false, Some(emitter)).compile(job);
+    let hot = compiled.code.get(..compiled.hot).filter(|c| !c.is_empty())?;
+    Some(HotPath { insns: crate::dump::host_asm(hot).lines().map(str::to_owned).collect(), bytes: hot.len() })
 }

@@ -88,7 +88,7 @@ pub type Helper<C> = fn(&mut VcpuBlock<C>, u64, u64, u64) -> Result<u64, Fault>;
 pub const BASE: i32 = 64;
 
 /// Words that make `Engine` end on its last one.
-const PAD: usize = 0;
+const PAD: usize = 3;
 
 /// Engine state below the seam. Generated code uses the `#[repr(C)]` part by offset.
 #[repr(C)]
@@ -99,9 +99,10 @@ pub struct Engine {
     pub vec_a: u128,
     pub vec_b: u128,
     pub vec_c: u128,
-    /// Where the host's stack is when there is no frame of a guest call on it, and where there is no room for another.
+    /// Where the host's stack is when there is no frame of a guest call on it.
     pub stack_base: u64,
-    pub stack_limit: u64,
+    /// Linear address of the memory access that is being checked.
+    pub slow_addr: u64,
     /// Counted down by jumps that find their target in its second place of the jump cache; at 0 the dispatcher is asked.
     pub second_places: u32,
     /// The x87 state on its way to the host's FPU or back.
@@ -114,6 +115,8 @@ pub struct Engine {
     pub cur: *mut Record,
     /// Where instructions are counted: how many may be executed before the dispatcher is needed. Taken at a block's start.
     pub budget: u64,
+    /// Address of the table in `tlb` of ordinary accesses in the mode.
+    pub table: u64,
     pub tlb: tlb::Tables,
     pub jc: [JcEntry; JC_ENTRIES],
 
@@ -146,11 +149,11 @@ pub struct Engine {
     pub exit: AtomicU32,
     /// Outcome of the last helper called from generated code: 0 = done, else a `Why`.
     pub status: u32,
-    /// Mode word of the code that runs.
+    /// Mode word of the code that runs: `VcpuBlock::set_mode`.
     pub mode: u64,
-    /// Linear address of the memory access that is being checked.
-    pub slow_addr: u64,
-    /// What the access is, once it has missed: `jit::runtime::AccessInfo`.
+    /// Where the host's stack has no room for another frame of a guest call.
+    pub stack_limit: u64,
+    /// What an access is, once it has missed: `jit::runtime::AccessInfo`.
     pub slow_info: u32,
     /// What generated code has in the host's registers: `LIVE_SSE`, `LIVE_X87`. See `VcpuBlock::collect_fp`.
     pub fp_live: u32,
@@ -190,6 +193,17 @@ pub struct Stats {
     pub notes: u64,
     /// Executions of blocks that have been dropped, in guest instructions.
     pub interpreted_dropped: u64,
+}
+
+/// What the compilers must know of a `VcpuBlock` and its guest.
+#[derive(Clone, Copy)]
+pub struct Shape {
+    /// Offset from the seam of a byte of `Engine`.
+    pub eng: fn(usize) -> i32,
+    /// Offset from the seam of tier 0's temporaries.
+    pub temps: i32,
+    /// `GuestCpu::mode_ctx`.
+    pub mode_ctx: fn(u64) -> usize,
 }
 
 /// The block itself. Made only by `new`, always boxed, never moved.
@@ -255,6 +269,8 @@ impl<C: GuestCpu> VcpuBlock<C> {
         b.eng.spaces = Spaces::FIRST;
         b
     }
+
+    pub const SHAPE: Shape = Shape { eng: Self::eng_offset, temps: Self::temps_offset() as i32, mode_ctx: C::mode_ctx };
 
     /// Offset of a byte of `Engine` from the seam (negative).
     pub const fn eng_offset(in_engine: usize) -> i32 {

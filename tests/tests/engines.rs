@@ -393,6 +393,49 @@ fn calls_and_returns_that_do_not_pair() {
     });
 }
 
+/// A function that is called by its address and returns to where it begins until it has run four times.
+#[test]
+fn returns_to_where_the_callee_begins() {
+    let code = assembled(|a| {
+        let [mut top, mut f, mut done] = std::array::from_fn(|_| a.create_label());
+        a.set_label(&mut top)?;
+        a.lea(rax, ptr(f))?;
+        // What a call returns to is in one of the host's registers or another, by what else there is.
+        a.mov(qword_ptr(r8), rax)?;
+        a.call(rax)?;
+        a.call(rax)?;
+        a.call(qword_ptr(r8))?;
+        a.mov(rcx, r8)?;
+        a.call(qword_ptr(rcx))?;
+        a.inc(qword_ptr(r8 + 8))?;
+        a.call(qword_ptr(r8))?;
+        a.push(rdx)?;
+        a.call(qword_ptr(r8))?;
+        a.pop(rdx)?;
+        a.inc(ebx)?;
+        a.dec(edx)?;
+        a.jne(top)?;
+        a.hlt()?;
+        a.set_label(&mut f)?;
+        a.inc(esi)?;
+        a.test(esi, 3)?;
+        a.je(done)?;
+        a.lea(r9, ptr(f))?;
+        a.push(r9)?;
+        a.ret()?;
+        a.set_label(&mut done)?;
+        a.ret()
+    });
+    on_all(|name, m| {
+        let mut i = image(World::Long, 0, &code);
+        for (register, value) in [(2, 1000), (3, 0), (6, 0), (8, at::DATA), (4, at::DATA + 0x1000)] {
+            i.cpu.gpr[register] = value;
+        }
+        let o = m.outcome(&i);
+        assert_eq!((o.stop, o.cpu.gpr[3], o.cpu.gpr[6]), (StopReason::Halted, 1000, 24000), "{name}: RBX, RSI");
+    });
+}
+
 /// Code of another page that REP STOS and REP MOVS write anew before each call.
 #[test]
 fn code_that_string_instructions_replace() {

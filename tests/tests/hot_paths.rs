@@ -1,5 +1,5 @@
-//! Host instructions that loops cost, as golden text: a change of the emitters shows there, without a clock. `INSTA_UPDATE=always`
-//! writes what is new into the file, to be looked at before it is committed.
+//! Host instructions that loops cost, and their bytes, as golden text: a change of the emitters shows there, without a clock.
+//! `INSTA_UPDATE=always` writes what is new into the file, to be looked at before it is committed.
 
 use arch_x86::{CpuState, Mode};
 use frontend_x86::X86;
@@ -278,8 +278,8 @@ fn loops_cost_as_many_host_instructions_as_they_did() {
     for (name, body) in LOOPS {
         let (code, insns) = assemble(*body).expect("it assembles");
         let host = backend::inspect::hot_path::<CpuState, _>(x86.clone(), mode(), &code).expect("a loop makes a region");
-        let _ = writeln!(table, "{name:32} {insns:2} guest {:3} host", host.len());
-        let _ = writeln!(told, "{name}:\n  {}", host.join("\n  "));
+        let _ = writeln!(table, "{name:32} {insns:2} guest {:3} host {:4} bytes", host.insns.len(), host.bytes);
+        let _ = writeln!(told, "{name}:\n  {}", host.insns.join("\n  "));
     }
     if std::env::var_os("RHEA_SHOW").is_some() {
         println!("{told}");

@@ -4,7 +4,7 @@
 
 use super::{Cache, Record};
 use crate::far::Far;
-use crate::jit::arena::{Arena, HostCode, Range};
+use crate::jit::arena::{Arena, COLD, HostCode, Range};
 use crate::tier0::form::Handler;
 use crate::tier1::{EDGES, NEAR_OR_FAR};
 use std::ptr;
@@ -29,6 +29,12 @@ impl Record {
     }
 }
 
+/// Where an edge that leaves the page enters the code of `to`. Program counters of 64 bits do not wrap round, so that going round and
+/// round takes an edge that leads back.
+fn far_entry(far: &Far, to: &Record) -> u64 {
+    if far.wide && far.delta > 0 { to.forward } else { to.linked }
+}
+
 impl Cache {
     // --- the arena
 
@@ -49,6 +55,11 @@ impl Cache {
     /// Bytes of the arena in use.
     pub fn arena_used(&self) -> usize {
         self.arena.as_ref().map_or(0, Arena::used)
+    }
+
+    /// Addresses of the hot and the cold part of code.
+    pub fn code_parts(&self, r: Range) -> Option<(u64, u64)> {
+        self.arena.as_ref().map(|a| (a.address(r), a.address_of(r, COLD)))
     }
 
     // --- code of tier 1
@@ -93,8 +104,8 @@ impl Cache {
                 if let Some(old) = code.to[e].as_mut() {
                     old.callers.retain(|(f, n)| !(ptr::eq(*f, from) && *n == edge));
                 }
-                let (Some((jump, _)), Some(arena)) = (code.edges[e], &mut self.arena) else { return };
-                arena.point(code.range, jump as usize, linked);
+                let (Some((jump, _)), Some(far), Some(arena)) = (code.edges[e], &code.far[e], &mut self.arena) else { return };
+                arena.point(code.range, jump as usize, far_entry(far, &*to));
                 code.to[e] = to;
                 (*to).callers.push((from, edge));
             }
@@ -127,15 +138,15 @@ impl Cache {
         // SAFETY: callers are live: a record that loses its code leaves the lists of those that it calls.
         for &(from, edge) in unsafe { &(*to).callers } {
             // SAFETY: as above.
-            let (near, linked, full) = unsafe { ((*to).entry_from(&*from), (*to).linked, (*to).code) };
+            let (near, to) = unsafe { ((*to).entry_from(&*from), &*to) };
             // SAFETY: as above.
             let code = unsafe { (*from).tier1.as_deref_mut() };
             if let (Some(code), Some(arena)) = (code, &mut self.arena) {
                 let Some((jump, _)) = code.edges[usize::from(edge)] else { continue };
                 let far = code.far.get_mut(usize::from(edge)).and_then(Option::as_mut);
-                arena.point(code.range, jump as usize, if far.is_some() { linked } else { near });
+                arena.point(code.range, jump as usize, far.as_ref().map_or(near, |f| far_entry(f, to)));
                 if let Some(far) = far {
-                    far.follow(full);
+                    far.follow(to.code);
                 }
             }
         }
@@ -154,7 +165,7 @@ impl Cache {
                     far.let_go();
                     continue;
                 }
-                let stub = arena.address(code.range) + u64::from(stub);
+                let stub = arena.address_of(code.range, stub as usize);
                 arena.point(code.range, jump as usize, stub);
             }
         }

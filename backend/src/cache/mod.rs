@@ -45,8 +45,8 @@ pub struct Record {
     pub code: u64,
     /// Entry of compiled code that needs only the page's program counter in the state, 0 as `code`.
     pub linked: u64,
-    /// The same for edges of the page that lead forward: without asking whether the dispatcher is wanted, as every loop also has an
-    /// edge that leads back.
+    /// The same for edges that lead forward, in the page or out of it: without asking whether the dispatcher is wanted, as every loop
+    /// also has an edge that leads back.
     pub forward: u64,
     pub key: BlockKey,
     /// Page offset of the byte after the last (more than 4096 if it straddles).

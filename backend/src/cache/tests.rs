@@ -136,7 +136,7 @@ fn a_dead_block_has_no_code_and_another_start_until_it_is_buried() {
 fn a_region_goes_with_any_of_its_bytes_and_its_entry_stays() {
     let (mut c, ram) = setup();
     let entry = block(&mut c, &ram, 0x1000, 4);
-    let code = Arena::new().unwrap().place(HostCode { hot: &[0x90; 16], cold: &[] }).unwrap();
+    let code = Arena::new().unwrap().place(HostCode { hot: &[0x90; 16], ..HostCode::default() }).unwrap();
     // SAFETY: as above.
     let mode = unsafe {
         (*entry).runs = 20;
@@ -180,7 +180,7 @@ fn a_region_goes_with_any_of_its_bytes_and_its_entry_stays() {
 
 /// Code of tier 1 for `r`: a jump whose rel32 ends at 5 and leads to a stub at 6, for both edges alike; linked entry at 2, that for edges forward at 4.
 fn emitted(c: &mut Cache, r: *mut Record) -> u64 {
-    let (range, at) = c.place_code(HostCode { hot: &[0xe9, 1, 0, 0, 0, 0x90, 0xc3, 0x90], cold: &[] }).unwrap();
+    let (range, at) = c.place_code(HostCode { hot: &[0xe9, 1, 0, 0, 0, 0x90, 0xc3, 0x90], ..HostCode::default() }).unwrap();
     c.add_tier1(
         r,
         Tier1Code { range, edges: [Some((5, 6)); EDGES], to: [ptr::null_mut(); EDGES], far: [const { None }; 3], guard: None },
@@ -275,7 +275,7 @@ fn links_across_pages_follow_their_target_unless_they_are_refused() {
             c.refuse_far(a, 0);
         }
         let before = link();
-        let (code, at) = c.place_code(HostCode { hot: &[0x90; THUNK], cold: &[] }).unwrap();
+        let (code, at) = c.place_code(HostCode { hot: &[0x90; THUNK], ..HostCode::default() }).unwrap();
         // SAFETY: as above.
         let mode = unsafe { (*b).key.mode };
         c.add_region(one_block(mode, code, at));
@@ -295,7 +295,7 @@ fn a_region_takes_over_what_led_to_its_blocks() {
     let from = emitted(&mut c, a);
     emitted(&mut c, b);
     c.link_code(a, 1, b);
-    let (code, at) = c.place_code(HostCode { hot: &[0x90; THUNK], cold: &[] }).unwrap();
+    let (code, at) = c.place_code(HostCode { hot: &[0x90; THUNK], ..HostCode::default() }).unwrap();
     // SAFETY: records stay allocated until `bury`.
     let mode = unsafe { (*b).key.mode };
     c.add_region(one_block(mode, code, at));

@@ -84,8 +84,7 @@ impl<C: GuestCpu> VcpuBlock<C> {
         let (pc, mode) = (self.cpu.pc(), self.cpu.mode() | if self.observing.is_some() { OBSERVED } else { 0 });
         let mode = mode | self.break_mode(pc);
         if mode != self.eng.mode {
-            self.eng.mode = mode;
-            self.eng.pc_mask = (self.eng.mask_of)(mode);
+            self.set_mode(mode);
         }
         // The jump cache knows program counters, not linear addresses.
         let base = self.cpu.code_base();
@@ -94,6 +93,13 @@ impl<C: GuestCpu> VcpuBlock<C> {
             self.code_moved();
         }
         (pc, mode)
+    }
+
+    /// Sets the mode and what goes by it.
+    pub fn set_mode(&mut self, mode: u64) {
+        self.eng.mode = mode;
+        self.eng.pc_mask = (self.eng.mask_of)(mode);
+        self.eng.table = (&raw const self.eng.tlb.0[C::mode_ctx(mode)].entries) as u64;
     }
 
     /// What the jump cache has for a program counter, or had: not of a block that is gone, or that straddles.

@@ -107,7 +107,7 @@ impl<F: Frontend, C: GuestCpu> Engine<F, C> {
         b.eng.fp_flags_off = l.slot(l.fp_flags).offset;
         b.eng.run_fp = l.run_fp;
         b.eng.mask_of = l.pc_mask;
-        b.eng.pc_mask = (l.pc_mask)(b.eng.mode);
+        b.set_mode(b.eng.mode);
         b.eng.run_tri = l.run_tri;
         b.count = settings.counter.clone().map(Count::new);
         let vref = VcpuRef::new(b);

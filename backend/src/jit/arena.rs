@@ -1,8 +1,8 @@
 //! Memory for generated code: one region of memory mapped twice, writable and executable, so that no page is ever both.
 //! Ranges are freed one by one and used again.
 //!
-//! Each range has a hot and a cold part, `COLD` bytes apart: slow paths are half of what is generated and hardly ever run, and
-//! big guests run more code than the host's caches hold.
+//! Each range has a hot and a cold part, in halves of the region of their own: slow paths are more than half of what is generated and
+//! hardly ever run, and big guests run more code than the host's caches hold.
 //!
 //! UNSAFE: writes through the writable mapping; `Arena` hands out disjoint ranges.
 #![allow(unsafe_code)]
@@ -15,14 +15,16 @@ use std::io;
 const SIZE: usize = 256 << 20;
 const ALIGN: usize = 16;
 
-/// From the first byte of a range to the first of its cold part.
+/// Offset of the cold half. In offsets within code its cold part begins there, too.
 pub const COLD: usize = SIZE / 2;
 
-/// Generated code in two parts. In offsets within the code the cold part begins at `COLD`.
-#[derive(Clone, Copy)]
+/// Generated code in two parts.
+#[derive(Clone, Copy, Default)]
 pub struct HostCode<'a> {
     pub hot: &'a [u8],
     pub cold: &'a [u8],
+    /// Where the rel32s end that lead from one part to the other, as if they were `COLD` bytes apart.
+    pub crossing: &'a [u32],
 }
 
 impl HostCode<'_> {
@@ -34,18 +36,31 @@ impl HostCode<'_> {
 pub struct Arena {
     rw: MmapRaw,
     rx: memmap2::Mmap,
-    free: Free,
+    free_hot: Free,
+    free_cold: Free,
     used: usize,
 }
 
-/// A range of the arena, in both parts.
+/// A range of the arena.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Range {
-    offset: usize,
-    /// Bytes in each part.
-    len: usize,
+    hot: Part,
+    cold: Part,
     /// Bytes that both hold.
     filled: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Part {
+    offset: usize,
+    len: usize,
+}
+
+impl Range {
+    /// Offset in the arena of what is at `offset` of the code.
+    fn place_of(&self, offset: usize) -> usize {
+        if offset < COLD { self.hot.offset + offset } else { self.cold.offset + offset - COLD }
+    }
 }
 
 /// Free ranges.
@@ -57,6 +72,11 @@ struct Free {
 }
 
 impl Free {
+    /// Half of the arena.
+    fn half(offset: usize) -> Self {
+        Self { at: BTreeMap::from([(offset, COLD)]), by_length: BTreeSet::from([(COLD, offset)]) }
+    }
+
     fn add(&mut self, offset: usize, len: usize) {
         self.at.insert(offset, len);
         self.by_length.insert((len, offset));
@@ -68,18 +88,19 @@ impl Free {
         Some(len)
     }
 
-    /// The offset of `len` bytes out of the smallest range that has them.
-    fn take(&mut self, len: usize) -> Option<usize> {
+    /// Room for so many bytes out of the smallest range that has it.
+    fn take(&mut self, bytes: usize) -> Option<Part> {
+        let len = bytes.next_multiple_of(ALIGN).max(ALIGN);
         let &(have, offset) = self.by_length.range((len, 0)..).next()?;
         self.remove(offset);
         if have > len {
             self.add(offset + len, have - len);
         }
-        Some(offset)
+        Some(Part { offset, len })
     }
 
     /// Gives a range back, joined with its neighbours.
-    fn give(&mut self, mut offset: usize, mut len: usize) {
+    fn give(&mut self, Part { mut offset, mut len }: Part) {
         if let Some((&before, &l)) = self.at.range(..offset).next_back()
             && before + l == offset
         {
@@ -101,8 +122,7 @@ impl Arena {
         let rw = MmapOptions::new().len(SIZE).map_raw(&file)?;
         // SAFETY: the file is ours alone and is never truncated.
         let rx = unsafe { MmapOptions::new().len(SIZE).map_exec(&file)? };
-        let free = Free { at: BTreeMap::from([(0, COLD)]), by_length: BTreeSet::from([(COLD, 0)]) };
-        Ok(Self { rw, rx, free, used: 0 })
+        Ok(Self { rw, rx, free_hot: Free::half(0), free_cold: Free::half(COLD), used: 0 })
     }
 
     /// Bytes in use.
@@ -112,36 +132,58 @@ impl Arena {
 
     /// Copies code in; `None` when there is no room.
     pub fn place(&mut self, code: HostCode<'_>) -> Option<Range> {
-        let len = code.hot.len().max(code.cold.len()).next_multiple_of(ALIGN).max(ALIGN);
-        let offset = self.free.take(len)?;
-        self.used += code.len();
-        // SAFETY: the range lies in each half of the mapping and was free, so nobody executes or reads it.
+        let hot = self.free_hot.take(code.hot.len())?;
+        let Some(cold) = self.free_cold.take(code.cold.len()) else {
+            self.free_hot.give(hot);
+            return None;
+        };
+        let range = Range { hot, cold, filled: code.len() };
+        self.used += range.filled;
+        // SAFETY: both parts lie in the mapping and were free, so nobody executes or reads them.
         unsafe {
-            let p = self.rw.as_mut_ptr().add(offset);
-            std::ptr::copy_nonoverlapping(code.hot.as_ptr(), p, code.hot.len());
-            std::ptr::copy_nonoverlapping(code.cold.as_ptr(), p.add(COLD), code.cold.len());
+            let p = self.rw.as_mut_ptr();
+            std::ptr::copy_nonoverlapping(code.hot.as_ptr(), p.add(hot.offset), code.hot.len());
+            std::ptr::copy_nonoverlapping(code.cold.as_ptr(), p.add(cold.offset), code.cold.len());
         }
-        Some(Range { offset, len, filled: code.len() })
+        let apart = (cold.offset - COLD) as i32 - hot.offset as i32;
+        for end in code.crossing.iter().map(|e| *e as usize) {
+            let rel = self.rel32(range.place_of(end));
+            // SAFETY: `rel32` gives what is inside the mapping, in the range that nobody executes yet.
+            unsafe { rel.write_unaligned(rel.read_unaligned().wrapping_add(if end < COLD { apart } else { -apart })) }
+        }
+        Some(range)
     }
 
-    /// Points the rel32 that ends at offset `end` of the range at the address `target` in the arena.
-    pub fn point(&mut self, r: Range, end: usize, target: u64) {
-        let end = r.offset + end;
-        let rel = target.wrapping_sub(self.rx.as_ptr() as u64 + end as u64) as i32;
+    /// The rel32 that ends at an offset in the arena.
+    fn rel32(&mut self, end: usize) -> *mut i32 {
         assert!((4..=SIZE).contains(&end));
+        // SAFETY: inside the mapping.
+        unsafe { self.rw.as_mut_ptr().add(end - 4).cast() }
+    }
+
+    /// Points the rel32 that ends at offset `end` of the range's code at the address `target` in the arena.
+    pub fn point(&mut self, r: Range, end: usize, target: u64) {
+        let rel = target.wrapping_sub(self.address_of(r, end)) as i32;
+        let at = self.rel32(r.place_of(end));
         // SAFETY: inside the mapping; only the thread that runs the code changes it, so no other fetches it meanwhile.
-        unsafe { self.rw.as_mut_ptr().add(end - 4).cast::<i32>().write_unaligned(rel) }
+        unsafe { at.write_unaligned(rel) }
     }
 
     /// Address at which the range executes.
     pub fn address(&self, r: Range) -> u64 {
-        self.rx.as_ptr() as u64 + r.offset as u64
+        self.address_of(r, 0)
+    }
+
+    /// The same of what is at an offset of its code.
+    pub fn address_of(&self, r: Range, offset: usize) -> u64 {
+        self.rx.as_ptr() as u64 + r.place_of(offset) as u64
     }
 
     /// Frees a range that nothing can enter or is in.
     pub fn release(&mut self, r: Range) {
         self.used -= r.filled;
-        self.free.give(r.offset, r.len);
+        self.free_hot.give(r.hot);
+        self.free_cold.give(r.cold);
     }
 }
 
@@ -152,18 +194,41 @@ mod tests {
     #[test]
     fn freed_ranges_join_and_are_used_again() {
         let mut a = Arena::new().unwrap();
-        let hot = |hot| HostCode { hot, cold: &[] };
+        let hot = |hot| HostCode { hot, ..HostCode::default() };
         let r: Vec<Range> = (0..3).map(|_| a.place(hot(&[0xc3; 100])).unwrap()).collect();
-        assert_eq!(r[1].offset, 112);
+        assert_eq!((r[1].hot.offset, r[1].cold.offset), (112, COLD + 16));
         for i in [0, 2, 1] {
             a.release(r[i]);
         }
-        assert_eq!((a.used(), a.free.at.len()), (0, 1));
+        assert_eq!((a.used(), a.free_hot.at.len(), a.free_cold.at.len()), (0, 1, 1));
         assert!(a.place(hot(&vec![0; COLD + 1])).is_none());
-        let r = a.place(HostCode { hot: &[1; 16], cold: &[2; 24] }).unwrap();
-        assert_eq!((r.offset, r.len, a.used()), (0, 32, 40));
+        assert!(a.place(HostCode { hot: &[0; 16], cold: &vec![0; COLD + 1], crossing: &[] }).is_none());
+        let r = a.place(HostCode { hot: &[1; 16], cold: &[2; 24], crossing: &[] }).unwrap();
+        assert_eq!((r.hot, r.cold, a.used()), (Part { offset: 0, len: 16 }, Part { offset: COLD, len: 32 }, 40));
         // SAFETY: both parts are in the mapping.
         let byte = |at: usize| unsafe { *a.rx.as_ptr().add(at) };
         assert_eq!((byte(15), byte(16), byte(COLD + 23)), (1, 0xc3, 2));
+    }
+
+    #[test]
+    fn what_leads_to_the_other_part_does_so_wherever_they_are() {
+        let mut a = Arena::new().unwrap();
+        a.place(HostCode { hot: &[0; 100], ..HostCode::default() }).unwrap();
+        // A jump from the end of the hot part to the cold part's first byte, and one from there to the hot part's.
+        let to_cold = (COLD as i32 - 5).to_le_bytes();
+        let to_hot = (-(COLD as i32) - 5).to_le_bytes();
+        let (mut hot, mut cold) = (vec![0xe9], vec![0xe9]);
+        hot.extend(to_cold);
+        cold.extend(to_hot);
+        let r = a.place(HostCode { hot: &hot, cold: &cold, crossing: &[5, COLD as u32 + 5] }).unwrap();
+        let target = |a: &mut Arena, end: usize| {
+            let at = a.rel32(r.place_of(end));
+            // SAFETY: it is inside the mapping.
+            a.address_of(r, end).wrapping_add_signed(unsafe { at.read_unaligned() }.into())
+        };
+        assert_eq!(target(&mut a, 5), a.address_of(r, COLD));
+        assert_eq!(target(&mut a, COLD + 5), a.address(r));
+        a.point(r, COLD + 5, a.address_of(r, COLD));
+        assert_eq!(target(&mut a, COLD + 5), a.address_of(r, COLD));
     }
 }

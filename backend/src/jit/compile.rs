@@ -8,6 +8,7 @@ use super::lower::{self, Env, Member};
 use super::pads;
 use super::region::{MAX_BLOCKS, MAX_INSNS};
 use crate::tier1::{self, Tier1};
+use crate::vblock::Shape;
 use cranelift_codegen::control::ControlPlane;
 use cranelift_codegen::isa::{CallConv, OwnedTargetIsa};
 use cranelift_codegen::settings::{self, Configurable};
@@ -66,6 +67,8 @@ pub struct Compiled {
     pub code: Vec<u8>,
     /// Its cold part.
     pub cold: Vec<u8>,
+    /// As in `HostCode`.
+    pub crossing: Vec<u32>,
     /// Offset of the first thunk.
     pub thunks: usize,
     /// Bytes of the region that run while nothing leaves it, if it was emitted: they come first.
@@ -88,6 +91,7 @@ impl Compiled {
             bytes: None,
             code,
             cold,
+            crossing: Vec::new(),
             thunks: 0,
             hot: 0,
             nanos: 0,
@@ -101,12 +105,14 @@ impl Compiled {
 struct Made {
     code: Vec<u8>,
     cold: Vec<u8>,
+    crossing: Vec<u32>,
     entries: Vec<u32>,
 }
 
 impl From<tier1::RegionCode<'_>> for Made {
     fn from(c: tier1::RegionCode<'_>) -> Self {
-        Self { code: c.code.hot.to_vec(), cold: c.code.cold.to_vec(), entries: c.entries }
+        let HostCode { hot, cold, crossing } = c.code;
+        Self { code: hot.to_vec(), cold: cold.to_vec(), crossing: crossing.to_vec(), entries: c.entries }
     }
 }
 
@@ -117,12 +123,11 @@ pub struct Compiler<F: Frontend> {
     fctx: FunctionBuilderContext,
     passes: Passes,
     control: ControlPlane,
-    eng: fn(usize) -> i32,
+    shape: Shape,
     /// Blocks take their instructions from `Engine::budget`.
     counted: bool,
     /// Emits regions itself, instead of Cranelift.
     emitter: Option<Tier1>,
-    temps: i32,
     /// It makes regions without loops, too.
     pub loopless: bool,
 }
@@ -182,9 +187,8 @@ fn isa() -> OwnedTargetIsa {
 }
 
 impl<F: Frontend> Compiler<F> {
-    /// `eng`: offset from the seam of a byte of the engine state; `temps`: of tier 0's temporaries; `emitter`: what makes host code,
-    /// else Cranelift does.
-    pub fn new(fe: Arc<F>, eng: fn(usize) -> i32, temps: i32, counted: bool, emitter: Option<Tier1>) -> Self {
+    /// `emitter`: what makes host code, else Cranelift does.
+    pub fn new(fe: Arc<F>, shape: Shape, counted: bool, emitter: Option<Tier1>) -> Self {
         Self {
             fe,
             isa: isa(),
@@ -192,10 +196,9 @@ impl<F: Frontend> Compiler<F> {
             fctx: FunctionBuilderContext::new(),
             passes: Passes::new(),
             control: ControlPlane::default(),
-            eng,
+            shape,
             counted,
             emitter,
-            temps,
             loopless: false,
         }
     }
@@ -207,7 +210,7 @@ impl<F: Frontend> Compiler<F> {
         let ranges = members.iter().map(|m| (page + u64::from(m.start), page + m.ir.next.clamp(0, 4096) as u64)).collect();
         let insns = members.iter().map(|m| m.ir.guest_insns).sum();
         let starts = members.iter().map(|m| m.start).collect();
-        let Made { mut code, cold, entries } =
+        let Made { mut code, cold, crossing, entries } =
             if members.is_empty() { Default::default() } else { self.host_code(&job, &members) };
         let thunks = code.len();
         if !code.is_empty() {
@@ -229,6 +232,7 @@ impl<F: Frontend> Compiler<F> {
             bytes: Some(job.bytes),
             code,
             cold,
+            crossing,
             thunks,
             hot: entries.first().map_or(0, |e| *e as usize),
             nanos,
@@ -301,9 +305,9 @@ impl<F: Frontend> Compiler<F> {
         let env = tier1::Env {
             layout,
             helpers: self.fe.helpers(),
-            eng: self.eng,
-            temps: self.temps,
+            shape: self.shape,
             pc_mask: (layout.pc_mask)(job.key.mode),
+            ctx: (self.shape.mode_ctx)(job.key.mode),
             record: std::ptr::null_mut(),
             counts: false,
             counted: self.counted,
@@ -319,7 +323,7 @@ impl<F: Frontend> Compiler<F> {
         let env = Env {
             layout: self.fe.layout(),
             helpers: self.fe.helpers(),
-            eng: self.eng,
+            eng: self.shape.eng,
             pc_mask: (self.fe.layout().pc_mask)(job.key.mode),
             counted: self.counted,
         };
@@ -330,7 +334,7 @@ impl<F: Frontend> Compiler<F> {
         b.finalize(self.isa.frontend_config());
         self.log_clif(job);
         let code = match self.ctx.compile(&*self.isa, &mut self.control) {
-            Ok(c) if c.buffer.relocs().is_empty() => pads::with_pads(c, &sites, self.eng),
+            Ok(c) if c.buffer.relocs().is_empty() => pads::with_pads(c, &sites, self.shape.eng),
             Ok(_) => {
                 dlog!(UNIMP, "region {} needs relocations: left to tier 0", job.number);
                 return Vec::new();
@@ -367,7 +371,7 @@ impl<F: Frontend> Compiler<F> {
 
     fn log_code(&self, job: &Job, made: &Made) {
         if log::enabled(Item::OUT_ASM) && log::in_filter(job.key.phys) {
-            let code = HostCode { hot: &made.code, cold: &made.cold };
+            let code = HostCode { hot: &made.code, cold: &made.cold, crossing: &made.crossing };
             let text = crate::dump::parts(code);
             log::write(format_args!("OUT: region {}, {} bytes\n{text}\n", job.number, code.len()));
         }

@@ -522,7 +522,7 @@ impl<'a, 'b> Lower<'a, 'b> {
         let at = self.b.ins().ishl_imm_u(index, i64::from(size_of::<tlb::Entry>().trailing_zeros()));
         let e = self.b.ins().iadd(self.st, at);
         let ctx = usize::from(i.aux & 3).min(2);
-        let table = offset_of!(Engine, tlb) + ctx * tlb::ENTRIES * size_of::<tlb::Entry>();
+        let table = offset_of!(Engine, tlb) + tlb::Tables::entries_of(ctx);
         let field = if write { offset_of!(tlb::Entry, write) } else { offset_of!(tlb::Entry, read) };
         let (tag_off, addend_off) = (self.eng_off(table + field), self.eng_off(table + offset_of!(tlb::Entry, addend)));
         self.eng_store(va, offset_of!(Engine, slow_addr));

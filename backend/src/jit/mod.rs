@@ -144,14 +144,12 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
         runtime::install(b);
         b.cache.arena = Some(Arena::new()?);
         b.cache.unlike = Unlike::new(settings.threshold);
-        let eng = VcpuBlock::<C>::eng_offset;
         let counted = settings.counter.is_some();
         let regions = settings.hot != 0 || !settings.tier1;
         let threaded = settings.background && settings.threshold != 0 && regions;
-        let temps = VcpuBlock::<C>::temps_offset() as i32;
         let tier1 = settings.tier1 && Tier1::available();
         let compiler = || {
-            let mut c = Compiler::new(fe.clone(), eng, temps, counted, tier1.then(Tier1::default));
+            let mut c = Compiler::new(fe.clone(), VcpuBlock::<C>::SHAPE, counted, tier1.then(Tier1::default));
             c.loopless = settings.hot == AT_ONCE;
             c
         };
@@ -244,9 +242,11 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
             self.stats.stale += 1;
             return;
         }
-        let Some((range, address)) = self.place(b, HostCode { hot: &c.code, cold: &c.cold }) else { return };
-        if let Some(map) = &self.settings.perfmap {
-            map.add(address, c.code.len(), c.cold.len(), &format!("guest_ram_{:x}_loop", c.key.phys));
+        let Some((range, address)) = self.place(b, HostCode { hot: &c.code, cold: &c.cold, crossing: &c.crossing }) else {
+            return;
+        };
+        if let (Some(map), Some((hot, cold))) = (&self.settings.perfmap, b.cache.code_parts(range)) {
+            map.add((hot, c.code.len()), (cold, c.cold.len()), &format!("guest_ram_{:x}_loop", c.key.phys));
         }
         self.stats.regions += 1;
         self.stats.blocks += c.ranges.len() as u64;
@@ -331,9 +331,9 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
         let env = tier1::Env {
             layout,
             helpers: fe.helpers(),
-            eng: VcpuBlock::<C>::eng_offset,
-            temps: VcpuBlock::<C>::temps_offset() as i32,
+            shape: VcpuBlock::<C>::SHAPE,
             pc_mask: (layout.pc_mask)(key.mode),
+            ctx: C::mode_ctx(key.mode),
             record: rec,
             // Regions know nothing of places that nothing may jump to by itself.
             counts: self.settings.hot != 0 && key.mode & BREAKS == 0 && second.is_none() && leads_back(&block),
@@ -347,10 +347,10 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
             let (text, len) = (crate::dump::parts(code.code), code.code.len());
             log::write(format_args!("OUT: block at RAM {:#x}, {len} bytes\n{text}\n", key.phys));
         }
-        if let Some((range, address)) = self.place(b, code.code) {
-            if let Some(map) = &self.settings.perfmap {
+        if let Some((range, _)) = self.place(b, code.code) {
+            if let (Some(map), Some(parts)) = (&self.settings.perfmap, b.cache.code_parts(range)) {
                 let at = b.cpu.linear(b.cpu.pc()).0;
-                map.add(address, code.code.hot.len(), code.code.cold.len(), &format!("guest_{at:x}"));
+                map.add((parts.0, code.code.hot.len()), (parts.1, code.code.cold.len()), &format!("guest_{at:x}"));
             }
             let (entries, edges, len, hot) = ((code.linked, code.forward), code.edges, code.code.len(), code.code.hot.len());
             let made = Tier1Code { range, edges, to: [ptr::null_mut(); tier1::EDGES], far: code.far, guard: code.guard };

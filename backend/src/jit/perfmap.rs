@@ -1,7 +1,6 @@
 //! `/tmp/perf-PID.map`, in which `perf` looks generated code up: start, size (hexadecimal), name, a line each
 //! (tools/perf/Documentation/jit-interface.txt of Linux). Where code is freed and its place used again, the later line counts.
 
-use crate::jit::arena::COLD;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 
@@ -20,9 +19,9 @@ impl PerfMap {
         Ok(PerfMap(OpenOptions::new().create_new(true).append(true).open(path)?))
     }
 
-    /// Code at `address`, and `COLD` behind it its slow paths.
-    pub fn add(&self, address: u64, hot: usize, cold: usize, name: &str) {
-        let lines = line(address, hot, name) + &line(address + COLD as u64, cold, &format!("{name}_cold"));
+    /// Code and its slow paths: address and bytes of each.
+    pub fn add(&self, hot: (u64, usize), cold: (u64, usize), name: &str) {
+        let lines = line(hot, name) + &line(cold, &format!("{name}_cold"));
         // A map that lacks a line is no reason to stop the guest.
         if let Err(e) = (&self.0).write_all(lines.as_bytes()) {
             vm_core::dlog!(UNIMP, "perf map: {e}");
@@ -30,7 +29,7 @@ impl PerfMap {
     }
 }
 
-fn line(start: u64, size: usize, name: &str) -> String {
+fn line((start, size): (u64, usize), name: &str) -> String {
     if size == 0 { String::new() } else { format!("{start:x} {size:x} {name}\n") }
 }
 
@@ -40,7 +39,7 @@ mod tests {
 
     #[test]
     fn lines_are_as_perf_reads_them() {
-        assert_eq!(line(0x7f00_1000, 0x40, "guest_ffffffff81000000"), "7f001000 40 guest_ffffffff81000000\n");
-        assert_eq!(line(1, 0, "nothing"), "");
+        assert_eq!(line((0x7f00_1000, 0x40), "guest_ffffffff81000000"), "7f001000 40 guest_ffffffff81000000\n");
+        assert_eq!(line((1, 0), "nothing"), "");
     }
 }

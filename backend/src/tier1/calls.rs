@@ -8,10 +8,10 @@
 
 use super::cold::Cold;
 use super::emit::{Emit, cc};
-use super::regs::RAX;
+use super::regs::{Loc, RAX};
 use super::{asm, st};
 use crate::vblock::Engine;
-use ir::Inst;
+use ir::{Inst, Op, Val};
 use std::mem::offset_of;
 
 /// `aux` of jumps.
@@ -38,21 +38,39 @@ impl Emit<'_> {
         self.here()
     }
 
+    /// Where the call that the block ends with returns to, if that is a value of the block: most calls store it.
+    pub fn returns_to(&self) -> Option<Val> {
+        let end = self.block.insts.last()?;
+        let calls = end.op == Op::Jump && self.is_call(end) || end.op == Op::JumpInd && end.aux == CALL && self.may_return();
+        if !calls || self.env.pc_mask != u64::MAX {
+            return None;
+        }
+        let at = self.block.insts.iter().rposition(|i| i.op == Op::PcRel && i.imm == self.block.next)?;
+        Some(Val(at as u32))
+    }
+
     /// The first word of a frame; uses rax.
     pub fn push_frame(&mut self) {
         let (page, limit) = (self.page_off(), self.eng(offset_of!(Engine, stack_limit)));
-        st!(self, page; [mov rax,] []);
-        self.add_imm(RAX, self.block.next);
-        self.mask_pc(RAX);
+        let word = match self.returns_to().map(|v| self.loc(v)) {
+            // Jumps to what was loaded have that in rdi by now.
+            Some(Loc::Gpr(r)) if r != RDI => r,
+            _ => {
+                st!(self, page; [mov rax,] []);
+                self.add_imm(RAX, self.block.next);
+                self.mask_pc(RAX);
+                RAX
+            }
+        };
         st!(self, limit; [cmp rsp,] []);
         let jump = self.jcc(cc::B);
         self.cold.push(Cold::Frames { jump, back: self.here() });
-        asm!(self; push rax);
+        asm!(self; push Rq(word));
     }
 
     /// What follows the host's CALL: entered with the program counter in rdi, and in the state.
     pub fn landing(&mut self) {
-        asm!(self; add rsp, BYTE 8);
+        asm!(self; pop rcx);
         let next = self.block.next;
         if self.enters(next) {
             return;

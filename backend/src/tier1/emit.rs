@@ -10,6 +10,7 @@ use super::{asm, st};
 use crate::cache::Record;
 use crate::far::Far;
 use crate::jit::arena::{COLD, HostCode};
+use crate::vblock::Shape;
 use ir::{Block, HelperDesc, Inst, Op, StateLayout, Ty, Val};
 
 use dynasmrt::{DynasmApi, SimpleAssembler};
@@ -22,11 +23,10 @@ pub const EDGES: usize = NEAR_OR_FAR + ir::SIDES;
 pub struct Env<'a> {
     pub layout: &'a StateLayout,
     pub helpers: &'a [HelperDesc],
-    /// Offset from the seam of a byte of `Engine`.
-    pub eng: fn(usize) -> i32,
-    /// Offset from the seam of tier 0's temporaries.
-    pub temps: i32,
+    pub shape: Shape,
     pub pc_mask: u64,
+    /// Access context of ordinary accesses, whose TLB r14 leads to.
+    pub ctx: usize,
     /// The record that the code is for; it lives as long as the code.
     pub record: *mut Record,
     /// Count down `Record::hot` and leave with `Why::Hot` at 0.
@@ -62,13 +62,14 @@ pub(super) struct Buffers {
     pub cold: Vec<Cold>,
     pub ways: Vec<(usize, i32, u32)>,
     pub late_stores: Vec<LateStore>,
+    pub crossing: Vec<u32>,
 }
 
 impl Buffers {
     /// The code, whose cold part begins at byte `split`.
     pub fn parts(&self, split: usize) -> HostCode<'_> {
         let (hot, cold) = self.code.split_at(split);
-        HostCode { hot, cold }
+        HostCode { hot, cold, crossing: &self.crossing }
     }
 }
 
@@ -87,6 +88,8 @@ pub(super) struct Emit<'a> {
     pub ways: Vec<(usize, i32, u32)>,
     /// Where the cold part begins.
     pub split: usize,
+    /// See `HostCode`.
+    pub crossing: Vec<u32>,
     /// Index of the op.
     pub at: u32,
     /// Page offset of the guest instruction.
@@ -134,6 +137,7 @@ impl Tier1 {
         b.code.clear();
         b.cold.clear();
         b.late_stores.clear();
+        b.crossing.clear();
         let mut code = SimpleAssembler::new();
         code.ops = b.code;
         let mut e = Emit {
@@ -144,6 +148,7 @@ impl Tier1 {
             cold: b.cold,
             ways: b.ways,
             split: usize::MAX,
+            crossing: b.crossing,
             at: 0,
             insn: block.start,
             rest: 0,
@@ -164,7 +169,8 @@ impl Tier1 {
         e.ops();
         e.cold_code();
         let (edges, far, guard, split) = (e.edges, e.far, e.guard, e.split);
-        self.buffers = Buffers { code: e.code.ops, regs: e.r, cold: e.cold, ways: e.ways, late_stores: e.late_stores };
+        self.buffers =
+            Buffers { code: e.code.ops, regs: e.r, cold: e.cold, ways: e.ways, late_stores: e.late_stores, crossing: e.crossing };
         Code { code: self.buffers.parts(split), linked, forward, edges, far, guard }
     }
 }
@@ -212,6 +218,9 @@ impl Emit<'_> {
                 let host = self.host_of(g);
                 self.r.last[host.index()] = k;
             }
+        }
+        if let Some(v) = self.returns_to() {
+            self.r.last[v.index()] = n as u32 - 1;
         }
     }
 
@@ -279,10 +288,25 @@ impl Emit<'_> {
 
     /// A register plus a constant; flags stay as they are.
     pub fn lea(&mut self, d: u8, base: u8, imm: i32) {
-        match i8::try_from(imm) {
-            Ok(imm) => asm!(self; lea Rq(d), [BYTE Rq(base) + imm]),
-            Err(_) => asm!(self; lea Rq(d), [Rq(base) + imm]),
+        self.lea_of(true, d, base, imm);
+    }
+
+    /// The same, of the low 32 bits unless `wide`.
+    pub fn lea_of(&mut self, wide: bool, d: u8, base: u8, imm: i32) {
+        let start = self.here();
+        match (i8::try_from(imm), wide) {
+            (Ok(imm), true) => asm!(self; lea Rq(d), [BYTE Rq(base) + imm]),
+            (Ok(imm), false) => asm!(self; lea Rd(d), [BYTE Rq(base) + imm]),
+            (Err(_), true) => asm!(self; lea Rq(d), [Rq(base) + imm]),
+            (Err(_), false) => asm!(self; lea Rd(d), [Rq(base) + imm]),
         }
+        self.shorten(start);
+    }
+
+    /// The instruction that begins at `start` and has been written last: the assembler gives operands whose register it learns late a
+    /// byte for an index (SIB, SDM 2A 2.1.5) that most can do without.
+    pub fn shorten(&mut self, start: usize) {
+        shorten(&mut self.code.ops, start);
     }
 
     /// Adds a constant to a 64-bit register; flags stay as they are.
@@ -397,8 +421,57 @@ impl Emit<'_> {
 
     /// Points the rel32 that ends at `jump` at what is at `target`.
     pub fn point(&mut self, jump: usize, target: usize) {
-        let rel = self.offset_at(target) as i32 - self.offset(jump) as i32;
+        let (from, to) = (self.offset(jump), self.offset_at(target));
+        if (from < COLD) != (to < COLD) {
+            self.crossing.push(from as u32);
+        }
+        let rel = to as i32 - from as i32;
         self.code.ops[jump - 4..jump].copy_from_slice(&rel.to_le_bytes());
+    }
+}
+
+/// See `Emit::shorten`.
+fn shorten(code: &mut Vec<u8>, start: usize) {
+    let (mut at, mut rex) = (start, 0);
+    // Prefixes: 66h, F2h, F3h, LOCK, REX; then one byte of opcode, or two.
+    while let Some(prefix @ (0x66 | 0xf0 | 0xf2 | 0xf3 | 0x40..=0x4f)) = code.get(at) {
+        (at, rex) = (at + 1, *prefix);
+    }
+    at += if code.get(at) == Some(&0x0f) { 2 } else { 1 };
+    let Some(&[modrm, sib]) = code.get(at..at + 2) else { return };
+    let (plain, base) = (sib >> 3 == 4 && rex & 0xf2 != 0x42, sib & 7);
+    // A base of 4 says that there is a SIB byte, one of 5 without displacement that there is no base.
+    if modrm & 7 == 4 && modrm >> 6 != 3 && plain && base != 4 && !(base == 5 && modrm >> 6 == 0) {
+        code[at] = modrm & !7 | base;
+        code.remove(at + 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shorten;
+
+    #[test]
+    fn operands_without_an_index_lose_the_byte_for_it() {
+        let short = |code: &[u8]| {
+            let mut v = code.to_vec();
+            shorten(&mut v, 0);
+            v
+        };
+        // mov [r8+28h], rsi; movzx ecx, byte [rdi]; lea rsi, [rsi+200h]
+        assert_eq!(short(&[0x49, 0x89, 0x74, 0x20, 0x28]), [0x49, 0x89, 0x70, 0x28]);
+        assert_eq!(short(&[0x0f, 0xb6, 0x0c, 0x27]), [0x0f, 0xb6, 0x0f]);
+        assert_eq!(short(&[0x48, 0x8d, 0xb4, 0x26, 0, 2, 0, 0]), [0x48, 0x8d, 0xb6, 0, 2, 0, 0]);
+        // [r12], [rbp], [rcx+rdi] and registers keep what they have.
+        for kept in [
+            &[0x49, 0x8b, 0x04, 0x24][..],
+            &[0x48, 0x8b, 0x04, 0x25],
+            &[0x48, 0x8b, 0x04, 0x39],
+            &[0x4a, 0x8b, 0x04, 0x27],
+            &[0x48, 0x89, 0xc4, 0x20],
+        ] {
+            assert_eq!(short(kept), kept);
+        }
     }
 }
 

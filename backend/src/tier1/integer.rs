@@ -85,7 +85,7 @@ impl Emit<'_> {
         let src = self.src(b, i.ty);
         if let (Op::Add, Src::Imm(imm), false, Loc::Gpr(r)) = (i.op, src, in_place(self, a), self.loc(a)) {
             let d = self.dest();
-            return if wide { asm!(self; lea Rq(d), [Rq(r) + imm]) } else { asm!(self; lea Rd(d), [Rq(r) + imm]) };
+            return self.lea_of(wide, d, r, imm);
         }
         let d = self.dest_from(a);
         match i.op {

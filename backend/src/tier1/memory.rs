@@ -24,7 +24,7 @@ pub fn calls(i: &Inst) -> bool {
 
 impl Emit<'_> {
     pub fn eng(&self, in_engine: usize) -> i32 {
-        (self.env.eng)(in_engine)
+        (self.env.shape.eng)(in_engine)
     }
 
     /// Of a probe, of its first bytes.
@@ -69,12 +69,19 @@ impl Emit<'_> {
     /// The same of the entry at rcx; leaves the host's flags.
     fn compare_tag_there(&mut self, va: u8, ctx: usize, write: bool, most: i32) {
         let field = if write { offset_of!(tlb::Entry, write) } else { offset_of!(tlb::Entry, read) };
-        let tag = self.entry_field(ctx, field);
-        asm!(self
-            ; mov rdx, Rq(va)
-            ; sub rdx, [r15 + rcx + tag]
-            ; cmp rdx, DWORD most
-        );
+        asm!(self; mov rdx, Rq(va));
+        match (ctx == self.env.ctx, field) {
+            (true, 0) => asm!(self; sub rdx, [r14 + rcx]),
+            (true, f) => asm!(self; sub rdx, [BYTE r14 + rcx + f as i8]),
+            (false, f) => {
+                let tag = self.entry_field(ctx, f);
+                asm!(self; sub rdx, [r15 + rcx + tag]);
+            }
+        }
+        match tlb::Table::limit(most).filter(|_| ctx == self.env.ctx) {
+            Some(limit) => asm!(self; cmp rdx, [BYTE r14 + limit]),
+            None => asm!(self; cmp rdx, DWORD most),
+        }
     }
 
     /// An address's own entry, at rcx, has another page: looks at the one beside, and goes back with that if it fits.
@@ -88,13 +95,18 @@ impl Emit<'_> {
     }
 
     fn entry_field(&self, ctx: usize, field: usize) -> i32 {
-        self.eng(offset_of!(Engine, tlb) + ctx * tlb::ENTRIES * size_of::<tlb::Entry>() + field) - BASE
+        self.eng(offset_of!(Engine, tlb) + tlb::Tables::entries_of(ctx) + field) - BASE
     }
 
     /// Loads the addend of the entry at rcx into it.
     pub fn load_addend(&mut self, ctx: usize) {
-        let addend = self.entry_field(ctx, offset_of!(tlb::Entry, addend));
-        asm!(self; mov rcx, [r15 + rcx + addend]);
+        const ADDEND: usize = offset_of!(tlb::Entry, addend);
+        if ctx == self.env.ctx {
+            asm!(self; mov rcx, [BYTE r14 + rcx + ADDEND as i8]);
+        } else {
+            let addend = self.entry_field(ctx, ADDEND);
+            asm!(self; mov rcx, [r15 + rcx + addend]);
+        }
     }
 
     /// Checks an access against the TLB; gives the register of its linear address, to which rcx is then the addend.

@@ -7,7 +7,7 @@ use super::{asm, st};
 use ir::{Block, Effects, Op, StateLayout, Ty, Val};
 
 /// Registers that may be pinned, those that calls preserve first. What remains suffices for any op.
-const GPRS: [u8; 7] = [3, 5, 12, 13, 14, 10, 9];
+const GPRS: [u8; 6] = [3, 5, 12, 13, 10, 9];
 const XMMS: [u8; 9] = [15, 14, 13, 12, 11, 10, 9, 8, 7];
 /// Those that calls do not preserve; vector registers all are of that kind.
 const LOST: u16 = 1 << 9 | 1 << 10;

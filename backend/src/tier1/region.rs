@@ -77,6 +77,7 @@ impl Tier1 {
         b.code.clear();
         b.cold.clear();
         b.late_stores.clear();
+        b.crossing.clear();
         b.regs.pins = Pins::choose(env.layout, &weighed);
         let mut code = SimpleAssembler::new();
         code.ops = b.code;
@@ -90,6 +91,7 @@ impl Tier1 {
             cold,
             ways,
             split: usize::MAX,
+            crossing: b.crossing,
             at: 0,
             insn: 0,
             rest: 0,
@@ -115,7 +117,8 @@ impl Tier1 {
         }
         let (mut regs, split) = (e.r, e.split);
         regs.pins = Pins::default();
-        self.buffers = Buffers { code: e.code.ops, regs, cold: e.cold, ways: e.ways, late_stores: e.late_stores };
+        self.buffers =
+            Buffers { code: e.code.ops, regs, cold: e.cold, ways: e.ways, late_stores: e.late_stores, crossing: e.crossing };
         Some(RegionCode { code: self.buffers.parts(split), entries })
     }
 }

@@ -31,13 +31,14 @@ pub enum Src {
     Imm(i32),
 }
 
-/// Scratch registers, free between ops: rax, rcx, rdx, xmm0, xmm1. r15 leads to the state, rsp the stack.
+/// Scratch registers, free between ops: rax, rcx, rdx, xmm0, xmm1. r15 leads to the state, r14 to the TLB of ordinary accesses,
+/// rsp the stack.
 pub const RAX: u8 = 0;
 pub const RCX: u8 = 1;
 pub const RDX: u8 = 2;
 /// Registers for values; those that calls preserve come last.
-pub const POOL: [u8; 11] = [6, 7, 8, 9, 10, 11, 3, 5, 12, 13, 14];
-const SAVED_FIRST: [u8; 11] = [3, 5, 12, 13, 14, 6, 7, 8, 9, 10, 11];
+pub const POOL: [u8; 10] = [6, 7, 8, 9, 10, 11, 3, 5, 12, 13];
+const SAVED_FIRST: [u8; 10] = [3, 5, 12, 13, 6, 7, 8, 9, 10, 11];
 const CALLER_SAVED: u16 = 0b1111_1100_0000;
 const XMM_POOL: std::ops::Range<u8> = 2..16;
 
@@ -150,7 +151,7 @@ impl Emit<'_> {
     fn spill_slot(&mut self) -> i32 {
         self.r.free_spills.pop().unwrap_or_else(|| {
             self.r.spills += 1;
-            self.env.temps + 16 * (self.r.spills - 1)
+            self.env.shape.temps + 16 * (self.r.spills - 1)
         })
     }
 

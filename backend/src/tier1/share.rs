@@ -72,8 +72,14 @@ macro_rules! at {
     ($e:expr, $place:expr; [$($before:tt)*] [$($behind:tt)*]) => {
         match $place {
             crate::tier1::share::Place::Checked(va) => asm!($e; $($before)* [rcx + Rq(va)] $($behind)*),
-            crate::tier1::share::Place::Near(r, 0) => asm!($e; $($before)* [Rq(r)] $($behind)*),
-            crate::tier1::share::Place::Near(r, d) => asm!($e; $($before)* [BYTE Rq(r) + d] $($behind)*),
+            crate::tier1::share::Place::Near(r, d) => {
+                let start = $e.here();
+                match d {
+                    0 => asm!($e; $($before)* [Rq(r)] $($behind)*),
+                    d => asm!($e; $($before)* [BYTE Rq(r) + d] $($behind)*),
+                }
+                $e.shorten(start);
+            }
         }
     };
 }

@@ -8,6 +8,8 @@
 
 mod writers;
 
+use std::mem::offset_of;
+use std::ops::{Deref, DerefMut};
 use vm_core::guest::CTX_COUNT;
 use writers::Writers;
 
@@ -28,7 +30,41 @@ pub struct Entry {
 
 /// The tables; `#[repr(C)]` as generated code indexes them.
 #[repr(C)]
-pub struct Tables(pub [[Entry; ENTRIES]; CTX_COUNT]);
+pub struct Tables(pub [Table; CTX_COUNT]);
+
+/// The table of a context. Generated code has a register that leads to the first entry of the one that it uses most.
+#[repr(C, align(64))]
+pub struct Table {
+    /// Where in a page accesses of so many bytes (`SIZES`) begin at most: a comparison with memory near a register is three bytes shorter
+    /// than one with a number.
+    limits: [u64; LIMITS],
+    pub entries: [Entry; ENTRIES],
+}
+
+const LIMITS: usize = 8;
+const SIZES: [i32; LIMITS] = [1, 2, 4, 8, 16, 24, 32, 40];
+
+impl Table {
+    /// Offset from the first entry of the number `most`, if it is in memory: bytes into a page that an access may begin at most.
+    pub fn limit(most: i32) -> Option<i8> {
+        let at = SIZES.iter().position(|s| 4096 - s == most)?;
+        Some((8 * at) as i8 - offset_of!(Self, entries) as i8)
+    }
+}
+
+impl Deref for Table {
+    type Target = [Entry; ENTRIES];
+
+    fn deref(&self) -> &Self::Target {
+        &self.entries
+    }
+}
+
+impl DerefMut for Table {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.entries
+    }
+}
 
 pub const fn index(va: u64) -> usize {
     (va >> 12) as usize & (ENTRIES - 1)
@@ -130,8 +166,14 @@ pub struct Serves {
 }
 
 impl Tables {
+    /// Offset of a context's first entry.
+    pub const fn entries_of(ctx: usize) -> usize {
+        ctx * size_of::<Table>() + offset_of!(Table, entries)
+    }
+
     pub fn clear(&mut self) {
         for table in &mut self.0 {
+            table.limits = SIZES.map(|s| 4096 - s as u64);
             for (i, e) in table.iter_mut().enumerate() {
                 *e = empty(i);
             }
