@@ -69,12 +69,25 @@ struct Free {
     at: BTreeMap<usize, usize>,
     /// (length, offset).
     by_length: BTreeSet<(usize, usize)>,
+    /// Ranges that were just given back, by length in `ALIGN`s: who writes code anew wants the same again.
+    recent: Vec<Vec<usize>>,
+    /// Bytes in `recent`.
+    waiting: usize,
 }
+
+/// Lengths in `ALIGN`s that `Free::recent` has lists for, and bytes that may wait there.
+const LENGTHS: usize = 256;
+const MOST_WAITING: usize = 256 << 10;
 
 impl Free {
     /// Half of the arena.
     fn half(offset: usize) -> Self {
-        Self { at: BTreeMap::from([(offset, COLD)]), by_length: BTreeSet::from([(COLD, offset)]) }
+        Self {
+            at: BTreeMap::from([(offset, COLD)]),
+            by_length: BTreeSet::from([(COLD, offset)]),
+            recent: vec![Vec::new(); LENGTHS],
+            waiting: 0,
+        }
     }
 
     fn add(&mut self, offset: usize, len: usize) {
@@ -88,9 +101,21 @@ impl Free {
         Some(len)
     }
 
-    /// Room for so many bytes out of the smallest range that has it.
+    /// Room for so many bytes.
     fn take(&mut self, bytes: usize) -> Option<Part> {
         let len = bytes.next_multiple_of(ALIGN).max(ALIGN);
+        if let Some(offset) = self.recent.get_mut(len / ALIGN).and_then(Vec::pop) {
+            self.waiting -= len;
+            return Some(Part { offset, len });
+        }
+        self.take_smallest(len).or_else(|| {
+            self.settle();
+            self.take_smallest(len)
+        })
+    }
+
+    /// Out of the smallest range that has as much.
+    fn take_smallest(&mut self, len: usize) -> Option<Part> {
         let &(have, offset) = self.by_length.range((len, 0)..).next()?;
         self.remove(offset);
         if have > len {
@@ -99,8 +124,30 @@ impl Free {
         Some(Part { offset, len })
     }
 
+    /// Gives a range back.
+    fn give(&mut self, p: Part) {
+        match self.recent.get_mut(p.len / ALIGN) {
+            Some(list) => list.push(p.offset),
+            None => return self.join(p),
+        }
+        self.waiting += p.len;
+        if self.waiting > MOST_WAITING {
+            self.settle();
+        }
+    }
+
+    /// Joins what waits with its neighbours.
+    fn settle(&mut self) {
+        self.waiting = 0;
+        for n in 0..LENGTHS {
+            for offset in std::mem::take(&mut self.recent[n]) {
+                self.join(Part { offset, len: n * ALIGN });
+            }
+        }
+    }
+
     /// Gives a range back, joined with its neighbours.
-    fn give(&mut self, Part { mut offset, mut len }: Part) {
+    fn join(&mut self, Part { mut offset, mut len }: Part) {
         if let Some((&before, &l)) = self.at.range(..offset).next_back()
             && before + l == offset
         {
@@ -200,7 +247,14 @@ mod tests {
         for i in [0, 2, 1] {
             a.release(r[i]);
         }
-        assert_eq!((a.used(), a.free_hot.at.len(), a.free_cold.at.len()), (0, 1, 1));
+        // The last to be given back is the first to be used.
+        let again = a.place(hot(&[0xc3; 110])).unwrap();
+        assert_eq!(again, Range { filled: 110, ..r[1] });
+        a.release(again);
+        assert_eq!((a.used(), a.free_hot.waiting, a.free_cold.waiting), (0, 3 * 112, 3 * 16));
+        a.free_hot.settle();
+        a.free_cold.settle();
+        assert_eq!((a.free_hot.at.len(), a.free_cold.at.len()), (1, 1));
         assert!(a.place(hot(&vec![0; COLD + 1])).is_none());
         assert!(a.place(HostCode { hot: &[0; 16], cold: &vec![0; COLD + 1], crossing: &[] }).is_none());
         let r = a.place(HostCode { hot: &[1; 16], cold: &[2; 24], crossing: &[] }).unwrap();
