@@ -255,6 +255,23 @@ fn one_block(mode: u64, code: Range, thunks: u64) -> Region {
     }
 }
 
+/// Only links that lead forward for sure do not ask whether the dispatcher is wanted: narrow program counters wrap round.
+#[test]
+fn links_across_pages_that_lead_back_ask_for_the_dispatcher() {
+    for (delta, wide, entry) in [(0x1000, true, 4), (-0x1000, true, 2), (0x1000, false, 2)] {
+        let (mut c, ram) = setup();
+        c.arena = Some(Arena::new().unwrap());
+        let (a, b) = (block(&mut c, &ram, 0x1100, 4), block(&mut c, &ram, 0x2000, 4));
+        let (from, to) = (emitted(&mut c, a), emitted(&mut c, b));
+        // SAFETY: records stay allocated until `bury`.
+        unsafe { (*a).tier1.as_mut().unwrap().far[0] = Some(Far::new(a, 0, delta, false, wide)) };
+        c.link_far(a, 0, b, 5, true);
+        assert_eq!(target(from), to + entry, "{delta} {wide}");
+        c.point_callers(b);
+        assert_eq!(target(from), to + entry, "{delta} {wide}, when its code is new");
+    }
+}
+
 /// Code that has a place in the arena tells links across pages of it, but for those that must not renew themselves.
 #[test]
 fn links_across_pages_follow_their_target_unless_they_are_refused() {

@@ -140,7 +140,7 @@ impl Free {
     fn settle(&mut self) {
         self.waiting = 0;
         for n in 0..LENGTHS {
-            for offset in std::mem::take(&mut self.recent[n]) {
+            while let Some(offset) = self.recent[n].pop() {
                 self.join(Part { offset, len: n * ALIGN });
             }
         }
