@@ -29,8 +29,8 @@ impl Record {
     }
 }
 
-/// Where an edge that leaves the page enters the code of `to`. Program counters of 64 bits do not wrap round, so that going round and
-/// round takes an edge that leads back.
+/// Where an edge that leaves the page enters the code of `to`. Going round and round takes an edge that leads back: forward alone,
+/// program counters of 64 bits would come to addresses that are not canonical, which fault. Narrow ones wrap round.
 fn far_entry(far: &Far, to: &Record) -> u64 {
     if far.wide && far.delta > 0 { to.forward } else { to.linked }
 }

@@ -70,6 +70,7 @@ impl Emit<'_> {
 
     /// What follows the host's CALL: entered with the program counter in rdi, and in the state.
     pub fn landing(&mut self) {
+        // The frame's first word: shorter than an addition.
         asm!(self; pop rcx);
         let next = self.block.next;
         if self.enters(next) {

@@ -23,6 +23,7 @@ pub const EDGES: usize = NEAR_OR_FAR + ir::SIDES;
 pub struct Env<'a> {
     pub layout: &'a StateLayout,
     pub helpers: &'a [HelperDesc],
+    /// Where the engine's state lies, and the guest's.
     pub shape: Shape,
     pub pc_mask: u64,
     /// Access context of ordinary accesses, whose TLB r14 leads to.
