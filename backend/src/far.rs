@@ -7,7 +7,10 @@
 //!
 //! A block that straddles two pages has such a key for itself.
 //!
-//! UNSAFE: reads the records of a link that is being made.
+//! Keys lie beside each other (`Engine::keys`), where generated code reaches them without an address in a register: those of neighbours in one
+//! line of the host's cache.
+//!
+//! UNSAFE: reads the records of a link that is being made; keys are written through their addresses, which live as long as the engine.
 #![allow(unsafe_code)]
 
 use crate::cache::Record;
@@ -22,12 +25,61 @@ const NEVER: u64 = u64::MAX;
 /// `Far::code`: do not ask for a link again.
 const REFUSED: u64 = 1;
 
+/// How many links there may be.
+pub const KEYS: usize = 1 << 17;
+
+/// The place of a link's key: program counter of the source's page, and the space in which the link holds.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    at: *mut u64,
+    /// Index in `Engine::keys`.
+    pub number: u32,
+}
+
+impl Key {
+    pub const NONE: Key = Key { at: std::ptr::null_mut(), number: 0 };
+    /// Offset of the address.
+    pub const AT: usize = offset_of!(Self, at);
+
+    #[cfg(test)]
+    pub fn of_nobody() -> Self {
+        Key { at: Box::leak(Box::new(0)), number: 0 }
+    }
+}
+
+/// Which places are free.
+#[derive(Default)]
+pub struct Keys {
+    free: Vec<u32>,
+    /// None from here on has been taken.
+    next: u32,
+}
+
+impl Keys {
+    /// Whether there are so many.
+    pub fn have(&self, n: usize) -> bool {
+        self.free.len() + KEYS - self.next as usize >= n
+    }
+
+    /// A place in `keys`, of which there must be one.
+    pub fn take(&mut self, keys: &mut [u64; KEYS]) -> Key {
+        let number = self.free.pop().unwrap_or_else(|| {
+            self.next += 1;
+            self.next - 1
+        });
+        Key { at: &raw mut keys[number as usize], number }
+    }
+
+    pub fn give(&mut self, key: Key) {
+        self.free.push(key.number);
+    }
+}
+
 /// An edge that leaves the page, as its code sees it.
 #[repr(C)]
 #[derive(Debug)]
 pub struct Far {
-    /// Program counter of the source's page, and the space in which the link holds.
-    pub key: u64,
+    pub key: Key,
     /// Full entry of the target if the code may renew the key by itself once the jump cache has led there; 0: it may not.
     pub code: u64,
     pub record: *mut Record,
@@ -41,12 +93,23 @@ pub struct Far {
 }
 
 impl Far {
-    pub fn new(record: *mut Record, edge: u32, delta: i32, global: bool, wide: bool) -> Box<Self> {
-        Box::new(Self { key: NEVER, code: 0, record, edge, delta, global, wide })
+    /// `key`: a place that nothing else has.
+    pub fn new(key: Key, record: *mut Record, edge: u32, delta: i32, global: bool, wide: bool) -> Box<Self> {
+        let mut far = Box::new(Self { key, code: 0, record, edge, delta, global, wide });
+        far.let_go();
+        far
     }
 
     pub fn hold(&mut self, key: u64, code: u64) {
-        (self.key, self.code) = (key, code);
+        // SAFETY: the engine lives as long as its records and their links, and no other link has this place.
+        unsafe { self.key.at.write(key) };
+        self.code = code;
+    }
+
+    #[cfg(test)]
+    pub fn held(&self) -> u64 {
+        // SAFETY: as in `hold`.
+        unsafe { self.key.at.read() }
     }
 
     /// The target's code is elsewhere now; the link leads there.
@@ -217,7 +280,7 @@ mod tests {
     /// Pairs of an address and a number that differ make different keys, for addresses of each width.
     #[test]
     fn keys_are_of_one_page_in_one_space() {
-        let far = |wide| Far::new(std::ptr::null_mut(), 0, 0, false, wide);
+        let far = |wide| Far::new(Key::of_nobody(), std::ptr::null_mut(), 0, 0, false, wide);
         let numbers: Vec<u64> = (0..19).map(|b| 1 << b).chain([1, 2, 3, 0xfff, 0x1fff, Space::LAST]).collect();
         let widths = |top: u32, low: u32| {
             let one = move |b: u32| ((1u64 << b) as i64) << (63 - top) >> (63 - top);
@@ -235,6 +298,17 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn places_of_keys_are_used_again() {
+        let mut keys = Box::<[u64; KEYS]>::try_from(vec![0; KEYS].into_boxed_slice()).unwrap();
+        let mut places = Keys::default();
+        let all: Vec<u32> = (0..KEYS).map(|_| places.take(&mut keys).number).collect();
+        assert!(all.iter().copied().eq(0..KEYS as u32) && !places.have(1));
+        places.give(Key { number: 7, ..Key::NONE });
+        assert!(places.have(1) && !places.have(2));
+        assert_eq!(places.take(&mut keys).number, 7);
     }
 
     #[test]

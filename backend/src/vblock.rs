@@ -8,7 +8,7 @@
 use crate::cache::{Cache, Record};
 use crate::count::Count;
 use crate::debug::Debugging;
-use crate::far::{KnownPages, Spaces};
+use crate::far::{KEYS, KnownPages, Spaces};
 use crate::jit::runtime::func;
 use crate::jumps::{JC_ENTRIES, JcEntry, JcFills};
 use crate::left::LeftSpaces;
@@ -99,8 +99,9 @@ pub struct Engine {
     pub vec_a: u128,
     pub vec_b: u128,
     pub vec_c: u128,
-    /// Where the host's stack is when there is no frame of a guest call on it.
+    /// Where the host's stack is when there is no frame of a guest call on it, and where to leave generated code from.
     pub stack_base: u64,
+    pub way_out: u64,
     /// Linear address of the memory access that is being checked.
     pub slow_addr: u64,
     /// Counted down by jumps that find their target in its second place of the jump cache; at 0 the dispatcher is asked.
@@ -119,6 +120,8 @@ pub struct Engine {
     pub table: u64,
     pub tlb: tlb::Tables,
     pub jc: [JcEntry; JC_ENTRIES],
+    /// Keys of links across pages.
+    pub keys: [u64; KEYS],
 
     // --- not used by generated code
     /// Offsets from the seam of the program counter and of the page's program counter.

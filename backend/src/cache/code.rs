@@ -179,6 +179,7 @@ impl Cache {
             // SAFETY: targets of links are live: one that dies takes the links to it away.
             unsafe { (*to).callers.retain(|(from, _)| !ptr::eq(*from, r)) };
         }
+        code.far.iter().chain([&code.guard]).flatten().for_each(|f| self.keys.give(f.key));
         self.freed.push(code.range);
     }
 

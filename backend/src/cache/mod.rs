@@ -17,6 +17,7 @@ mod unlike;
 pub use code::Tier1Code;
 pub use unlike::Unlike;
 
+use crate::far::Keys;
 use crate::jit::arena::{Arena, Range};
 use crate::jit::asm::{THUNK, THUNK_FULL};
 use crate::jit::compile::Compiled;
@@ -175,6 +176,8 @@ pub struct Cache {
     pub changed: Vec<*mut Record>,
     /// Where compiled code lies; none without a compiler.
     pub arena: Option<Arena>,
+    /// Which keys of links are free.
+    pub keys: Keys,
     /// Writes to code by the instruction that runs alone: first byte, length.
     writes: Vec<(u64, u64)>,
     pub unlike: Unlike,

@@ -1,7 +1,7 @@
 //! Unit tests of the translation cache.
 
 use super::*;
-use crate::far::Far;
+use crate::far::{Far, Key};
 use crate::jit::arena::{HostCode, Range};
 use crate::tier1::EDGES;
 
@@ -264,7 +264,7 @@ fn links_across_pages_that_lead_back_ask_for_the_dispatcher() {
         let (a, b) = (block(&mut c, &ram, 0x1100, 4), block(&mut c, &ram, 0x2000, 4));
         let (from, to) = (emitted(&mut c, a), emitted(&mut c, b));
         // SAFETY: records stay allocated until `bury`.
-        unsafe { (*a).tier1.as_mut().unwrap().far[0] = Some(Far::new(a, 0, delta, false, wide)) };
+        unsafe { (*a).tier1.as_mut().unwrap().far[0] = Some(Far::new(Key::of_nobody(), a, 0, delta, false, wide)) };
         c.link_far(a, 0, b, 5, true);
         assert_eq!(target(from), to + entry, "{delta} {wide}");
         c.point_callers(b);
@@ -282,9 +282,9 @@ fn links_across_pages_follow_their_target_unless_they_are_refused() {
         emitted(&mut c, a);
         let to = emitted(&mut c, b);
         // SAFETY: records stay allocated until `bury`.
-        unsafe { (*a).tier1.as_mut().unwrap().far[0] = Some(Far::new(a, 0, 0x1000, !renews, true)) };
+        unsafe { (*a).tier1.as_mut().unwrap().far[0] = Some(Far::new(Key::of_nobody(), a, 0, 0x1000, !renews, true)) };
         // SAFETY: as above.
-        let link = || unsafe { (*a).tier1.as_ref().unwrap().far[0].as_ref().map(|f| (f.key, f.code)).unwrap() };
+        let link = || unsafe { (*a).tier1.as_ref().unwrap().far[0].as_ref().map(|f| (f.held(), f.code)).unwrap() };
         let fresh = link();
         c.link_far(a, 0, b, 5, renews);
         assert_eq!(link(), (5, if renews { to } else { 0 }));

@@ -2,13 +2,16 @@
 //! Ranges are freed one by one and used again.
 //!
 //! Each range has a hot and a cold part, in halves of the region of their own: slow paths are more than half of what is generated and
-//! hardly ever run, and big guests run more code than the host's caches hold.
+//! hardly ever run, and big guests run more code than the host's caches hold. Halves that fill get large pages from the host, where it has
+//! them: such guests run more code than its TLB covers, too.
 //!
-//! UNSAFE: writes through the writable mapping; `Arena` hands out disjoint ranges.
+//! UNSAFE: maps the region twice; writes through the writable mapping; `Arena` hands out disjoint ranges.
 #![allow(unsafe_code)]
 
 use memmap2::{MmapOptions, MmapRaw};
+use rustix::mm::{MapFlags, ProtFlags};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::io;
 
 /// Address space for generated code; host memory is used as it is touched.
@@ -33,9 +36,45 @@ impl HostCode<'_> {
     }
 }
 
+/// Bytes of a large page (SDM 3A "4-Level Paging": 2 MiB), and how much of one is used before it is asked for: small guests do with less.
+const LARGE: usize = 2 << 20;
+const ASK: usize = LARGE / 8;
+
+/// The region as it is mapped once, where a large page begins.
+struct Mapping {
+    /// Address space that the mapping lies in and goes with.
+    _reserved: MmapRaw,
+    base: *mut u8,
+}
+
+// SAFETY: it is memory that whoever has the `Mapping` owns.
+unsafe impl Send for Mapping {}
+// SAFETY: as above; `base` alone says nothing of what is there.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    fn new(file: &File, prot: ProtFlags) -> io::Result<Self> {
+        let reserved = MmapRaw::from(MmapOptions::new().len(SIZE + LARGE).no_reserve_swap().map_anon()?);
+        let at = reserved.as_mut_ptr();
+        // SAFETY: the region fits behind the first large page that begins in what is reserved.
+        let base = unsafe { at.add(at.align_offset(LARGE)) };
+        // SAFETY: what is replaced was just reserved, and nobody knows of it. The file is ours alone and is never truncated.
+        unsafe { rustix::mm::mmap(base.cast(), SIZE, prot, MapFlags::SHARED | MapFlags::FIXED, file, 0)? };
+        Ok(Self { _reserved: reserved, base })
+    }
+}
+
+/// What has large pages: so many bytes of each half have been asked for.
+#[derive(Default)]
+struct Asked {
+    hot: usize,
+    cold: usize,
+}
+
 pub struct Arena {
-    rw: MmapRaw,
-    rx: memmap2::Mmap,
+    rw: Mapping,
+    rx: Mapping,
+    asked: Asked,
     free_hot: Free,
     free_cold: Free,
     used: usize,
@@ -164,12 +203,11 @@ impl Free {
 impl Arena {
     pub fn new() -> io::Result<Self> {
         let fd = rustix::fs::memfd_create("rhea-code", rustix::fs::MemfdFlags::CLOEXEC)?;
-        let file = std::fs::File::from(fd);
+        let file = File::from(fd);
         file.set_len(SIZE as u64)?;
-        let rw = MmapOptions::new().len(SIZE).map_raw(&file)?;
-        // SAFETY: the file is ours alone and is never truncated.
-        let rx = unsafe { MmapOptions::new().len(SIZE).map_exec(&file)? };
-        Ok(Self { rw, rx, free_hot: Free::half(0), free_cold: Free::half(COLD), used: 0 })
+        let rw = Mapping::new(&file, ProtFlags::READ | ProtFlags::WRITE)?;
+        let rx = Mapping::new(&file, ProtFlags::READ | ProtFlags::EXEC)?;
+        Ok(Self { rw, rx, asked: Asked::default(), free_hot: Free::half(0), free_cold: Free::half(COLD), used: 0 })
     }
 
     /// Bytes in use.
@@ -186,9 +224,11 @@ impl Arena {
         };
         let range = Range { hot, cold, filled: code.len() };
         self.used += range.filled;
+        self.asked.hot = self.ask(0, self.asked.hot, hot);
+        self.asked.cold = self.ask(COLD, self.asked.cold, cold);
         // SAFETY: both parts lie in the mapping and were free, so nobody executes or reads them.
         unsafe {
-            let p = self.rw.as_mut_ptr();
+            let p = self.rw.base;
             std::ptr::copy_nonoverlapping(code.hot.as_ptr(), p.add(hot.offset), code.hot.len());
             std::ptr::copy_nonoverlapping(code.cold.as_ptr(), p.add(cold.offset), code.cold.len());
         }
@@ -201,11 +241,23 @@ impl Arena {
         Some(range)
     }
 
+    /// Asks the host for large pages up to a part that is about to be written, of the half that begins at `half`; so many bytes of it have
+    /// been asked for. Hosts that have none do nothing (madvise(2): MADV_COLLAPSE, Linux 6.1).
+    fn ask(&self, half: usize, mut asked: usize, p: Part) -> usize {
+        while asked < COLD && half + asked + ASK <= p.offset + p.len {
+            // SAFETY: a large page inside the mapping, whose content stays.
+            #[cfg(target_os = "linux")]
+            let _ = unsafe { libc::madvise(self.rw.base.add(half + asked).cast(), LARGE, libc::MADV_COLLAPSE) };
+            asked += LARGE;
+        }
+        asked
+    }
+
     /// The rel32 that ends at an offset in the arena.
     fn rel32(&mut self, end: usize) -> *mut i32 {
         assert!((4..=SIZE).contains(&end));
         // SAFETY: inside the mapping.
-        unsafe { self.rw.as_mut_ptr().add(end - 4).cast() }
+        unsafe { self.rw.base.add(end - 4).cast() }
     }
 
     /// Points the rel32 that ends at offset `end` of the range's code at the address `target` in the arena.
@@ -223,7 +275,7 @@ impl Arena {
 
     /// The same of what is at an offset of its code.
     pub fn address_of(&self, r: Range, offset: usize) -> u64 {
-        self.rx.as_ptr() as u64 + r.place_of(offset) as u64
+        self.rx.base as u64 + r.place_of(offset) as u64
     }
 
     /// Frees a range that nothing can enter or is in.
@@ -260,7 +312,7 @@ mod tests {
         let r = a.place(HostCode { hot: &[1; 16], cold: &[2; 24], crossing: &[] }).unwrap();
         assert_eq!((r.hot, r.cold, a.used()), (Part { offset: 0, len: 16 }, Part { offset: COLD, len: 32 }, 40));
         // SAFETY: both parts are in the mapping.
-        let byte = |at: usize| unsafe { *a.rx.as_ptr().add(at) };
+        let byte = |at: usize| unsafe { *a.rx.base.add(at) };
         assert_eq!((byte(15), byte(16), byte(COLD + 23)), (1, 0xc3, 2));
     }
 

@@ -5,7 +5,7 @@
 #![allow(unsafe_code)]
 
 use super::runtime::{ACROSS, func};
-use crate::far::Far;
+use crate::far::{Far, Key};
 use crate::jumps::{JC_FACTOR, JC_MASK, JC_SHIFT, JcEntry};
 use crate::vblock::{BASE, Engine, Why};
 use std::arch::naked_asm;
@@ -156,15 +156,19 @@ macro_rules! through_jump_cache {
             "mov rax, [r15 + rax + {jc_code}]",
             $($hit,)*
             "2:",
+            "mov eax, dword ptr [r15 + {pc_off}]",
+            "mov [r15 + rax - {seam}], rdi",
             $($miss,)*
-            "mov rsp, [r15 + {base}]",
+            "mov rsp, [r15 + {out}]",
             "ret",
+            seam = const BASE,
+            pc_off = const from_base(offset_of!(Engine, pc_off)),
             factor = const JC_FACTOR as i32,
             shift = const JC_SHIFT,
             mask = const JC_MASK,
             beside = const size_of::<JcEntry>(),
             mode = const from_base(offset_of!(Engine, mode)),
-            base = const from_base(offset_of!(Engine, stack_base)),
+            out = const from_base(offset_of!(Engine, way_out)),
             jc_pc = const from_base(offset_of!(Engine, jc)) + offset_of!(JcEntry, pc) as i32,
             jc_mode = const from_base(offset_of!(Engine, jc)) + offset_of!(JcEntry, mode) as i32,
             jc_code = const from_base(offset_of!(Engine, jc)) + offset_of!(JcEntry, code) as i32,
@@ -173,23 +177,27 @@ macro_rules! through_jump_cache {
     };
 }
 
-/// Jumped to by regions with the program counter, which is also in the state, in the first argument register: enters the
-/// compiled code that the jump cache has for it in this mode, or returns to the dispatcher (`Why::Miss`).
+/// Jumped to by functions of Cranelift's with the program counter in the first argument register: enters the compiled code that the jump cache has for it in this mode, or returns to the dispatcher (`Why::Miss`).
 #[cfg(target_arch = "x86_64")]
 #[unsafe(naked)]
 pub unsafe extern "C" fn chain() {
-    through_jump_cache!(before: [], hit: ["jmp rax"], miss: ["mov eax, {why}"], why = const Why::Miss as u32)
+    through_jump_cache!(
+        before: [],
+        hit: ["mov rsp, [r15 + {base}]", "jmp rax"],
+        miss: ["mov eax, {why}"],
+        why = const Why::Miss as u32,
+        base = const from_base(offset_of!(Engine, stack_base)),
+    )
 }
 
-/// Jumped to by an edge out of the page that is not linked here and now: the program counter, which is also in the state, in
-/// rdi, the key that a link would have in rax, its `Far` in rcx. Where the jump cache leads to what the edge is linked to,
+/// Jumped to by an edge out of the page that is not linked here and now: the program counter in rdi, the key that a link would have in rax, its `Far` in rcx. Where the jump cache leads to what the edge is linked to,
 /// the link holds again.
 #[cfg(target_arch = "x86_64")]
 #[unsafe(naked)]
 pub unsafe extern "C" fn far() {
     through_jump_cache!(
         before: ["mov rsi, rax", "cmp qword ptr [rcx + {code}], 0", "je 2f"],
-        hit: ["cmp rax, [rcx + {code}]", "jne 3f", "mov [rcx + {key}], rsi", "3:", "jmp rax"],
+        hit: ["cmp rax, [rcx + {code}]", "jne 3f", "mov rdx, [rcx + {key}]", "mov [rdx], rsi", "3:", "jmp rax"],
         miss: [
             "mov rax, [rcx + {record}]",
             "mov [r15 + {cur}], rax",
@@ -200,7 +208,7 @@ pub unsafe extern "C" fn far() {
         why = const Why::Edge as u32,
         cur = const from_base(offset_of!(Engine, cur)),
         edge_number = const from_base(offset_of!(Engine, edge_number)),
-        key = const offset_of!(Far, key),
+        key = const offset_of!(Far, key) + Key::AT,
         code = const offset_of!(Far, code),
         record = const offset_of!(Far, record),
         edge = const offset_of!(Far, edge),
@@ -222,16 +230,20 @@ pub unsafe extern "C" fn second() {
         "je 2f",
         "jmp [r15 + rax + {jc_code}]",
         "2:",
+        "mov eax, dword ptr [r15 + {pc_off}]",
+        "mov [r15 + rax - {seam}], rdi",
         "mov eax, {miss}",
-        "mov rsp, [r15 + {base}]",
+        "mov rsp, [r15 + {out}]",
         "ret",
+        seam = const BASE,
+        pc_off = const from_base(offset_of!(Engine, pc_off)),
         beside = const size_of::<JcEntry>(),
         jc_pc = const from_base(offset_of!(Engine, jc)) + offset_of!(JcEntry, pc) as i32,
         jc_mode = const from_base(offset_of!(Engine, jc)) + offset_of!(JcEntry, mode) as i32,
         jc_code = const from_base(offset_of!(Engine, jc)) + offset_of!(JcEntry, code) as i32,
         left = const from_base(offset_of!(Engine, second_places)),
         miss = const Why::Miss as u32,
-        base = const from_base(offset_of!(Engine, stack_base)),
+        out = const from_base(offset_of!(Engine, way_out)),
     )
 }
 
@@ -249,9 +261,14 @@ pub unsafe extern "C" fn go_on_stub() {
         "test rax, rax",
         "je 2f",
         "mov r14, [r15 + {table}]",
+        "mov edi, dword ptr [r15 + {pc_off}]",
+        "mov rdi, [r15 + rdi - {base}]",
         "jmp rax",
         "2:",
+        "mov rsp, [r15 + {out}]",
         "ret",
+        out = const from_base(offset_of!(Engine, way_out)),
+        pc_off = const from_base(offset_of!(Engine, pc_off)),
         table = const from_base(offset_of!(Engine, table)),
         stack = const from_base(offset_of!(Engine, stack_base)),
         base = const BASE,
@@ -259,16 +276,20 @@ pub unsafe extern "C" fn go_on_stub() {
     )
 }
 
-/// Stands for the code of a block that has none: returns to the dispatcher (`Why::Miss`).
+/// Stands for the code of a block that has none, with the program counter in rdi: returns to the dispatcher (`Why::Miss`).
 #[cfg(target_arch = "x86_64")]
 #[unsafe(naked)]
 unsafe extern "C" fn miss() {
     naked_asm!(
+        "mov eax, dword ptr [r15 + {pc_off}]",
+        "mov [r15 + rax - {seam}], rdi",
         "mov eax, {miss}",
-        "mov rsp, [r15 + {base}]",
+        "mov rsp, [r15 + {out}]",
         "ret",
+        seam = const BASE,
+        pc_off = const from_base(offset_of!(Engine, pc_off)),
         miss = const Why::Miss as u32,
-        base = const from_base(offset_of!(Engine, stack_base)),
+        out = const from_base(offset_of!(Engine, way_out)),
     )
 }
 
@@ -283,12 +304,16 @@ pub fn miss_address() -> u64 {
 unsafe extern "C" fn stale() {
     // Told from `miss` by its address alone, so the code may not be the same.
     naked_asm!(
+        "mov eax, dword ptr [r15 + {pc_off}]",
+        "mov [r15 + rax - {seam}], rdi",
         "mov eax, {miss}",
         "nop",
-        "mov rsp, [r15 + {base}]",
+        "mov rsp, [r15 + {out}]",
         "ret",
+        seam = const BASE,
+        pc_off = const from_base(offset_of!(Engine, pc_off)),
         miss = const Why::Miss as u32,
-        base = const from_base(offset_of!(Engine, stack_base)),
+        out = const from_base(offset_of!(Engine, way_out)),
     )
 }
 
@@ -299,10 +324,10 @@ pub fn stale_address() -> u64 {
 
 const _: () = assert!(size_of::<JcEntry>() == 32);
 
-/// Bytes of a thunk, and where in it the entry is that takes the program counter from the state; the entry at its start
-/// takes the page's and sets the program counter.
-pub const THUNK: usize = 33;
-pub const THUNK_FULL: usize = 23;
+/// Bytes of a thunk, and where in it the entry is that has the program counter in rdi; the entry at its start takes the page's from the
+/// state.
+pub const THUNK: usize = 41;
+pub const THUNK_FULL: usize = 17;
 
 /// What thunks need to know of the guest's state: offsets from the seam, mask of program counters.
 pub struct PcSlots {
@@ -311,45 +336,51 @@ pub struct PcSlots {
     pub mask: u64,
 }
 
-/// Appends a thunk that enters the region at byte `entry` of `code` at member `i`, which starts at a page offset: the first
-/// argument register gets the number, then a jump.
+/// Appends a thunk that enters the region at byte `entry` of `code` at member `i`, which starts at a page offset: with the program counter in
+/// rdi, or as a function of Cranelift's, with the program counter in the state, the number of the member in the first argument
+/// register, and on the stack where to leave generated code from.
 #[cfg(target_arch = "x86_64")]
-pub fn push_thunk(code: &mut Vec<u8>, i: usize, start: u32, entry: u32, slots: &PcSlots) {
+pub fn push_thunk(code: &mut Vec<u8>, i: usize, start: u32, entry: u32, slots: &PcSlots, function: bool) {
     let at = code.len();
-    // mov rax, [r15 + page]; add rax, start
-    code.extend([0x49, 0x8b, 0x87]);
+    // mov rdi, [r15 + page]; add rdi, start
+    code.extend([0x49, 0x8b, 0xbf]);
     code.extend((slots.page - BASE).to_le_bytes());
-    code.extend([0x48, 0x05]);
+    code.extend([0x48, 0x81, 0xc7]);
     code.extend(start.to_le_bytes());
     code.extend(match slots.mask {
         u64::MAX => [0x0f, 0x1f, 0x00], // nop
-        0xffff => [0x0f, 0xb7, 0xc0],   // movzx eax, ax
-        _ => [0x90, 0x89, 0xc0],        // nop; mov eax, eax
+        0xffff => [0x0f, 0xb7, 0xff],   // movzx edi, di
+        _ => [0x90, 0x89, 0xff],        // nop; mov edi, edi
     });
-    // mov [r15 + pc], rax
-    code.extend([0x49, 0x89, 0x87]);
-    code.extend((slots.pc - BASE).to_le_bytes());
     debug_assert_eq!(code.len() - at, THUNK_FULL);
-    // mov edi, i; jmp region
-    code.push(0xbf);
-    code.extend((i as u32).to_le_bytes());
+    if function {
+        // mov rsp, [r15 + way_out]; mov [r15 + pc], rdi; mov edi, i
+        code.extend([0x49, 0x8b, 0xa7]);
+        code.extend(from_base(offset_of!(Engine, way_out)).to_le_bytes());
+        code.extend([0x49, 0x89, 0xbf]);
+        code.extend((slots.pc - BASE).to_le_bytes());
+        code.push(0xbf);
+        code.extend((i as u32).to_le_bytes());
+    }
+    // jmp region
     code.push(0xe9);
     let rel = entry as i32 - (code.len() as i32 + 4);
     code.extend(rel.to_le_bytes());
-    debug_assert_eq!(code.len() - at, THUNK);
+    code.resize(at + THUNK, 0xcc);
 }
 
 /// Bytes of the host's stack for frames of guest calls.
 const FRAMES: u32 = 32 << 10;
-/// In place of a program counter, at which no frame expects a return. Who returns there comes to the dispatcher, which looks it up. It is
-/// canonical, as all are where frames lead (`tier1::target`).
+/// In place of a program counter, at which no call expects a return: of the frame that is always there. It is canonical, as all are where
+/// frames lead (`tier1::target`).
 const NOWHERE: i64 = -1;
 
-/// Enters generated code: fn(seam, code) -> `Why`. Generated code preserves no register but the stack pointer. Frames of guest calls
-/// (`tier1::calls`) lie below what is pushed here.
+/// Enters generated code with the program counter in rdi: fn(seam, code, pc) -> `Why`. Generated code preserves no register but the stack
+/// pointer. Frames of guest calls (`tier1::calls`) lie below what is pushed here: where to leave from, and a frame. Who returns by that, to
+/// `NOWHERE`, comes to the dispatcher, which looks it up.
 #[cfg(target_arch = "x86_64")]
 #[unsafe(naked)]
-pub unsafe extern "C" fn enter(_seam: *mut u8, _code: u64) -> u64 {
+pub unsafe extern "C" fn enter(_seam: *mut u8, _code: u64, _pc: u64) -> u64 {
     naked_asm!(
         "push rbp",
         "push rbx",
@@ -357,15 +388,28 @@ pub unsafe extern "C" fn enter(_seam: *mut u8, _code: u64) -> u64 {
         "push r13",
         "push r14",
         "push r15",
-        "mov rax, {nowhere}",
-        "push rax",
+        "sub rsp, 8",
         "lea r15, [rdi + {base}]",
         "mov r14, [r15 + {table}]",
-        "lea rax, [rsp - 8]",
-        "mov [r15 + {stack_base}], rax",
-        "sub rax, {frames}",
+        "lea rax, [rip + 3f]",
+        "push rax",
+        "mov [r15 + {way_out}], rsp",
+        "mov rax, {nowhere}",
+        "push rax",
+        "mov rdi, rdx",
+        "call 2f",
+        // A return to nowhere, with the frame's first word still there.
+        "mov eax, dword ptr [r15 + {pc_off}]",
+        "mov [r15 + rax - {base}], rdi",
+        "mov eax, {lookup}",
+        "mov rsp, [r15 + {way_out}]",
+        "ret",
+        "2:",
+        "mov [r15 + {stack_base}], rsp",
+        "lea rax, [rsp - {frames}]",
         "mov [r15 + {stack_limit}], rax",
-        "call rsi",
+        "jmp rsi",
+        "3:",
         "add rsp, 8",
         "pop r15",
         "pop r14",
@@ -378,7 +422,10 @@ pub unsafe extern "C" fn enter(_seam: *mut u8, _code: u64) -> u64 {
         table = const from_base(offset_of!(Engine, table)),
         nowhere = const NOWHERE,
         frames = const FRAMES,
+        lookup = const Why::Lookup as u32,
+        pc_off = const from_base(offset_of!(Engine, pc_off)),
         stack_base = const from_base(offset_of!(Engine, stack_base)),
         stack_limit = const from_base(offset_of!(Engine, stack_limit)),
+        way_out = const from_base(offset_of!(Engine, way_out)),
     )
 }

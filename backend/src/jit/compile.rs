@@ -7,6 +7,7 @@ use super::known;
 use super::lower::{self, Env, Member};
 use super::pads;
 use super::region::{MAX_BLOCKS, MAX_INSNS};
+use crate::far::Key;
 use crate::tier1::{self, Tier1};
 use crate::vblock::Shape;
 use cranelift_codegen::control::ControlPlane;
@@ -218,7 +219,8 @@ impl<F: Frontend> Compiler<F> {
             let slot = |s| l.slot(s).offset as i32;
             let slots = asm::PcSlots { pc: slot(l.pc), page: slot(l.pc_page), mask: (l.pc_mask)(job.key.mode) };
             for (i, m) in members.iter().enumerate() {
-                asm::push_thunk(&mut code, i, m.start, entries.get(i).copied().unwrap_or(0), &slots);
+                let (entry, function) = (entries.get(i).copied().unwrap_or(0), entries.is_empty());
+                asm::push_thunk(&mut code, i, m.start, entry, &slots, function);
             }
         }
         let nanos = cpu_nanos() - t;
@@ -311,6 +313,7 @@ impl<F: Frontend> Compiler<F> {
             record: std::ptr::null_mut(),
             counts: false,
             counted: self.counted,
+            keys: [Key::NONE; tier1::NEAR_OR_FAR + 1],
             global: false,
             guarded: false,
             apart: &job.apart,

@@ -17,6 +17,7 @@ mod vector_special;
 use crate::cache::{self, Record, Region, Tier1Code, Unlike};
 use crate::debug::BREAKS;
 use crate::exec::{AT_ONCE, Settings};
+use crate::far::Key;
 use crate::tier0::form::Handler;
 use crate::tier0::{counted, ops};
 use crate::tier1::{self, Tier1};
@@ -280,12 +281,24 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
         if let Some(placed) = b.cache.place_code(code) {
             return Some(placed);
         }
+        self.drop_all(b);
+        b.cache.place_code(code)
+    }
+
+    fn drop_all(&mut self, b: &mut VcpuBlock<C>) {
         dlog!(SMC, "code arena full: dropping all compiled code");
         self.stats.arena_flushes += 1;
         b.cache.drop_regions();
         b.cache.drop_all_tier1(self.start(), self.settings.threshold.max(1));
         b.cache.release_freed();
-        b.cache.place_code(code)
+    }
+
+    /// Places for the keys of a block's links; if need be of all code there is.
+    fn keys(&mut self, b: &mut VcpuBlock<C>) -> [Key; tier1::NEAR_OR_FAR + 1] {
+        if !b.cache.keys.have(tier1::NEAR_OR_FAR + 1) {
+            self.drop_all(b);
+        }
+        std::array::from_fn(|_| b.cache.keys.take(&mut b.eng.keys))
     }
 
     /// Whether the block at the program counter had better link to other global pages only.
@@ -328,6 +341,7 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
         let layout = fe.layout();
         self.passes.optimize(&mut block, layout, fe.helpers());
         let apart = b.cache.unlike.in_page(key.phys >> 12);
+        let keys = self.keys(b);
         let env = tier1::Env {
             layout,
             helpers: fe.helpers(),
@@ -338,6 +352,7 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
             // Regions know nothing of places that nothing may jump to by itself.
             counts: self.settings.hot != 0 && key.mode & BREAKS == 0 && second.is_none() && leads_back(&block),
             counted: self.settings.counter.is_some(),
+            keys,
             global: Self::is_global(b, key.mode, second.is_some()),
             guarded: second.is_some(),
             apart: &apart,
@@ -347,7 +362,10 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
             let (text, len) = (crate::dump::parts(code.code), code.code.len());
             log::write(format_args!("OUT: block at RAM {:#x}, {len} bytes\n{text}\n", key.phys));
         }
-        if let Some((range, _)) = self.place(b, code.code) {
+        let used = [&code.far[0], &code.far[1], &code.far[2], &code.guard].map(Option::is_some);
+        let placed = self.place(b, code.code);
+        keys.iter().zip(used).filter(|(_, used)| !used || placed.is_none()).for_each(|(k, _)| b.cache.keys.give(*k));
+        if let Some((range, _)) = placed {
             if let (Some(map), Some(parts)) = (&self.settings.perfmap, b.cache.code_parts(range)) {
                 let at = b.cpu.linear(b.cpu.pc()).0;
                 map.add((parts.0, code.code.hot.len()), (parts.1, code.code.cold.len()), &format!("guest_{at:x}"));

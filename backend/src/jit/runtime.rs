@@ -175,9 +175,9 @@ impl<C: GuestCpu> VcpuBlock<C> {
     /// # Safety
     /// `code` is generated for this engine, and the block is inside `with_io`.
     pub unsafe fn run_code(&mut self, code: u64) -> Why {
-        let seam = self.seam();
+        let (pc, seam) = (self.cpu.pc(), self.seam());
         // SAFETY: the caller's promise.
-        let why = unsafe { enter(seam, code) };
+        let why = unsafe { enter(seam, code, pc) };
         // SAFETY: it came from `seam` above; the borrow was given up to the generated code meanwhile.
         unsafe { VcpuBlock::<C>::from_seam(seam) }.collect_fp();
         Why::from_code(why)

@@ -8,7 +8,7 @@
 
 use super::cold::Cold;
 use super::emit::{Emit, cc};
-use super::regs::{Loc, RAX};
+use super::regs::{Loc, RAX, RDI};
 use super::{asm, st};
 use crate::vblock::Engine;
 use ir::{Inst, Op, Val};
@@ -18,7 +18,6 @@ use std::mem::offset_of;
 const CALL: u16 = 1;
 /// Number of the edge that goes on behind a call.
 const RETURN: u32 = 2;
-const RDI: u8 = 7;
 /// Bytes of a frame.
 const FRAME: i8 = 16;
 
@@ -51,14 +50,12 @@ impl Emit<'_> {
 
     /// The first word of a frame; uses rax.
     pub fn push_frame(&mut self) {
-        let (page, limit) = (self.page_off(), self.eng(offset_of!(Engine, stack_limit)));
+        let limit = self.eng(offset_of!(Engine, stack_limit));
         let word = match self.returns_to().map(|v| self.loc(v)) {
             // Jumps to what was loaded have that in rdi by now.
             Some(Loc::Gpr(r)) if r != RDI => r,
             _ => {
-                st!(self, page; [mov rax,] []);
-                self.add_imm(RAX, self.block.next);
-                self.mask_pc(RAX);
+                self.pc_in_page(RAX, self.block.next);
                 RAX
             }
         };
@@ -68,7 +65,7 @@ impl Emit<'_> {
         asm!(self; push Rq(word));
     }
 
-    /// What follows the host's CALL: entered with the program counter in rdi, and in the state.
+    /// What follows the host's CALL: entered with the program counter in rdi.
     pub fn landing(&mut self) {
         // The frame's first word: shorter than an addition.
         asm!(self; pop rcx);
@@ -79,9 +76,7 @@ impl Emit<'_> {
         if self.region.is_some() {
             return self.chain();
         }
-        let page = self.page_off();
-        self.lea(RAX, RDI, -(next as i32));
-        st!(self, page; [mov] [, rax]);
+        self.set_page(next as i32);
         let jump = self.jmp();
         self.edge(RETURN, jump, next);
     }
@@ -104,14 +99,13 @@ impl Emit<'_> {
             }
             Some(None) => {
                 self.write_back();
-                self.set_pc_in_page(i.imm as i32);
-                asm!(self; mov rdi, rax);
+                self.pc_in_page(RDI, i.imm);
                 self.call_chain();
             }
         }
     }
 
-    /// A call of what the program counter in rdi, also in the state, leads to; the frame's first word has been pushed.
+    /// A call of what the program counter in rdi leads to; the frame's first word has been pushed.
     pub fn call_chain(&mut self) {
         let call = self.call_near();
         self.landing();
@@ -120,12 +114,12 @@ impl Emit<'_> {
         self.chain();
     }
 
-    /// A return to the program counter in rdi, also in the state.
+    /// A return to the program counter in rdi. Where a frame leads is canonical: others are checked.
     pub fn return_to(&mut self) {
-        // `Why::Lookup` in eax, should a guest return to where the dispatcher's own frame leads.
-        asm!(self; xor eax, eax; cmp rdi, [rsp + 8]);
+        asm!(self; cmp rdi, [rsp + 8]);
         let jump = self.jcc(cc::NE);
-        self.cold.push(Cold::Return { jump });
+        let check = self.checked_return();
+        self.cold.push(Cold::Return { jump, check });
         asm!(self; ret);
     }
 
@@ -133,15 +127,15 @@ impl Emit<'_> {
     pub fn drop_frames(&mut self, jump: usize, back: usize) {
         let here = self.here();
         self.point(jump, here);
-        self.unwind();
+        let base = self.eng(offset_of!(Engine, stack_base));
+        st!(self, base; [mov rsp,] []);
         let again = self.jmp();
         self.point(again, back);
     }
 
     /// The return does not go where the frame says.
-    pub fn return_elsewhere(&mut self, jump: usize) {
-        let (here, base) = (self.here(), self.eng(offset_of!(Engine, stack_base)));
-        self.point(jump, here);
+    pub fn return_elsewhere(&mut self) {
+        let base = self.eng(offset_of!(Engine, stack_base));
         st!(self, base; [cmp rsp,] []);
         let none = self.jcc(cc::E);
         asm!(self; add rsp, BYTE FRAME);
@@ -150,9 +144,9 @@ impl Emit<'_> {
         self.chain();
     }
 
-    /// Before leaving: drops all frames.
+    /// Before leaving to the dispatcher: drops all frames.
     pub fn unwind(&mut self) {
-        let base = self.eng(offset_of!(Engine, stack_base));
-        st!(self, base; [mov rsp,] []);
+        let out = self.eng(offset_of!(Engine, way_out));
+        st!(self, out; [mov rsp,] []);
     }
 }

@@ -2,13 +2,14 @@
 
 use super::emit::{Emit, cc};
 use super::locked::Locked;
+use super::memory::Linear;
+use super::regs::{RDI, RDX};
+use super::target::CheckedReturn;
 use super::{asm, st};
 use crate::jit::runtime::{AccessInfo, func};
 use crate::vblock::{Engine, Why};
 use std::mem::offset_of;
 use std::ops::Range;
-
-const RDI: u8 = 7;
 
 /// Leaving the block in the middle, to run an instruction again or to go on elsewhere.
 pub struct Leave {
@@ -28,8 +29,8 @@ pub struct GroupMiss {
     pub jump: usize,
     /// Where it goes on if the check now passes.
     pub back: usize,
-    /// Register of the lowest address, from there to the first access, and that one's `AccessInfo`.
-    pub va: u8,
+    /// The lowest address, from there to the first access, and that one's `AccessInfo`.
+    pub va: Linear,
     pub delta: i32,
     pub info: u32,
     /// The check is one for writing.
@@ -43,12 +44,12 @@ pub struct GroupMiss {
 
 /// A piece of cold code. `jump`: end of the jump that leads there; `back`: where it goes on. `late`: stores to be done by those who leave.
 pub(super) enum Cold {
-    /// A memory check that missed: register of the address, `AccessInfo`. `across`: the value to be stored, and where to go on if the access was
+    /// A memory check that missed: the address, `AccessInfo`. `across`: the value to be stored, and where to go on if the access was
     /// done across two pages.
     Miss {
         jump: usize,
         back: usize,
-        va: u8,
+        va: Linear,
         info: u32,
         across: Option<(Held, usize)>,
         late: Range<usize>,
@@ -65,14 +66,6 @@ pub(super) enum Cold {
         jump: usize,
         leave: Leave,
     },
-    /// A return to elsewhere than its frame says, before it changes anything: see `target`.
-    Target {
-        jump: usize,
-        back: usize,
-        target: u8,
-        shift: i8,
-        leave: Leave,
-    },
     /// A jump to what the jump cache does not have in its first place.
     Elsewhere {
         jumps: [usize; 2],
@@ -83,11 +76,13 @@ pub(super) enum Cold {
     Failed {
         jump: usize,
     },
-    /// Goes on at a page offset, as the link of an edge does not hold. Of a call, where it returns to.
+    /// Goes on at a page offset, as the link of an edge does not hold. Of a call, where it returns to. Address of the `Far`, which lives
+    /// as long as the code.
     Far {
         jump: usize,
         offset: i32,
         landing: Option<usize>,
+        far: i64,
     },
     /// Makes room for a frame: see `calls`.
     Frames {
@@ -97,6 +92,7 @@ pub(super) enum Cold {
     /// A return to elsewhere than its frame says.
     Return {
         jump: usize,
+        check: Option<CheckedReturn>,
     },
     /// Makes floating point ready and goes back.
     Fp {
@@ -156,9 +152,18 @@ impl Emit<'_> {
     fn cold(&mut self, c: Cold, tails: &mut Tails) {
         match c {
             Cold::Failed { jump } => tails.failed.push(jump),
-            Cold::Far { jump, offset, landing } => self.far_miss(jump, offset, landing),
+            Cold::Far { jump, offset, landing, far } => self.far_miss(jump, offset, landing, far),
             Cold::Frames { jump, back } => self.drop_frames(jump, back),
-            Cold::Return { jump } => self.return_elsewhere(jump),
+            Cold::Return { jump, check } => {
+                self.point_here(jump);
+                let wrong = check.as_ref().map(|c| self.not_canonical(c.shift));
+                self.return_elsewhere();
+                if let (Some(wrong), Some(check)) = (wrong, check) {
+                    self.point_here(wrong);
+                    self.undo_return(&check);
+                    tails.leaves.push(self.leave(wrong, check.leave));
+                }
+            }
             Cold::Fp { jump, back } => self.make_fp_ready(jump, back),
             Cold::X87 { jump, back, info } => tails.failed.push(self.make_x87_live(jump, back, info)),
             Cold::X87Home { jump, back } => self.take_x87_home(jump, back),
@@ -173,18 +178,10 @@ impl Emit<'_> {
                 self.point_here(jump);
                 tails.leaves.push(self.leave(jump, leave));
             }
-            Cold::Target { jump, back, target, shift, leave } => {
-                self.point_here(jump);
-                self.compare_canonical(target, shift);
-                let right = self.jcc(cc::BE);
-                self.point(right, back);
-                tails.leaves.push(self.leave(jump, leave));
-            }
             Cold::Elsewhere { jumps, shift, leave } => {
                 jumps.iter().for_each(|j| self.point_here(*j));
-                self.compare_canonical(RDI, shift);
                 let second = self.eng(offset_of!(Engine, fns) + 8 * func::SECOND);
-                let wrong = self.jcc(cc::A);
+                let wrong = self.not_canonical(shift);
                 st!(self, second; [jmp QWORD] []);
                 self.point_here(wrong);
                 tails.leaves.push(self.leave(wrong, leave));
@@ -245,7 +242,7 @@ impl Emit<'_> {
     }
 
     /// Has the TLB filled and goes back, or on behind the access if it has been done; else to where the end of the jump leads.
-    fn miss(&mut self, back: usize, va: u8, info: u32, across: Option<(Held, usize)>, late: Range<usize>) -> usize {
+    fn miss(&mut self, back: usize, va: Linear, info: u32, across: Option<(Held, usize)>, late: Range<usize>) -> usize {
         let a = AccessInfo::unpack(info);
         self.look_beside(back, va, a, 4096 - a.ty.bytes() as i32);
         if let Some((held, _)) = across {
@@ -262,11 +259,12 @@ impl Emit<'_> {
         self.jmp()
     }
 
-    /// Has the TLB filled for the access at the address in `va`; the host's flags are then as `asm::access_stub` says.
-    pub fn fill(&mut self, va: u8, info: u32) {
+    /// Has the TLB filled for the access at `va`; the host's flags are then as `asm::access_stub` says. Uses rdx.
+    pub fn fill(&mut self, va: Linear, info: u32) {
         let (addr, what) = (self.eng(offset_of!(Engine, slow_addr)), self.eng(offset_of!(Engine, slow_info)));
         let stub = self.eng(offset_of!(Engine, fns) + 8 * func::ACCESS_STUB);
-        st!(self, addr; [mov] [, Rq(va)]);
+        self.linear_to(RDX, va);
+        st!(self, addr; [mov] [, rdx]);
         st!(self, what; [mov DWORD] [, DWORD info as i32]);
         st!(self, stub; [call QWORD] []);
     }

@@ -8,7 +8,7 @@ use super::regs::{Loc, Regs};
 use super::share::Copy;
 use super::{asm, st};
 use crate::cache::Record;
-use crate::far::Far;
+use crate::far::{Far, Key};
 use crate::jit::arena::{COLD, HostCode};
 use crate::vblock::Shape;
 use ir::{Block, HelperDesc, Inst, Op, StateLayout, Ty, Val};
@@ -34,6 +34,8 @@ pub struct Env<'a> {
     pub counts: bool,
     /// Take the block's instructions from `Engine::budget`.
     pub counted: bool,
+    /// Places for the keys of edges that leave the page, and of the guard.
+    pub keys: [Key; NEAR_OR_FAR + 1],
     /// Links out of the page are to other global pages.
     pub global: bool,
     /// The block straddles: it runs only where it is known to be right.

@@ -2,6 +2,7 @@
 
 use super::cold::{Cold, Leave};
 use super::emit::{Emit, NEAR_OR_FAR, cc};
+use super::regs::{RAX, RDI};
 use super::{asm, st};
 use crate::cache::Record;
 use crate::far::{Far, Spaces};
@@ -10,9 +11,6 @@ use crate::jumps::{JC_FACTOR, JC_MASK, JC_SHIFT, JcEntry};
 use crate::vblock::{BASE, Engine, Why};
 use ir::{Inst, Op};
 use std::mem::offset_of;
-
-const RAX: u8 = 0;
-const RDI: u8 = 7;
 
 impl Emit<'_> {
     pub fn page_off(&self) -> i32 {
@@ -32,21 +30,25 @@ impl Emit<'_> {
         }
     }
 
-    /// Sets the program counter to a page offset, in rax too.
+    /// The program counter of a page offset into a register.
+    pub fn pc_in_page(&mut self, r: u8, offset: i64) {
+        let page = self.page_off();
+        st!(self, page; [mov Rq(r),] []);
+        self.add_imm(r, offset);
+        self.mask_pc(r);
+    }
+
+    /// Sets the program counter to a page offset; uses rax.
     pub fn set_pc_in_page(&mut self, offset: i32) {
-        let (page, pc) = (self.page_off(), self.pc_off());
-        st!(self, page; [mov rax,] []);
-        self.add_imm(RAX, offset.into());
-        self.mask_pc(RAX);
+        let pc = self.pc_off();
+        self.pc_in_page(RAX, offset.into());
         st!(self, pc; [mov] [, rax]);
     }
 
     /// The entries; gives the offsets of the linked ones.
     pub fn entry(&mut self) -> (u32, u32) {
-        let (page, pc, start) = (self.page_off(), self.pc_off(), self.block.start as i32);
-        st!(self, pc; [mov rax,] []);
-        asm!(self; lea rax, [rax - start]);
-        st!(self, page; [mov] [, rax]);
+        let start = self.block.start as i32;
+        self.set_page(start);
         let linked = self.here() as u32;
         self.guard();
         self.exit_test();
@@ -60,12 +62,19 @@ impl Emit<'_> {
         (linked, forward)
     }
 
+    /// Sets the page's program counter, given that of an offset in it in rdi; uses rax.
+    pub fn set_page(&mut self, offset: i32) {
+        let page = self.page_off();
+        self.lea(RAX, RDI, -offset);
+        st!(self, page; [mov] [, rax]);
+    }
+
     /// Leaves unless the block's second page is where it was.
     fn guard(&mut self) {
         if !self.env.guarded {
             return;
         }
-        let guard = Far::new(self.env.record, 0, 0, self.env.global, self.env.pc_mask == u64::MAX);
+        let guard = Far::new(self.env.keys[NEAR_OR_FAR], self.env.record, 0, 0, self.env.global, self.env.pc_mask == u64::MAX);
         let (page, start) = (self.page_off(), self.block.start as i32);
         st!(self, page; [mov rdi,] []);
         self.compare_key(&guard);
@@ -73,14 +82,13 @@ impl Emit<'_> {
         self.guard = Some(guard);
     }
 
-    /// Compares the key of a link with what it would be here and now: rax, with the page's program counter in rdi. Its `Far` is
-    /// then in rcx.
+    /// Compares the key of a link with what it would be here and now: rax, with the page's program counter in rdi.
     fn compare_key(&mut self, far: &Far) {
         let space = self.eng(offset_of!(Engine, spaces) + Spaces::offset_for(far));
-        const { assert!(offset_of!(Far, key) == 0) };
-        asm!(self; mov rcx, QWORD &raw const *far as i64);
+        let key = self.eng(offset_of!(Engine, keys) + 8 * far.key.number as usize);
         st!(self, space; [mov rax,] []);
-        asm!(self; xor rax, rdi; cmp rax, [rcx]);
+        asm!(self; xor rax, rdi);
+        st!(self, key; [cmp rax,] []);
     }
 
     /// Leaves if another thread wants the dispatcher.
@@ -137,7 +145,7 @@ impl Emit<'_> {
         st!(self, f; [jmp QWORD] []);
     }
 
-    /// Goes on at the program counter in rdi, which is also in the state, through the jump cache: `jit::asm::chain` in line,
+    /// Goes on at the program counter in rdi through the jump cache: `jit::asm::chain` in line,
     /// so that each jump is predicted for itself. A jump does not change the mode. Gives the ends of the jumps for when it is not in
     /// the cache's first place.
     fn chain_first(&mut self) -> [usize; 2] {
@@ -193,8 +201,6 @@ impl Emit<'_> {
             Op::JumpInd => {
                 self.copy_to(RDI, i.a);
                 self.mask_pc(RDI);
-                let pc = self.pc_off();
-                st!(self, pc; [mov] [, rdi]);
                 self.write_back();
                 match i.aux {
                     1 if self.may_return() => {
@@ -233,8 +239,7 @@ impl Emit<'_> {
                 continue;
             }
             self.write_back();
-            self.set_pc_in_page(offset);
-            asm!(self; mov rdi, rax);
+            self.pc_in_page(RDI, offset.into());
             self.chain();
         }
     }
@@ -242,7 +247,8 @@ impl Emit<'_> {
     /// To the target if the edge is linked to it where this runs: see `far`.
     pub fn far_way(&mut self, offset: i32, edge: u32, call: bool) {
         let delta = offset & !0xfff;
-        let far = Far::new(self.env.record, edge, delta, self.env.global, self.env.pc_mask == u64::MAX);
+        let far =
+            Far::new(self.env.keys[edge as usize], self.env.record, edge, delta, self.env.global, self.env.pc_mask == u64::MAX);
         let page = self.page_off();
         st!(self, page; [mov rdi,] []);
         self.compare_key(&far);
@@ -256,16 +262,16 @@ impl Emit<'_> {
         st!(self, page; [mov] [, rdi]);
         let link = if call { self.call_near() } else { self.jmp() };
         self.edges[edge as usize] = Some((self.offset(link) as u32, 0));
+        self.cold.push(Cold::Far { jump, offset, landing: call.then_some(link), far: &raw const *far as i64 });
         self.far[edge as usize] = Some(far);
-        self.cold.push(Cold::Far { jump, offset, landing: call.then_some(link) });
         if call {
             self.landing();
         }
     }
 
-    /// Entered with the page's program counter in rdi, the key in rax, the `Far` in rcx.
-    pub fn far_miss(&mut self, jump: usize, offset: i32, landing: Option<usize>) {
-        let (here, pc) = (self.here(), self.pc_off());
+    /// Entered with the page's program counter in rdi, the key in rax. `far`: address of the `Far`.
+    pub fn far_miss(&mut self, jump: usize, offset: i32, landing: Option<usize>, far: i64) {
+        let here = self.here();
         self.point(jump, here);
         if let Some(landing) = landing {
             let call = self.call_near();
@@ -274,9 +280,8 @@ impl Emit<'_> {
             let here = self.here();
             self.point(call, here);
         }
-        asm!(self; lea rdi, [rdi + offset]);
+        asm!(self; mov rcx, QWORD far; lea rdi, [rdi + offset]);
         self.mask_pc(RDI);
-        st!(self, pc; [mov] [, rdi]);
         let f = self.eng(offset_of!(Engine, fns) + 8 * func::FAR);
         st!(self, f; [jmp QWORD] []);
     }

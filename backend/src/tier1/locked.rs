@@ -3,6 +3,7 @@
 
 use super::cold::Cold;
 use super::emit::{Emit, cc};
+use super::memory::Linear;
 use super::regs::{Loc, RAX};
 use super::{asm, st};
 use crate::jit::runtime::{AccessInfo, func};
@@ -20,8 +21,8 @@ pub struct Locked {
     /// Where it goes on with its TLB entry at rcx, and behind the access, with the old value in rax.
     back: usize,
     done: usize,
-    /// Register of the address, `AccessInfo` with the kind.
-    va: u8,
+    /// The address, `AccessInfo` with the kind.
+    va: Linear,
     info: u32,
     /// What is added, exchanged or compared; the new value of a compare-and-swap.
     operand: Loc,
@@ -42,16 +43,17 @@ impl Emit<'_> {
 
     pub fn locked(&mut self, i: &Inst) {
         let new = (i.op == Op::AtomicCas).then(|| self.gpr(i.c));
-        let va = self.address(i, i.imm);
+        let base = self.address(i, i.imm);
+        let va = Linear { base, disp: 0 };
         let (ctx, size) = (usize::from(i.aux & 3).min(CTX_COUNT - 1), i.ty.bytes() as i32);
         let unaligned = (size > 1).then(|| {
-            asm!(self; test Rb(va), BYTE (size - 1) as i8);
+            asm!(self; test Rb(base), BYTE (size - 1) as i8);
             self.jcc(cc::NE)
         });
         let missed = self.compare_tag(va, ctx, true, 4096 - size);
         let (back, operand) = (self.here(), self.loc(i.b));
         self.load_addend(ctx);
-        asm!(self; add rcx, Rq(va));
+        asm!(self; add rcx, Rq(base));
         self.copy_to(RAX, i.b);
         match (new, i.op == Op::AtomicRmw && i.rmw() == Rmw::Add) {
             (Some(new), _) => match i.ty {
@@ -91,7 +93,7 @@ impl Emit<'_> {
         let (addr, what) = (self.eng(offset_of!(Engine, slow_addr)), self.eng(offset_of!(Engine, slow_info)));
         let (values, status) = (self.eng(offset_of!(Engine, vec_a)), self.eng(offset_of!(Engine, status)));
         let stub = self.eng(offset_of!(Engine, fns) + 8 * func::LOCKED_STUB);
-        st!(self, addr; [mov] [, Rq(l.va)]);
+        st!(self, addr; [mov] [, Rq(l.va.base)]);
         st!(self, what; [mov DWORD] [, DWORD l.info as i32]);
         self.load_loc(RAX, a.ty, l.operand);
         st!(self, values; [mov] [, rax]);

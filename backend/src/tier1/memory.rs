@@ -16,6 +16,14 @@ use vm_core::guest::CTX_COUNT;
 const R8: u8 = 8;
 const RSI: u8 = 6;
 
+/// A linear address: what is in a register, plus a number.
+#[derive(Clone, Copy, Debug)]
+pub struct Linear {
+    pub base: u8,
+    /// Less than 2^30 in either direction.
+    pub disp: i32,
+}
+
 /// Is the op a probe that calls the runtime?
 pub fn calls(i: &Inst) -> bool {
     let len = u32::from(i.aux >> 2);
@@ -36,40 +44,64 @@ impl Emit<'_> {
         AccessInfo { ty, ctx: usize::from(i.aux & 3), write, insn: self.insn, rest: self.rest }.pack()
     }
 
-    /// Linear address at a distance from an access's base, in the register of the base or in rax.
-    pub fn address(&mut self, i: &Inst, distance: i64) -> u8 {
+    /// Linear address at a distance from an access's base: by the register of the base, or in rax.
+    pub fn linear(&mut self, i: &Inst, distance: i64) -> Linear {
         let base = self.gpr(i.a);
-        if distance == 0 {
-            return base;
-        }
         match i32::try_from(distance) {
-            Ok(imm) => self.lea(RAX, base, imm),
-            Err(_) => asm!(self; mov rax, QWORD distance; add rax, Rq(base)),
+            // So that what is added to it fits as well.
+            Ok(disp) if disp.unsigned_abs() < 1 << 30 => Linear { base, disp },
+            _ => {
+                asm!(self; mov rax, QWORD distance; add rax, Rq(base));
+                Linear { base: RAX, disp: 0 }
+            }
         }
-        RAX
+    }
+
+    /// The same in a register, that of the base or rax.
+    pub fn address(&mut self, i: &Inst, distance: i64) -> u8 {
+        match self.linear(i, distance) {
+            Linear { base, disp: 0 } => base,
+            Linear { base, disp } => {
+                self.lea(RAX, base, disp);
+                RAX
+            }
+        }
+    }
+
+    /// A linear address into a register.
+    pub fn linear_to(&mut self, r: u8, va: Linear) {
+        match va.disp {
+            0 => asm!(self; mov Rq(r), Rq(va.base)),
+            disp => self.lea(r, va.base, disp),
+        }
     }
 
     /// Compares the tag of an address's TLB entry with it; the entry is at rcx then. Gives the end of the jump for when they
     /// differ, or the address is more than `most` bytes into its page.
-    pub fn compare_tag(&mut self, va: u8, ctx: usize, write: bool, most: i32) -> usize {
+    pub fn compare_tag(&mut self, va: Linear, ctx: usize, write: bool, most: i32) -> usize {
         const { assert!(size_of::<tlb::Entry>() == 32) };
         let index = ((tlb::ENTRIES - 1) << 5) as i32;
         // The bits that a rotation brings in at the top are not of the index.
         const { assert!((tlb::ENTRIES - 1) << 5 < 1 << 25) };
+        // Where the index need not wait for the copy it does not.
+        self.linear_to(RDX, va);
+        let from = if va.disp == 0 { va.base } else { RDX };
         if Tier1::has_rorx() {
-            asm!(self; rorx ecx, Rd(va), BYTE 7);
+            asm!(self; rorx ecx, Rd(from), BYTE 7);
         } else {
-            asm!(self; mov ecx, Rd(va); shr ecx, BYTE 7);
+            asm!(self; mov ecx, Rd(from); shr ecx, BYTE 7);
         }
-        asm!(self; and ecx, DWORD index);
-        self.compare_tag_there(va, ctx, write, most);
+        match ctx == self.env.ctx && false {
+            true => asm!(self; and ecx, [BYTE r14 + tlb::Table::MASK]),
+            false => asm!(self; and ecx, DWORD index),
+        }
+        self.compare_tag_there(ctx, write, most);
         self.jcc(cc::A)
     }
 
-    /// The same of the entry at rcx; leaves the host's flags.
-    fn compare_tag_there(&mut self, va: u8, ctx: usize, write: bool, most: i32) {
+    /// The same of the entry at rcx and the address in rdx; leaves the host's flags.
+    fn compare_tag_there(&mut self, ctx: usize, write: bool, most: i32) {
         let field = if write { offset_of!(tlb::Entry, write) } else { offset_of!(tlb::Entry, read) };
-        asm!(self; mov rdx, Rq(va));
         match (ctx == self.env.ctx, field) {
             (true, 0) => asm!(self; sub rdx, [r14 + rcx]),
             (true, f) => asm!(self; sub rdx, [BYTE r14 + rcx + f as i8]),
@@ -85,10 +117,11 @@ impl Emit<'_> {
     }
 
     /// An address's own entry, at rcx, has another page: looks at the one beside, and goes back with that if it fits.
-    pub fn look_beside(&mut self, back: usize, va: u8, a: AccessInfo, most: i32) {
+    pub fn look_beside(&mut self, back: usize, va: Linear, a: AccessInfo, most: i32) {
         const BESIDE: i8 = (size_of::<tlb::Entry>() * tlb::beside(0)) as i8;
         asm!(self; xor ecx, BYTE BESIDE);
-        self.compare_tag_there(va, a.ctx.min(CTX_COUNT - 1), a.write, most);
+        self.linear_to(RDX, va);
+        self.compare_tag_there(a.ctx.min(CTX_COUNT - 1), a.write, most);
         let found = self.jcc(cc::BE);
         self.point(found, back);
         asm!(self; xor ecx, BYTE BESIDE);
@@ -109,9 +142,9 @@ impl Emit<'_> {
         }
     }
 
-    /// Checks an access against the TLB; gives the register of its linear address, to which rcx is then the addend.
-    pub fn check(&mut self, i: &Inst, write: bool) -> u8 {
-        let va = self.address(i, i.imm);
+    /// Checks an access against the TLB; gives its linear address, to which rcx is then the addend.
+    pub fn check(&mut self, i: &Inst, write: bool) -> Linear {
+        let va = self.linear(i, i.imm);
         let ctx = usize::from(i.aux & 3).min(CTX_COUNT - 1);
         let jump = self.compare_tag(va, ctx, write, 4096 - i.ty.bytes() as i32);
         let (back, mut info) = (self.here(), self.info(i, write));

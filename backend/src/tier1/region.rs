@@ -3,7 +3,6 @@
 
 use super::emit::{Buffers, EDGES, Emit, Env, NEAR_OR_FAR, Tier1};
 use super::pins::Pins;
-use super::{asm, st};
 use crate::jit::arena::HostCode;
 use dynasmrt::SimpleAssembler;
 use ir::{Block, Inst, Op};
@@ -145,15 +144,12 @@ impl<'a> Emit<'a> {
         self.prepare();
     }
 
-    /// The way in at a member, with the program counter in the state.
+    /// The way in at a member, with the program counter in rdi.
     fn region_entry(&mut self, block: &'a Block, entered: Option<&'a Block>, label: usize) -> u32 {
         // No member follows this code.
         self.start_block(NOWHERE, entered.unwrap_or(block));
         let here = self.here() as u32;
-        let (page, pc, start) = (self.page_off(), self.pc_off(), block.start as i32);
-        st!(self, pc; [mov rax,] []);
-        asm!(self; lea rax, [rax - start]);
-        st!(self, page; [mov] [, rax]);
+        self.set_page(block.start as i32);
         self.load_pins(true);
         // Regions may lead to each other without end. Whoever leaves writes the pins back.
         self.exit_test();
@@ -207,7 +203,7 @@ impl<'a> Emit<'a> {
         }
     }
 
-    /// Enters the region at a page offset, with the program counter in the state. `false`: no member begins there.
+    /// Enters the region at a page offset, with the program counter in rdi. `false`: no member begins there.
     pub fn enters(&mut self, to: i64) -> bool {
         let Some(k) = self.region.as_ref().and_then(|r| r.member(to)) else { return false };
         let jump = self.jmp();

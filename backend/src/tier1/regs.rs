@@ -36,6 +36,8 @@ pub enum Src {
 pub const RAX: u8 = 0;
 pub const RCX: u8 = 1;
 pub const RDX: u8 = 2;
+/// Holds values, and program counters on their way to another block.
+pub const RDI: u8 = 7;
 /// Registers for values; those that calls preserve come last.
 pub const POOL: [u8; 10] = [6, 7, 8, 9, 10, 11, 3, 5, 12, 13];
 const SAVED_FIRST: [u8; 10] = [3, 5, 12, 13, 6, 7, 8, 9, 10, 11];

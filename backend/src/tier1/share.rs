@@ -7,8 +7,8 @@
 
 use super::cold::{Cold, GroupMiss};
 use super::emit::{Emit, Env, cc};
-use super::memory::calls;
-use super::regs::{Loc, RAX, RCX, Regs};
+use super::memory::{Linear, calls};
+use super::regs::{Loc, RAX, RDX, Regs};
 use super::{asm, st};
 use crate::jit::runtime::AccessInfo;
 use crate::vblock::Why;
@@ -38,12 +38,20 @@ pub struct Group {
     first: u32,
     /// Another has joined.
     joined: bool,
+    /// From the first byte to that which the host address is of, once it is known.
+    middle: i64,
 }
 
 impl Group {
-    /// From the first byte to that which the host address is of.
-    fn middle(&self) -> i64 {
-        if self.to - self.from > 128 { 128 } else { 0 }
+    /// From the first byte, which is `disp` from a register, to that which the host address is of: what the register's own address is,
+    /// if one byte of displacement reaches all from there.
+    fn middle(&self, disp: i64) -> i64 {
+        let reached = |at: i64| i8::try_from(at).is_ok();
+        match self.to - self.from {
+            len if reached(disp) && reached(disp + len - 1) => -disp,
+            len if len > 128 => 128,
+            _ => 0,
+        }
     }
 }
 
@@ -61,8 +69,8 @@ pub struct Groups {
 /// How an access finds its bytes on the host.
 #[derive(Clone, Copy, Debug)]
 pub enum Place {
-    /// At rcx plus the register.
-    Checked(u8),
+    /// At rcx plus the linear address.
+    Checked(Linear),
     /// Near a register.
     Near(u8, i8),
 }
@@ -71,7 +79,11 @@ pub enum Place {
 macro_rules! at {
     ($e:expr, $place:expr; [$($before:tt)*] [$($behind:tt)*]) => {
         match $place {
-            crate::tier1::share::Place::Checked(va) => asm!($e; $($before)* [rcx + Rq(va)] $($behind)*),
+            crate::tier1::share::Place::Checked(crate::tier1::memory::Linear { base, disp }) => match (disp, i8::try_from(disp)) {
+                (0, _) => asm!($e; $($before)* [rcx + Rq(base)] $($behind)*),
+                (_, Ok(d)) => asm!($e; $($before)* [BYTE rcx + Rq(base) + d] $($behind)*),
+                (d, Err(_)) => asm!($e; $($before)* [rcx + Rq(base) + d] $($behind)*),
+            },
             crate::tier1::share::Place::Near(r, d) => {
                 let start = $e.here();
                 match d {
@@ -148,7 +160,7 @@ impl Groups {
             (g.from, g.to, g.write, g.joined) = (g.from.min(off), g.to.max(to), g.write | write, true);
             self.of[k] = Some((n as u16, off));
         } else if let Ok(n) = u16::try_from(self.list.len()) {
-            self.list.push(Group { root, ctx, write, from: off, to, first: k as u32, joined: false });
+            self.list.push(Group { root, ctx, write, from: off, to, first: k as u32, joined: false, middle: 0 });
             self.of[k] = Some((n, off));
         }
     }
@@ -176,12 +188,12 @@ impl Emit<'_> {
             return Place::Checked(self.check(i, write));
         };
         let h = if group.first == self.at { self.check_group(i, n, group, off) } else { self.gpr(self.host_of(n)) };
-        let near = off - group.from - group.middle();
+        let near = off - group.from - self.r.groups.list[usize::from(n)].middle;
         Place::Near(h, i8::try_from(near).expect("groups are no larger than REACH"))
     }
 
     fn check_group(&mut self, i: &Inst, n: u16, group: Group, off: i64) -> u8 {
-        let va = self.address(i, i.imm.wrapping_add(group.from.wrapping_sub(off)));
+        let va = self.linear(i, i.imm.wrapping_add(group.from.wrapping_sub(off)));
         let (write, most) = (group.write, 4096 - (group.to - group.from) as i32);
         let ctx = usize::from(group.ctx).min(CTX_COUNT - 1);
         let jump = self.compare_tag(va, ctx, write, most);
@@ -189,9 +201,14 @@ impl Emit<'_> {
         let (copy, leave) = (self.note_copy(), self.leave_here(Why::Unlike));
         self.load_addend(ctx);
         let h = self.take(self.host_of(n));
-        match group.middle() {
-            0 => asm!(self; lea Rq(h), [rcx + Rq(va)]),
-            m => asm!(self; lea Rq(h), [rcx + Rq(va) + m as i32]),
+        let middle = group.middle(va.disp.into());
+        self.r.groups.list[usize::from(n)].middle = middle;
+        match va.disp + middle as i32 {
+            0 => asm!(self; lea Rq(h), [rcx + Rq(va.base)]),
+            d => match i8::try_from(d) {
+                Ok(d) => asm!(self; lea Rq(h), [BYTE rcx + Rq(va.base) + d]),
+                Err(_) => asm!(self; lea Rq(h), [rcx + Rq(va.base) + d]),
+            },
         }
         // A load stays one, though stores go by its check.
         let info = self.info(i, i.op != Op::Load);
@@ -206,10 +223,10 @@ impl Emit<'_> {
         let (va, most) = (g.va, g.most);
         let a = AccessInfo { write: g.write, ..AccessInfo::unpack(g.info) };
         self.look_beside(g.back, va, a, most);
-        asm!(self; mov edx, Rd(va); and edx, 0xfff; cmp edx, DWORD most);
+        self.linear_to(RDX, va);
+        asm!(self; and edx, 0xfff; cmp edx, DWORD most);
         let two_pages = self.jcc(cc::A);
-        self.lea(RCX, va, g.delta);
-        self.fill(RCX, g.info);
+        self.fill(Linear { disp: va.disp + g.delta, ..va }, g.info);
         let failed = self.jcc(cc::AE);
         // It may be a page that the debugger watches.
         let alone = self.compare_tag(va, a.ctx.min(CTX_COUNT - 1), a.write, most);

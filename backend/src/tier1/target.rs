@@ -1,21 +1,37 @@
 //! Where a computed jump may go: programs' addresses must be canonical, so a block raises before a jump to others. Where the jump cache
 //! or the frame of a call leads, a block has been found: only where they do not know the target is the check done.
 
-use super::asm;
 use super::cold::{Cold, Leave};
 use super::emit::{Emit, cc};
+use super::{asm, st};
 use crate::vblock::Why;
-use ir::{Block, Cond, Op, Val};
+use ir::{Block, Cond, Inst, Op, Ty, Val};
 
 /// A check: of a target, by the bits from `shift` on, which must all be alike.
 #[derive(Clone, Copy, Debug)]
 pub struct TargetCheck {
     /// Index of the `RaiseIf`.
     raise: u32,
-    target: Val,
     shift: i8,
     /// The jump is a return.
     returns: bool,
+}
+
+/// A return's check where the frame does not know the target: the block leaves before the instruction, which has already added a number
+/// to slots: offset, number.
+pub struct CheckedReturn {
+    pub shift: i8,
+    pub leave: Leave,
+    added: Vec<(i32, i32)>,
+}
+
+/// The number that an op adds to the slot that it sets, if it does that.
+fn adds(b: &Block, set: &Inst) -> Option<i32> {
+    let sum = Some(&b.insts[set.a.index()]).filter(|i| i.op == Op::Add && i.ty == Ty::I64 && set.ty == Ty::I64)?;
+    let of = &b.insts[sum.a.index()];
+    let same = of.op == Op::Get && of.ty == Ty::I64 && of.aux == set.aux && of.imm == set.imm;
+    let n = b.as_const(sum.b).filter(|_| same)?;
+    i32::try_from(n as i64).ok()
 }
 
 /// The check before the block's last op, and the ops that it consists of.
@@ -25,7 +41,8 @@ fn find(b: &Block) -> Option<(TargetCheck, [Val; 3])> {
     let between = &b.insts[raise + 1..b.insts.len() - 1];
     let returns = jump.aux == 2;
     // A jump's check is done at the jump: the state must be that before the instruction.
-    if !between.iter().all(|i| matches!(i.op, Op::Const) || returns && matches!(i.op, Op::Set | Op::Add)) {
+    let undone = |i: &Inst| i.op == Op::Add || i.op == Op::Set && adds(b, i).is_some();
+    if !between.iter().all(|i| matches!(i.op, Op::Const) || returns && undone(i)) {
         return None;
     }
     let cmp = b.insts[raise].a;
@@ -33,7 +50,7 @@ fn find(b: &Block) -> Option<(TargetCheck, [Val; 3])> {
     let add = Some(&b.insts[bad.a.index()]).filter(|i| i.op == Op::Add && b.as_const(i.b) == Some(1))?;
     let sar = Some(&b.insts[add.a.index()]).filter(|i| i.op == Op::Sar && i.a == jump.a)?;
     let shift = b.as_const(sar.b).and_then(|n| i8::try_from(n).ok())?;
-    Some((TargetCheck { raise: raise as u32, target: jump.a, shift, returns }, [cmp, bad.a, add.a]))
+    Some((TargetCheck { raise: raise as u32, shift, returns }, [cmp, bad.a, add.a]))
 }
 
 impl Emit<'_> {
@@ -53,23 +70,30 @@ impl Emit<'_> {
         }
     }
 
-    /// The current op is a `RaiseIf`: whether it is such a check, which has been seen to.
+    /// The current op is a `RaiseIf`: whether it is such a check, which the jump sees to.
     pub(super) fn checks_target(&mut self) -> bool {
-        let Some(check) = self.r.target.filter(|c| c.raise == self.at) else { return false };
-        if check.returns {
-            let target = self.gpr(check.target);
-            asm!(self; cmp Rq(target), [rsp + 8]);
-            let jump = self.jcc(cc::NE);
-            let (back, leave) = (self.here(), self.leave_here(Why::Leave));
-            self.cold.push(Cold::Target { jump, back, target, shift: check.shift, leave });
+        self.r.target.is_some_and(|c| c.raise == self.at)
+    }
+
+    /// The check of the current op, a return, if it has one.
+    pub(super) fn checked_return(&mut self) -> Option<CheckedReturn> {
+        let check = self.r.target.filter(|c| c.returns)?;
+        let sets = self.block.insts[check.raise as usize..].iter().filter(|i| i.op == Op::Set);
+        let added = sets.filter_map(|i| Some((self.slot_off(i), adds(self.block, i)?))).collect();
+        Some(CheckedReturn { shift: check.shift, leave: self.leave_here(Why::Leave), added })
+    }
+
+    /// Takes back what a return has done before it is found to be wrong.
+    pub(super) fn undo_return(&mut self, c: &CheckedReturn) {
+        for (off, n) in &c.added {
+            st!(self, *off; [sub QWORD] [, DWORD *n]);
         }
-        true
     }
 
     /// The jump cache does not have the target in rdi in its first place; jumps from `jumps`, and then to the second.
     pub(super) fn jump_elsewhere(&mut self, jumps: [usize; 2]) {
         let Some(check) = self.r.target else { return };
-        let leave = Leave { late: 0..0, ..self.leave_here(Why::Leave) };
+        let leave = self.leave_here(Why::Leave);
         self.cold.push(Cold::Elsewhere { jumps, shift: check.shift, leave });
     }
 
@@ -78,8 +102,9 @@ impl Emit<'_> {
         self.r.target.is_some_and(|c| !c.returns)
     }
 
-    /// Compares; the host's flags are `A` if the address is not canonical. Uses rdx.
-    pub(super) fn compare_canonical(&mut self, target: u8, shift: i8) {
-        asm!(self; mov rdx, Rq(target); sar rdx, BYTE shift; add rdx, 1; cmp rdx, 1);
+    /// Gives the end of the jump for when the address in rdi is not canonical. Uses rdx.
+    pub(super) fn not_canonical(&mut self, shift: i8) -> usize {
+        asm!(self; mov rdx, rdi; sar rdx, BYTE shift; add rdx, 1; cmp rdx, 1);
+        self.jcc(cc::A)
     }
 }

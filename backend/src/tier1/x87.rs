@@ -177,7 +177,8 @@ impl Emit<'_> {
         // For ten bytes sixteen are asked for: where that is too much the instruction runs alone.
         let ty = Ty::ALL.into_iter().find(|t| t.bytes() >= u32::from(x.bytes)).unwrap_or(Ty::V128);
         let access = Inst { ty, a: i.b, imm: 0, aux: x.ctx.into(), ..*i };
-        let va = self.check(&access, x.kind == X87Kind::Store);
+        // Nothing is added to it, so it is what is in the register.
+        let va = self.check(&access, x.kind == X87Kind::Store).base;
         const SIB: u8 = 4;
         if va >= 8 {
             self.code.extend([0x42]);
