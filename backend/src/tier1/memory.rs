@@ -91,10 +91,7 @@ impl Emit<'_> {
         } else {
             asm!(self; mov ecx, Rd(from); shr ecx, BYTE 7);
         }
-        match ctx == self.env.ctx && false {
-            true => asm!(self; and ecx, [BYTE r14 + tlb::Table::MASK]),
-            false => asm!(self; and ecx, DWORD index),
-        }
+        asm!(self; and ecx, DWORD index);
         self.compare_tag_there(ctx, write, most);
         self.jcc(cc::A)
     }

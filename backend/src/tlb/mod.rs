@@ -38,18 +38,13 @@ pub struct Table {
     /// Where in a page accesses of so many bytes (`SIZES`) begin at most: a comparison with memory near a register is three bytes shorter
     /// than one with a number.
     limits: [u64; LIMITS],
-    /// Of an address, shifted right by 7: where in `entries` that of its page is, in bytes.
-    mask: u64,
     pub entries: [Entry; ENTRIES],
 }
 
-const LIMITS: usize = 7;
-const SIZES: [i32; LIMITS] = [1, 2, 4, 8, 16, 24, 32];
+const LIMITS: usize = 8;
+const SIZES: [i32; LIMITS] = [1, 2, 4, 8, 16, 24, 32, 40];
 
 impl Table {
-    /// Offset from the first entry of `mask`.
-    pub const MASK: i8 = offset_of!(Self, mask) as i8 - offset_of!(Self, entries) as i8;
-
     /// Offset from the first entry of the number `most`, if it is in memory: bytes into a page that an access may begin at most.
     pub fn limit(most: i32) -> Option<i8> {
         let at = SIZES.iter().position(|s| 4096 - s == most)?;
@@ -179,7 +174,6 @@ impl Tables {
     pub fn clear(&mut self) {
         for table in &mut self.0 {
             table.limits = SIZES.map(|s| 4096 - s as u64);
-            table.mask = ((ENTRIES - 1) * size_of::<Entry>()) as u64;
             for (i, e) in table.iter_mut().enumerate() {
                 *e = empty(i);
             }

@@ -4,7 +4,7 @@ use super::writers::{ANY, WRITERS, writers_of};
 use super::*;
 
 fn tables() -> Box<Tables> {
-    let mut t = Box::new(Tables([const { Table { limits: [0; LIMITS], mask: 0, entries: [empty(0); ENTRIES] } }; CTX_COUNT]));
+    let mut t = Box::new(Tables([const { Table { limits: [0; LIMITS], entries: [empty(0); ENTRIES] } }; CTX_COUNT]));
     t.clear();
     t
 }
