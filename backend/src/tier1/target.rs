@@ -25,13 +25,26 @@ pub struct CheckedReturn {
     added: Vec<(i32, i32)>,
 }
 
-/// The number that an op adds to the slot that it sets, if it does that.
-fn adds(b: &Block, set: &Inst) -> Option<i32> {
-    let sum = Some(&b.insts[set.a.index()]).filter(|i| i.op == Op::Add && i.ty == Ty::I64 && set.ty == Ty::I64)?;
-    let of = &b.insts[sum.a.index()];
-    let same = of.op == Op::Get && of.ty == Ty::I64 && of.aux == set.aux && of.imm == set.imm;
-    let n = b.as_const(sum.b).filter(|_| same)?;
-    i32::try_from(n as i64).ok()
+/// A value as another plus a number.
+fn sum(b: &Block, v: Val) -> (Val, i64) {
+    let i = &b.insts[v.index()];
+    let n = if i.op == Op::Add && i.ty == Ty::I64 { b.as_const(i.b) } else { None };
+    n.map_or((v, 0), |n| (i.a, n as i64))
+}
+
+/// The number by which the set at `set` changes what its slot was at the op at `since`, if it is one.
+fn adds(b: &Block, set: usize, since: usize) -> Option<i32> {
+    let new = Some(&b.insts[set]).filter(|s| s.ty == Ty::I64)?;
+    let of_slot = |i: &Inst| matches!(i.op, Op::Get | Op::Set) && i.ty == Ty::I64 && (i.aux, i.imm) == (new.aux, new.imm);
+    let overlaps = |i: &Inst| matches!(i.op, Op::Set) && i.aux == new.aux;
+    let (root, n) = sum(b, new.a);
+    let got = of_slot(&b.insts[root.index()]) && b.insts[root.index()].op == Op::Get;
+    let (then, before) = match b.insts[..since].iter().rposition(overlaps) {
+        Some(k) if !(got && root.index() > k) => Some(&b.insts[k]).filter(|s| of_slot(s)).map(|s| sum(b, s.a))?,
+        _ if got => (root, 0),
+        _ => return None,
+    };
+    i32::try_from(n.checked_sub(before)?).ok().filter(|_| then == root)
 }
 
 /// The check before the block's last op, and the ops that it consists of.
@@ -41,8 +54,14 @@ fn find(b: &Block) -> Option<(TargetCheck, [Val; 3])> {
     let between = &b.insts[raise + 1..b.insts.len() - 1];
     let returns = jump.aux == 2;
     // A jump's check is done at the jump: the state must be that before the instruction.
-    let undone = |i: &Inst| i.op == Op::Add || i.op == Op::Set && adds(b, i).is_some();
-    if !between.iter().all(|i| matches!(i.op, Op::Const) || returns && undone(i)) {
+    let undone = |k: usize| match b.insts[raise + 1 + k].op {
+        Op::Const => true,
+        Op::Add => returns,
+        Op::Set => returns && adds(b, raise + 1 + k, raise).is_some(),
+        _ => false,
+    };
+    let sets = between.iter().filter(|i| i.op == Op::Set).count();
+    if sets > 1 || !(0..between.len()).all(undone) {
         return None;
     }
     let cmp = b.insts[raise].a;
@@ -78,8 +97,9 @@ impl Emit<'_> {
     /// The check of the current op, a return, if it has one.
     pub(super) fn checked_return(&mut self) -> Option<CheckedReturn> {
         let check = self.r.target.filter(|c| c.returns)?;
-        let sets = self.block.insts[check.raise as usize..].iter().filter(|i| i.op == Op::Set);
-        let added = sets.filter_map(|i| Some((self.slot_off(i), adds(self.block, i)?))).collect();
+        let (block, raise) = (self.block, check.raise as usize);
+        let sets = (raise..block.insts.len()).filter(|k| block.insts[*k].op == Op::Set);
+        let added = sets.filter_map(|k| Some((self.slot_off(&block.insts[k]), adds(block, k, raise)?))).collect();
         Some(CheckedReturn { shift: check.shift, leave: self.leave_here(Why::Leave), added })
     }
 
