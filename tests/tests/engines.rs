@@ -752,3 +752,44 @@ fn jumps_to_program_counters_of_one_place() {
         }
     });
 }
+
+/// A function that returns by what was pushed, twice to where it was called from and then nowhere: the fault has the stack as it was
+/// before the return, though the instructions before it have changed RSP, too.
+#[test]
+fn returns_to_addresses_that_are_not_canonical_have_done_nothing() {
+    type Before = fn(&mut CodeAssembler) -> Result<(), IcedError>;
+    let before: [(&str, u64, Before); 4] = [
+        ("ret", 0, |_| Ok(())),
+        ("pop; ret", 8, |a| a.pop(r10)),
+        ("leave; ret", 8, |a| a.leave()),
+        ("add rsp; pop; ret", 24, |a| a.add(rsp, 16).and_then(|()| a.pop(rbx))),
+    ];
+    for (what, taken, before) in before {
+        let code = assembled(|a| {
+            let [mut top, mut f] = std::array::from_fn(|_| a.create_label());
+            a.set_label(&mut top)?;
+            a.lea(rbp, ptr(rsp - 16))?;
+            a.call(f)?;
+            a.inc(ecx)?;
+            a.jmp(top)?;
+            a.set_label(&mut f)?;
+            a.cmp(ecx, 100)?;
+            a.sbb(rax, rax)?;
+            a.not(rax)?;
+            a.shl(rax, 62)?;
+            // 0 the first hundred times.
+            a.or(qword_ptr(rsp), rax)?;
+            a.sub(rsp, taken as i32)?;
+            before(a)?;
+            a.ret()
+        });
+        on_all(|name, m| {
+            let mut i = image(World::Long, 0, &code);
+            (i.cpu.gpr[1], i.cpu.gpr[4]) = (0, at::DATA + 0x1000);
+            let o = m.outcome(&i);
+            let page = o.pages.iter().find(|(page, _)| *page == (at::FAULT_STACK >> 12) - 1).map(|p| &p.1[0xff0..0xff8]);
+            let (then, expected) = (page.map(|b| u64::from_le_bytes(b.try_into().unwrap())), at::DATA + 0xff8);
+            assert_eq!((o.stop, o.cpu.gpr[1], then), (StopReason::Halted, 100, Some(expected)), "{what}, {name}: RCX, RSP");
+        });
+    }
+}

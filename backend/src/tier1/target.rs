@@ -106,7 +106,10 @@ impl Emit<'_> {
     /// Takes back what a return has done before it is found to be wrong.
     pub(super) fn undo_return(&mut self, c: &CheckedReturn) {
         for (off, n) in &c.added {
-            st!(self, *off; [sub QWORD] [, DWORD *n]);
+            match self.r.pins.find(*off) {
+                Some((pin, _)) => asm!(self; sub Rq(pin.reg), DWORD *n),
+                None => st!(self, *off; [sub QWORD] [, DWORD *n]),
+            }
         }
     }
 
