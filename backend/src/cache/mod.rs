@@ -37,7 +37,9 @@ pub struct Record {
     pub threshold: u32,
     /// Page offset of the first byte.
     pub start: u32,
-    pub insns: u32,
+    /// Where the jump cache has it: an index, `JC_NONE` or `JC_MANY`.
+    pub jc: u16,
+    pub dead: bool,
     /// Tier 0's form; `ops[0]` is the block start.
     pub ops: Box<[COp]>,
     /// RAM page of the second part of a straddling block.
@@ -58,9 +60,7 @@ pub struct Record {
     pub hot: u32,
     /// Indexes in `ops` of edges.
     pub edges: [u16; 2],
-    /// Where the jump cache has it: an index, `JC_NONE` or `JC_MANY`.
-    pub jc: u16,
-    pub dead: bool,
+    pub insns: u32,
     /// What its translation relies on, if on anything: `ir::CodeFetch::guess`.
     pub guess: Option<u32>,
     /// Handler that block starts get when the block is dropped.

@@ -350,12 +350,13 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
 
     /// Runs from the program counter until code comes back to the dispatcher for more than the next block.
     fn run_block(&mut self, b: &mut VcpuBlock<C>) -> Result<(), Shutdown> {
+        let mut found = None;
         loop {
             if b.at_break() {
                 return Ok(());
             }
             b.eng.stats.dispatches += 1;
-            let rec = match self.find(b, false) {
+            let rec = match found.take().map_or_else(|| self.find(b, false), Ok) {
                 Ok(r) => r,
                 Err(f) => return self.fault(b, f),
             };
@@ -365,7 +366,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
             unsafe { self.enter(b, rec) };
             b.eng.stats.ends[b.eng.why as usize] += 1;
             let only_jumped = matches!(b.eng.why, Why::Miss | Why::Edge | Why::Link | Why::Hot);
-            self.follow_up(b)?;
+            found = self.follow_up(b)?;
             if !only_jumped || b.eng.exit.load(Ordering::Relaxed) != 0 || b.graves_full() || b.out_of_budget() {
                 return Ok(());
             }
@@ -401,43 +402,16 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
         }
     }
 
-    fn follow_up(&mut self, b: &mut VcpuBlock<C>) -> Result<(), Shutdown> {
+    /// What code came back for. Gives the next block if it has been found.
+    fn follow_up(&mut self, b: &mut VcpuBlock<C>) -> Result<Option<*mut Record>, Shutdown> {
         match b.eng.why {
-            Why::Lookup | Why::Miss | Why::Kicked => Ok(()),
+            Why::Link => return Ok(self.link(b)),
+            Why::Edge => return Ok(self.link_emitted(b)),
+            Why::Lookup | Why::Miss | Why::Kicked => {}
             // The last instructions before the limit, one by one.
-            Why::Budget if b.out_of_budget() => Ok(()),
-            Why::Budget => self.step(b).map(|_| ()),
-            Why::Link => {
-                let (edge, from) = (b.eng.edge, b.eng.cur);
-                if let (Ok(to), false) = (self.find(b, false), log::enabled(Item::NOCHAIN)) {
-                    // SAFETY: the edge belongs to the block that just ran; nothing was freed since.
-                    unsafe {
-                        if linkable(from, edge, to) && !b.is_cut((*to).key.mode, (*to).start) {
-                            b.cache.link(edge, to);
-                        }
-                    }
-                }
-                Ok(())
-            }
-            Why::Edge => {
-                let (edge, from) = (b.eng.edge_number as u8, b.eng.cur);
-                // The page of `from`; `find` sets that of the target.
-                let (page, pc) = (b.page_pc(), b.cpu.pc());
-                if let (Ok(to), false) = (self.find(b, false), log::enabled(Item::NOCHAIN)) {
-                    let global = b.fills.global(b.cpu.linear(pc).0, C::mode_ctx(b.eng.mode));
-                    b.link_far(from, edge, to, page, global);
-                    // SAFETY: the block just ran; nothing was freed since.
-                    let (from_block, to_block) = unsafe { (&*from, &*to) };
-                    let unwrapped = pc == page.wrapping_add(to_block.start.into());
-                    if from_block.tier1.is_some()
-                        && unwrapped
-                        && same_page(from_block, to_block)
-                        && !b.is_cut(to_block.key.mode, to_block.start)
-                    {
-                        b.cache.link_code(from, edge, to);
-                    }
-                }
-                Ok(())
+            Why::Budget if b.out_of_budget() => {}
+            Why::Budget => {
+                self.step(b)?;
             }
             Why::Leave | Why::Unlike => {
                 b.eng.stats.leaves += 1;
@@ -446,14 +420,14 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
                     b.insn_unlike();
                 }
                 b.observed_again();
-                let done = self.step(b).map(|_| ());
+                let done = self.step(b);
                 self.left = true;
-                done
+                done?;
             }
             Why::Fault => {
                 self.locate_fault(b);
                 let f = b.eng.fault;
-                self.fault(b, f)
+                self.fault(b, f)?;
             }
             Why::Hot => {
                 let rec = b.eng.cur;
@@ -461,9 +435,46 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
                     Some(jit) => jit.hot(b, rec),
                     None => self.form_better(b, rec),
                 }
-                Ok(())
             }
         }
+        Ok(None)
+    }
+
+    /// Lets an edge of tier 0 lead to the block at the program counter, which it gives.
+    fn link(&mut self, b: &mut VcpuBlock<C>) -> Option<*mut Record> {
+        let (edge, from) = (b.eng.edge, b.eng.cur);
+        let to = self.find(b, false).ok()?;
+        // SAFETY: the edge belongs to the block that just ran; nothing was freed since.
+        unsafe {
+            if !log::enabled(Item::NOCHAIN) && linkable(from, edge, to) && !b.is_cut((*to).key.mode, (*to).start) {
+                b.cache.link(edge, to);
+            }
+        }
+        Some(to)
+    }
+
+    /// The same of an edge of tier 1.
+    fn link_emitted(&mut self, b: &mut VcpuBlock<C>) -> Option<*mut Record> {
+        let (edge, from) = (b.eng.edge_number as u8, b.eng.cur);
+        // The page of `from`; `find` sets that of the target.
+        let (page, pc) = (b.page_pc(), b.cpu.pc());
+        let to = self.find(b, false).ok()?;
+        if log::enabled(Item::NOCHAIN) {
+            return Some(to);
+        }
+        let global = b.fills.global(b.cpu.linear(pc).0, C::mode_ctx(b.eng.mode));
+        b.link_far(from, edge, to, page, global);
+        // SAFETY: the block just ran; nothing was freed since.
+        let (from_block, to_block) = unsafe { (&*from, &*to) };
+        let unwrapped = pc == page.wrapping_add(to_block.start.into());
+        if from_block.tier1.is_some()
+            && unwrapped
+            && same_page(from_block, to_block)
+            && !b.is_cut(to_block.key.mode, to_block.start)
+        {
+            b.cache.link_code(from, edge, to);
+        }
+        Some(to)
     }
 
     /// Sets the program counter to the instruction at which tier 0 stopped. (Compiled code has set it.)
