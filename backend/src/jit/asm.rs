@@ -177,21 +177,16 @@ macro_rules! through_jump_cache {
     };
 }
 
-/// Jumped to by functions of Cranelift's with the program counter in the first argument register: enters the compiled code that the jump cache has for it in this mode, or returns to the dispatcher (`Why::Miss`).
+/// Jumped to by functions of Cranelift's with the program counter in the first argument register: enters the compiled code that the jump
+/// cache has for it in this mode, or returns to the dispatcher (`Why::Miss`).
 #[cfg(target_arch = "x86_64")]
 #[unsafe(naked)]
 pub unsafe extern "C" fn chain() {
-    through_jump_cache!(
-        before: [],
-        hit: ["mov rsp, [r15 + {base}]", "jmp rax"],
-        miss: ["mov eax, {why}"],
-        why = const Why::Miss as u32,
-        base = const from_base(offset_of!(Engine, stack_base)),
-    )
+    through_jump_cache!(before: [], hit: ["jmp rax"], miss: ["mov eax, {why}"], why = const Why::Miss as u32)
 }
 
-/// Jumped to by an edge out of the page that is not linked here and now: the program counter in rdi, the key that a link would have in rax, its `Far` in rcx. Where the jump cache leads to what the edge is linked to,
-/// the link holds again.
+/// Jumped to by an edge out of the page that is not linked here and now: the program counter in rdi, the key that a link would have in rax,
+/// its `Far` in rcx. Where the jump cache leads to what the edge is linked to, the link holds again.
 #[cfg(target_arch = "x86_64")]
 #[unsafe(naked)]
 pub unsafe extern "C" fn far() {
@@ -338,7 +333,7 @@ pub struct PcSlots {
 
 /// Appends a thunk that enters the region at byte `entry` of `code` at member `i`, which starts at a page offset: with the program counter in
 /// rdi, or as a function of Cranelift's, with the program counter in the state, the number of the member in the first argument
-/// register, and on the stack where to leave generated code from.
+/// register, and on the stack where to leave generated code from. (Where Cranelift compiles nothing else does: nobody looks for frames.)
 #[cfg(target_arch = "x86_64")]
 pub fn push_thunk(code: &mut Vec<u8>, i: usize, start: u32, entry: u32, slots: &PcSlots, function: bool) {
     let at = code.len();

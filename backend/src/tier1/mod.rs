@@ -2,7 +2,7 @@
 //! in registers within the block, guest state lies in memory between blocks. x86-64 hosts; elsewhere tier 2 follows tier 0.
 //!
 //! Emitted code is entered with the seam (`vblock::BASE` beyond it) in r15 and returns a `Why` in eax, like regions (`jit::runtime`). It has two
-//! entries: `full` takes the program counter from the state, `linked` needs only the page's, as an edge of a block of the
+//! entries: `full` takes the program counter from rdi, `linked` needs only the page's, as an edge of a block of the
 //! same page leaves it. Both edges end in a jump that `cache` points at the target's `linked` entry.
 
 // What the assembler macro expands to converts register numbers that are u8 already.
