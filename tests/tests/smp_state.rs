@@ -18,7 +18,7 @@ fn start(elf: &str, hop: usize, engine: &str, from: Option<&str>) -> (Guest, Cli
     let socket = fresh(&format!("smp-state-{hop}.qmp"));
     let qmp = format!("unix:{},server=on,wait=off", socket.display());
     let mut args = vec!["-accel", engine, "-smp", "2", "-m", "32M", "-display", "none", "-serial", "stdio", "-qmp", &qmp];
-    args.extend(["-device", "isa-debug-exit", "-no-reboot", "-kernel", elf, "-append", "cpus=2 rounds=1500"]);
+    args.extend(["-device", "isa-debug-exit", "-no-reboot", "-kernel", elf, "-append", "cpus=2 rounds=6000"]);
     args.extend(from.into_iter().flat_map(|f| ["-loadvm", f]));
     let g = Guest::start(&format!("smp-state-{hop}"), &args);
     (g, Client::new(&socket))
