@@ -8,6 +8,7 @@
 pub mod crypto;
 pub mod fma;
 pub mod sse;
+pub mod strings;
 mod unmasked;
 pub mod x87;
 #[cfg(target_arch = "x86_64")]

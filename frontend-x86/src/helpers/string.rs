@@ -238,17 +238,19 @@ fn bulk<E: Env>(env: &mut E, h: &How, left: u64) -> Result<u64, Fault> {
         return Ok(0);
     }
     let down = cpu.eflags & bit::DF != 0;
-    let (ctx, size, mask) = (cpu.mode().ctx(), u64::from(h.bytes.max(1)), h.mask());
+    // Elements have 1, 2, 4 or 8 bytes: shifts, as most of these are short and a division would be the dearest part.
+    let shift = h.bytes.max(1).trailing_zeros();
+    let (ctx, size, mask) = (cpu.mode().ctx(), 1 << shift, h.mask());
     let (si, di) = (cpu.gpr[SI] & mask, cpu.gpr[DI] & mask);
     // Elements from an offset in a segment, which lies at `va`, to the end of the page and of the addresses there are.
     let room = |offset: u64, va: u64| match (va & 4095) + size {
         end if down && end > 4096 => 0,
-        end if down => (end / size).min(offset / size + 1),
-        end => (4096 + size - end).min((mask - offset).saturating_add(1)) / size,
+        end if down => (end >> shift).min((offset >> shift) + 1),
+        end => (4096 + size - end).min((mask - offset).saturating_add(1)) >> shift,
     };
     // Which of an element's faults comes first is found one by one.
     let Ok(d) = linear(cpu, SegReg::Es, di, size, true) else { return Ok(0) };
-    let mut n = room(di, d).min(BULK_MAX / size).min(left);
+    let mut n = room(di, d).min(BULK_MAX >> shift).min(left);
     let mut s = 0;
     if h.kind == Kind::Movs {
         let Ok(at) = linear(cpu, h.seg, si, size, false) else { return Ok(0) };
@@ -269,7 +271,7 @@ fn bulk<E: Env>(env: &mut E, h: &How, left: u64) -> Result<u64, Fault> {
         Ok(0)
     } else {
         // `room` makes the copy end with a whole element.
-        env.bulk_copy(Va(lowest(d)), Va(lowest(s)), n * size, down, ctx).map(|done| done / size)
+        env.bulk_copy(Va(lowest(d)), Va(lowest(s)), n * size, down, ctx).map(|done| done >> shift)
     };
     match done {
         // Downwards it is not the lowest element that faults.

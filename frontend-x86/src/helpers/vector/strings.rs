@@ -1,5 +1,6 @@
 //! PCMPESTRI, PCMPESTRM, PCMPISTRI, PCMPISTRM (SDM 1 "Operation of the string comparison instructions", SDM 2 §4.1).
 
+use crate::hostfp::strings as host;
 use arch_x86::flags::bit;
 
 /// Outcome of a comparison.
@@ -79,6 +80,12 @@ fn found(a: &Elements, b: &Elements, n: u32, imm: u8, j: u32) -> bool {
 
 /// `lengths`: those of the explicit forms; else the strings end before their first 0.
 pub fn compare(a: u128, b: u128, lengths: Option<(i64, i64)>, imm: u8) -> Compared {
+    let (bits, flags) = host::compare(a, b, lengths, imm).unwrap_or_else(|| portable(a, b, lengths, imm));
+    Compared { bits, n: count(imm), imm, flags }
+}
+
+/// IntRes2 and the flags.
+fn portable(a: u128, b: u128, lengths: Option<(i64, i64)>, imm: u8) -> host::Outcome {
     let n = count(imm);
     let a = Elements::new(a, imm, lengths.map(|l| l.0));
     let b = Elements::new(b, imm, lengths.map(|l| l.1));
@@ -90,6 +97,44 @@ pub fn compare(a: u128, b: u128, lengths: Option<(i64, i64)>, imm: u8) -> Compar
         _ => first,
     };
     let flag = |on: bool, f: u64| if on { f } else { 0 };
-    let flags = flag(bits != 0, bit::CF) | flag(b.valid < n, bit::ZF) | flag(a.valid < n, bit::SF) | flag(bits & 1 == 1, bit::OF);
-    Compared { bits, n, imm, flags }
+    (bits, flag(bits != 0, bit::CF) | flag(b.valid < n, bit::ZF) | flag(a.valid < n, bit::SF) | flag(bits & 1 == 1, bit::OF))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_core::testing::Rng;
+
+    /// Strings of few letters, so that much is equal, that end anywhere.
+    fn string(r: &mut Rng) -> u128 {
+        let letters = r.next_u64();
+        let bytes = std::array::from_fn(|_| if r.next_u64() % 12 == 0 { 0 } else { (letters >> (8 * (r.next_u64() & 3))) as u8 });
+        u128::from_le_bytes(bytes)
+    }
+
+    #[test]
+    fn the_portable_comparison_agrees_with_the_host() {
+        let mut r = Rng(5);
+        let mut compared = 0;
+        for imm in 0..=255u8 {
+            for _ in 0..200 {
+                let (a, b) = (string(&mut r), string(&mut r));
+                let length = |r: &mut Rng| match r.next_u64() % 8 {
+                    0 => r.next_u64() as i64,
+                    1 => i64::MIN,
+                    2 => -((r.next_u64() % 20) as i64),
+                    _ => (r.next_u64() % 20) as i64,
+                };
+                for lengths in [None, Some((length(&mut r), length(&mut r)))] {
+                    if let Some(host) = host::compare(a, b, lengths, imm) {
+                        assert_eq!(portable(a, b, lengths, imm), host, "{a:#x}, {b:#x}, {lengths:?}, {imm:#x}");
+                        compared += 1;
+                    }
+                }
+            }
+        }
+        if compared == 0 {
+            vm_core::testing::left_out("string comparisons: the host has no SSE4.2");
+        }
+    }
 }
