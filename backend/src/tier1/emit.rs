@@ -179,7 +179,7 @@ impl Tier1 {
 }
 
 impl Emit<'_> {
-    /// Finds last uses and calls. A comparison that the next op alone uses is done there, so its operands live till then.
+    /// Finds last uses and calls. What the next op does (`fuses`) has its operands live till then.
     pub(super) fn prepare(&mut self) {
         self.r.reset(self.block.insts.len());
         self.rest = self.block.guest_insns + 1;
@@ -196,7 +196,7 @@ impl Emit<'_> {
             }
         }
         for (i, inst) in self.block.insts.iter().enumerate() {
-            if inst.op == Op::Cmp && self.fuses(i) {
+            if self.fuses(i) {
                 inst.each_operand(|v| {
                     let last = &mut self.r.last[v.index()];
                     *last = (*last).max(i as u32 + 1);
@@ -237,15 +237,25 @@ impl Emit<'_> {
         }
     }
 
-    /// Whether the comparison at `i` is used by the next op only, as a condition.
+    /// Whether the op at `i` is left to the next, which alone uses it: a comparison that is its condition, a shift that a sum takes
+    /// as the host's addresses do.
     pub fn fuses(&self, i: usize) -> bool {
-        let next = self.block.insts.get(i + 1);
-        self.r.last[i] == i as u32 + 1
-            && next.is_some_and(|n| {
-                let condition =
-                    matches!(n.op, Op::Br | Op::Side | Op::Select | Op::RaiseIf | Op::LeaveIf) && n.a == Val(i as u32);
-                condition && n.b != Val(i as u32) && n.c != Val(i as u32)
-            })
+        let (inst, v) = (&self.block.insts[i], Val(i as u32));
+        if !matches!(inst.op, Op::Cmp | Op::Shl) || self.r.last[i] != i as u32 + 1 {
+            return false;
+        }
+        self.block.insts.get(i + 1).is_some_and(|n| match (inst.op, n.op) {
+            (Op::Cmp, Op::Br | Op::Side | Op::Select | Op::RaiseIf | Op::LeaveIf) => n.a == v && n.b != v && n.c != v,
+            (Op::Shl, Op::Add) if matches!(n.ty, Ty::I32 | Ty::I64) && self.scale(inst).is_some() => {
+                n.a != n.b && self.block.as_const(if n.a == v { n.b } else { n.a }).is_none()
+            }
+            _ => false,
+        })
+    }
+
+    /// log2 of what a shift multiplies by, if addresses may.
+    pub fn scale(&self, shift: &Inst) -> Option<u64> {
+        self.block.as_const(shift.b).filter(|c| (1..=3).contains(c))
     }
 
     pub fn slot_off(&self, i: &Inst) -> i32 {
@@ -284,7 +294,7 @@ impl Emit<'_> {
             Op::Vec | Op::VLane | Op::VSetLane | Op::VShift | Op::VShuffle | Op::VMask => self.vector(i),
             Op::VFp | Op::FpGet | Op::FpSet => self.fp(i),
             Op::VTri => self.tri(i),
-            Op::Cmp if self.fuses(self.at as usize) => {}
+            Op::Cmp | Op::Shl if self.fuses(self.at as usize) => {}
             _ => self.integer(i),
         }
     }

@@ -5,7 +5,7 @@ use super::emit::{Emit, cc};
 use super::regs::{Loc, RAX, RCX, RDX, Src, imm32};
 use super::{asm, st};
 use crate::vblock::BASE;
-use ir::{Cond, Inst, Op, Ty, Val};
+use ir::{Block, Cond, Inst, Op, Ty, Val};
 
 /// A two-operand instruction on a register and whatever the source is, in 32 or 64 bits.
 macro_rules! alu {
@@ -38,6 +38,7 @@ macro_rules! shift {
 impl Emit<'_> {
     pub fn integer(&mut self, i: &Inst) {
         match i.op {
+            Op::Add if self.add_scaled(i) => {}
             Op::Add | Op::And | Op::Or | Op::Xor | Op::Mul => self.commutative(i),
             Op::Sub => {
                 let wide = i.ty == Ty::I64;
@@ -50,11 +51,17 @@ impl Emit<'_> {
             Op::DivU | Op::RemU | Op::DivS | Op::RemS => self.divide(i),
             Op::Neg => {
                 let d = self.dest_from(i.a);
-                asm!(self; neg Rq(d));
+                match i.ty {
+                    Ty::I64 => asm!(self; neg Rq(d)),
+                    _ => asm!(self; neg Rd(d)),
+                }
             }
             Op::Not => {
                 let d = self.dest_from(i.a);
-                asm!(self; not Rq(d));
+                match i.ty {
+                    Ty::I64 => asm!(self; not Rq(d)),
+                    _ => asm!(self; not Rd(d)),
+                }
             }
             Op::Bswap => self.bswap(i),
             Op::Clz | Op::Ctz | Op::Popcnt => self.count(i),
@@ -71,9 +78,8 @@ impl Emit<'_> {
     }
 
     fn commutative(&mut self, i: &Inst) {
-        let in_place = |e: &Self, v: Val| matches!(e.loc(v), Loc::Gpr(_)) && e.dies(v);
         let (mut a, mut b) = (i.a, i.b);
-        if !in_place(self, a) && in_place(self, b) || matches!(self.loc(a), Loc::Const(_)) {
+        if !self.in_place(a) && self.in_place(b) || matches!(self.loc(a), Loc::Const(_)) {
             (a, b) = (b, a);
         }
         let wide = i.ty == Ty::I64;
@@ -83,9 +89,8 @@ impl Emit<'_> {
             return self.zero_extend(a, from, false);
         }
         let src = self.src(b, i.ty);
-        if let (Op::Add, Src::Imm(imm), false, Loc::Gpr(r)) = (i.op, src, in_place(self, a), self.loc(a)) {
-            let d = self.dest();
-            return self.lea_of(wide, d, r, imm);
+        if i.op == Op::Add && self.add_apart(a, src, wide) {
+            return;
         }
         let d = self.dest_from(a);
         match i.op {
@@ -102,6 +107,53 @@ impl Emit<'_> {
                 (false, Src::Imm(c)) => asm!(self; imul Rd(d), Rd(d), DWORD c),
             },
         }
+    }
+
+    /// A sum that may not take the place of `a`, which is in a register. False: nothing is done.
+    fn add_apart(&mut self, a: Val, src: Src, wide: bool) -> bool {
+        let (Some(r), false) = (self.register_of(a), self.may_become(a)) else { return false };
+        match src {
+            Src::Imm(imm) => {
+                let d = self.dest();
+                self.lea_of(wide, d, r, imm);
+            }
+            Src::Gpr(s) => {
+                self.gpr(a);
+                let d = self.dest();
+                match wide {
+                    true => asm!(self; lea Rq(d), [Rq(r) + Rq(s)]),
+                    false => asm!(self; lea Rd(d), [Rq(r) + Rq(s)]),
+                }
+            }
+            Src::Mem(_) => return false,
+        }
+        true
+    }
+
+    /// The register that a value is in.
+    fn register_of(&self, v: Val) -> Option<u8> {
+        match self.loc(v) {
+            Loc::Gpr(r) => Some(r),
+            _ => self.pinned(v),
+        }
+    }
+
+    /// A sum with a shifted value by one instruction, if the op before is that shift and was left to this one.
+    fn add_scaled(&mut self, i: &Inst) -> bool {
+        let Some(p) = (self.at as usize).checked_sub(1).filter(|p| self.fuses(*p)) else { return false };
+        let shift = &self.block.insts[p];
+        let other = if i.a == Val(p as u32) { i.b } else { i.a };
+        let (base, index) = (self.gpr(other), self.gpr(shift.a));
+        let d = if self.may_become(other) { self.dest_from(other) } else { self.dest() };
+        match (self.scale(shift), i.ty == Ty::I64) {
+            (Some(1), true) => asm!(self; lea Rq(d), [Rq(base) + Rq(index) * 2]),
+            (Some(2), true) => asm!(self; lea Rq(d), [Rq(base) + Rq(index) * 4]),
+            (_, true) => asm!(self; lea Rq(d), [Rq(base) + Rq(index) * 8]),
+            (Some(1), false) => asm!(self; lea Rd(d), [Rq(base) + Rq(index) * 2]),
+            (Some(2), false) => asm!(self; lea Rd(d), [Rq(base) + Rq(index) * 4]),
+            (_, false) => asm!(self; lea Rd(d), [Rq(base) + Rq(index) * 8]),
+        }
+        true
     }
 
     /// The count is taken modulo the width.
@@ -235,8 +287,7 @@ impl Emit<'_> {
     /// The register of an operand, and that of the result, the same if the operand dies.
     fn source_and_dest(&mut self, a: Val) -> (u8, u8) {
         let s = self.gpr(a);
-        let in_place = self.dies(a) && matches!(self.loc(a), Loc::Gpr(_)) && !self.goes_direct();
-        (s, if in_place { self.dest_from(a) } else { self.dest() })
+        (s, if self.in_place(a) && !self.goes_direct() { self.dest_from(a) } else { self.dest() })
     }
 
     /// The low bits of a value that is no constant, as many as `from` has; `clean`: the others are zero in its register.
@@ -246,6 +297,9 @@ impl Emit<'_> {
         {
             let d = self.dest();
             return self.load_state(d, from, off);
+        }
+        if clean && self.is_there(a) || clean && !self.in_place(a) && self.share(a) {
+            return;
         }
         let (s, d) = self.source_and_dest(a);
         match from {
@@ -260,16 +314,20 @@ impl Emit<'_> {
         }
     }
 
-    /// Whether the bits beyond its type are zero in the register that holds a value.
+    /// The result of the op, an extension of `a`, was computed in the slot where it belongs (`find_direct`).
+    fn is_there(&mut self, a: Val) -> bool {
+        let at = self.at as usize;
+        let there = self.r.direct.get(at).copied().flatten().filter(|p| self.r.direct[a.index()] == Some(*p));
+        if let Some(p) = there.filter(|p| self.loc(a) == Loc::State(p.off)) {
+            self.r.alias(Val(self.at), p.off, self.block.insts[at].ty);
+            return true;
+        }
+        false
+    }
+
+    /// Whether the bits beyond its type are zero in the register that holds a value, or in its spill slot.
     fn is_clean(&self, v: Val) -> bool {
-        let i = &self.block.insts[v.index()];
-        let narrow = matches!(i.ty, Ty::I8 | Ty::I16 | Ty::I32);
-        matches!(self.loc(v), Loc::Gpr(_) | Loc::Spill(_))
-            && match i.op {
-                Op::Load | Op::ZExt => narrow,
-                Op::Add | Op::Sub | Op::And | Op::Or | Op::Xor | Op::Mul => i.ty == Ty::I32,
-                _ => false,
-            }
+        is_clean(self.block, v) && !matches!(self.loc(v), Loc::None | Loc::Const(_))
     }
 
     /// The low bytes of the same place.
@@ -278,6 +336,7 @@ impl Emit<'_> {
         match self.loc(i.a) {
             Loc::Const(c) => self.r.loc[v.index()] = Loc::Const(c & i.ty.mask()),
             Loc::State(off) => self.r.alias(v, off, i.ty),
+            _ if !self.in_place(i.a) && self.share(i.a) => {}
             _ => {
                 self.dest_from(i.a);
             }
@@ -384,8 +443,9 @@ impl Emit<'_> {
         let yes = self.gpr(i.b);
         let c = self.condition(i.a);
         let d = self.dest_from(i.c);
-        // CMOVcc Rq(d), Rq(yes): REX.W 0F 40+cc /r.
-        self.code.extend([0x48 | d >> 3 << 2 | yes >> 3, 0x0f, 0x40 | c, 0xc0 | (d & 7) << 3 | yes & 7]);
+        // CMOVcc Rq(d), Rq(yes), or of 32 bits: REX.W 0F 40+cc /r.
+        let rex = if i.ty == Ty::I64 { 0x48 } else { 0x40 };
+        self.code.extend([rex | d >> 3 << 2 | yes >> 3, 0x0f, 0x40 | c, 0xc0 | (d & 7) << 3 | yes & 7]);
     }
 
     fn select_vector(&mut self, i: &Inst) {
@@ -396,6 +456,18 @@ impl Emit<'_> {
         asm!(self; movdqa Rx(d), Rx(yes));
         let here = self.here();
         self.point(over, here);
+    }
+}
+
+/// Whether an op leaves the bits of its register beyond its type zero.
+pub fn is_clean(b: &Block, v: Val) -> bool {
+    let i = &b.insts[v.index()];
+    match i.op {
+        Op::Load | Op::ZExt | Op::Clz | Op::Ctz | Op::Popcnt => matches!(i.ty, Ty::I8 | Ty::I16 | Ty::I32),
+        Op::Add | Op::Sub | Op::And | Op::Or | Op::Xor | Op::Mul | Op::Neg | Op::Not | Op::Bswap | Op::Select => i.ty == Ty::I32,
+        // Nothing is done for a count of 0.
+        Op::Shl | Op::Shr | Op::Sar | Op::Rotl | Op::Rotr => i.ty == Ty::I32 && b.as_const(i.b).is_some_and(|c| c % 32 != 0),
+        _ => false,
     }
 }
 

@@ -2,9 +2,10 @@
 //! state (`Loc::State`); who reads or writes state bytes asks here for the register first.
 
 use super::emit::Emit;
+use super::integer::is_clean;
 use super::regs::{Loc, POOL};
 use super::{asm, st};
-use ir::{Block, Effects, Op, StateLayout, Ty, Val};
+use ir::{Block, Effects, Inst, Op, StateLayout, Ty, Val};
 
 /// Registers that may be pinned, those that calls preserve first. What remains suffices for any op.
 const GPRS: [u8; 6] = [3, 5, 12, 13, 10, 9];
@@ -234,6 +235,7 @@ impl Emit<'_> {
                 let asked = between.iter().any(|b| matches!(b.op, Op::Get | Op::Set) && b.aux == i.aux);
                 if let (Some((p, _)), false) = (found, asked) {
                     self.r.direct[i.a.index()] = Some(p);
+                    self.find_extended(i.a, quiet, p);
                 }
             }
             let e = i.effects(self.env.helpers);
@@ -244,8 +246,29 @@ impl Emit<'_> {
         }
     }
 
+    /// The same of what such a value is the extension of, if an instruction on its narrower type extends it as well.
+    fn find_extended(&mut self, wide: Val, quiet: usize, p: Pin) {
+        let insts = &self.block.insts;
+        let i = &insts[wide.index()];
+        if i.op != Op::ZExt || i.a.index() < quiet || !is_clean(self.block, i.a) {
+            return;
+        }
+        let slot = |b: &Inst| matches!(b.op, Op::Get | Op::Set) && self.slot_off(b) & !7 == p.off & !7;
+        if !insts[i.a.index() + 1..wide.index()].iter().any(slot) {
+            self.r.direct[i.a.index()] = Some(p);
+        }
+    }
+
     pub fn goes_direct(&self) -> bool {
         self.r.direct.get(self.at as usize).is_some_and(Option::is_some)
+    }
+
+    /// Whether the result of the current op may take the place of an operand: see `dest_from`.
+    pub fn may_become(&self, v: Val) -> bool {
+        match self.r.direct.get(self.at as usize).copied().flatten() {
+            Some(p) => self.loc(v) == Loc::State(p.off),
+            None => self.in_place(v),
+        }
     }
 
     /// The register of the slot that the current op's result goes to, which it becomes. `from`: the operand whose place
@@ -259,7 +282,9 @@ impl Emit<'_> {
         if from.is_some() && i.operands().any(|v| Some(v) != from && lies(self, v)) {
             return None;
         }
-        let here = from.filter(|v| self.loc(*v) == Loc::State(p.off) && self.block.ty(*v).bytes() as i32 == p.size);
+        // Results of 32 bits are extended to the whole of the register by the instruction that makes them.
+        let whole = |e: &Self, v: Val| e.block.ty(v).bytes() as i32 == p.size || i.ty == Ty::I32 && e.block.ty(v) == Ty::I32;
+        let here = from.filter(|v| self.loc(*v) == Loc::State(p.off) && whole(self, *v));
         self.save_aliased(Some((p.off, p.size)));
         if let (Some(v), None) = (from, here) {
             if p.is_vector() {

@@ -52,6 +52,8 @@ pub struct Regs {
     /// Indexes of ops that call the runtime.
     pub calls: Vec<u32>,
     gpr: [Option<Val>; 16],
+    /// A second value in the same register, of which the first is the low part or the extension.
+    twin: [Option<Val>; 16],
     xmm: [Option<Val>; 16],
     /// Values that are in state slots: value, offset, size.
     aliased: Vec<(Val, i32, i32)>,
@@ -77,7 +79,7 @@ impl Regs {
         self.calls.clear();
         self.aliased.clear();
         self.free_spills.clear();
-        (self.gpr, self.xmm) = ([None; 16], [None; 16]);
+        (self.gpr, self.twin, self.xmm) = ([None; 16], [None; 16], [None; 16]);
         (self.spills, self.locked, self.locked_x) = (0, 0, 0);
     }
 
@@ -92,10 +94,18 @@ impl Regs {
             return;
         }
         match std::mem::replace(&mut self.loc[v.index()], Loc::None) {
-            Loc::Gpr(r) => self.gpr[usize::from(r)] = None,
+            Loc::Gpr(r) => self.leave(usize::from(r), v),
             Loc::Xmm(r) => self.xmm[usize::from(r)] = None,
             Loc::Spill(off) => self.free_spills.push(off),
             _ => {}
+        }
+    }
+
+    /// A value is no longer in a register.
+    fn leave(&mut self, r: usize, v: Val) {
+        let twin = self.twin[r].take();
+        if self.gpr[r] == Some(v) {
+            self.gpr[r] = twin;
         }
     }
 
@@ -113,6 +123,11 @@ impl Emit<'_> {
     /// Whether the current op is the last to use a value.
     pub fn dies(&self, v: Val) -> bool {
         self.r.last[v.index()] <= self.at
+    }
+
+    /// Whether the current op may put its result where a value is: in a register that nothing else needs.
+    pub fn in_place(&self, v: Val) -> bool {
+        matches!(self.loc(v), Loc::Gpr(r) if self.r.twin[usize::from(r)].is_none()) && self.dies(v)
     }
 
     fn crosses_call(&self, v: Val) -> bool {
@@ -141,8 +156,11 @@ impl Emit<'_> {
 
     /// Frees the register whose value cold code alone uses, or else which is used last.
     fn evict(&mut self) -> u8 {
-        let last =
-            |e: &Self, r: u8| e.r.gpr[usize::from(r)].map_or((false, 0), |v| (e.r.late.alone(v, e.at), e.r.last[v.index()]));
+        let last = |e: &Self, r: u8| {
+            let r = usize::from(r);
+            let values = || e.r.gpr[r].into_iter().chain(e.r.twin[r]);
+            (values().all(|v| e.r.late.alone(v, e.at)), values().map(|v| e.r.last[v.index()]).max())
+        };
         let usable = self.r.pins.gprs & !self.r.locked;
         let unlocked = POOL.iter().copied().filter(|r| usable >> r & 1 != 0);
         let r = unlocked.max_by_key(|r| last(self, *r)).expect("an op needs fewer registers than there are");
@@ -158,7 +176,11 @@ impl Emit<'_> {
     }
 
     fn spill(&mut self, r: u8) {
-        let Some(v) = self.r.gpr[usize::from(r)].take() else { return };
+        let (v, twin) = (self.r.gpr[usize::from(r)].take(), self.r.twin[usize::from(r)].take());
+        v.into_iter().chain(twin).for_each(|v| self.spill_value(r, v));
+    }
+
+    fn spill_value(&mut self, r: u8, v: Val) {
         let constant = self.block.insts.get(v.index()).filter(|i| i.op == Op::Const);
         self.r.loc[v.index()] = if let Some(i) = constant {
             Loc::Const(i.imm as u64 & i.ty.mask())
@@ -330,7 +352,7 @@ impl Emit<'_> {
         }
         let d = Val(self.at);
         match self.loc(a) {
-            Loc::Gpr(r) if self.dies(a) => {
+            Loc::Gpr(r) if self.in_place(a) => {
                 self.r.gpr[usize::from(r)] = Some(d);
                 self.r.loc[d.index()] = Loc::Gpr(r);
                 self.r.loc[a.index()] = Loc::None;
@@ -342,6 +364,20 @@ impl Emit<'_> {
                 self.copy_to(r, a);
                 r
             }
+        }
+    }
+
+    /// The current op's result is what is in the register of `a` already, which may be needed as it is. False: they cannot share it.
+    pub fn share(&mut self, a: Val) -> bool {
+        let d = Val(self.at);
+        match self.loc(a) {
+            Loc::Gpr(r) if self.r.twin[usize::from(r)].is_none() && !self.goes_direct() => {
+                self.r.twin[usize::from(r)] = Some(d);
+                self.r.loc[d.index()] = Loc::Gpr(r);
+                self.r.locked |= 1 << r;
+                true
+            }
+            _ => false,
         }
     }
 
@@ -409,8 +445,8 @@ impl Emit<'_> {
     pub fn release(&mut self) {
         let at = self.at as usize;
         let i = &self.block.insts[at];
-        // A comparison done here by the op that it is for: its operands die here too.
-        let fused = at.checked_sub(1).filter(|p| self.block.insts[*p].op == Op::Cmp && self.fuses(*p));
+        // An op done here by that which it is for: its operands die here too.
+        let fused = at.checked_sub(1).filter(|p| self.fuses(*p));
         i.each_operand(|v| self.r.release(v, self.at));
         if let Some(p) = fused {
             self.block.insts[p].each_operand(|v| self.r.release(v, self.at));
