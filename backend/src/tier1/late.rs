@@ -125,14 +125,13 @@ impl Emit<'_> {
         }
     }
 
-    /// Whether a set is of a whole slot that lies in memory, and which the engine itself does not use.
+    /// Whether a set is of a whole slot, not of a vector's, which the engine itself does not use.
     fn may_be_late(&self, i: &Inst) -> bool {
         let (l, slot) = (self.env.layout, self.env.layout.slot(i.slot()));
         matches!(i.ty, Ty::I32 | Ty::I64)
             && slot.size == i.ty.bytes()
             && ![l.pc, l.pc_page, l.fp_flags].contains(&i.slot())
             && !l.x87.is_some_and(|x| (x.start..x.end).contains(&slot.offset))
-            && !self.is_pinned(slot.offset as i32)
     }
 
     /// Finds the stores that may be late, and has their values live until the last op that may do them.
@@ -165,6 +164,12 @@ impl Emit<'_> {
         late.leaves.reverse();
         late.last.clone_from(&self.r.last);
         late.find_sunk(block);
+        // A pinned slot's register may as well have the value at once, if it must be computed.
+        for (k, i) in insts.iter().enumerate().filter(|(_, i)| i.op == Op::Set) {
+            if late.until[k] != 0 && !late.is_sunk(i.a.0) && self.is_pinned(self.slot_off(i)) {
+                late.until[k] = 0;
+            }
+        }
         for (k, i) in insts.iter().enumerate().filter(|(k, _)| late.until[*k] != 0) {
             let sunk = if late.is_sunk(i.a.0) { sinks(block, i.a) } else { None };
             let v = sunk.map_or(i.a, |(from, _)| from);
@@ -236,20 +241,28 @@ impl Emit<'_> {
         for n in stores.clone().filter(|n| !from_state(self, n)).collect::<Vec<_>>() {
             let LateStore { off, ty, from, then } = self.late_stores[n];
             match (from, then) {
-                (Loc::Gpr(r), Then::Nothing) => self.store_state(ty, off, r),
+                (Loc::Gpr(r), Then::Nothing) => self.store_late(ty, off, r),
                 (Loc::Const(c), Then::Nothing) if imm32(ty, c).is_some() => {
                     self.store_imm(ty, off, imm32(ty, c).unwrap_or(0));
                 }
                 _ => {
                     self.late_to_rax(n);
-                    self.store_state(ty, off, RAX);
+                    self.store_late(ty, off, RAX);
                 }
             }
         }
         for n in stores.rev().filter(|n| from_state(self, n)).collect::<Vec<_>>() {
             let LateStore { off, ty, .. } = self.late_stores[n];
             asm!(self; pop rax);
-            self.store_state(ty, off, RAX);
+            self.store_late(ty, off, RAX);
+        }
+    }
+
+    /// Into the slot's register if it has one, from which those who leave write it back.
+    fn store_late(&mut self, ty: Ty, off: i32, r: u8) {
+        match self.r.pins.find(off) {
+            Some((pin, _)) => asm!(self; mov Rq(pin.reg), Rq(r)),
+            None => self.store_state(ty, off, r),
         }
     }
 

@@ -34,18 +34,7 @@ impl Tr<'_> {
             let v = if base == Register::EIP { self.b.bin_imm(Op::And, v, 0xffff_ffff) } else { v };
             return (v, 0);
         }
-        let mut v = if base == Register::None { None } else { Some(self.reg(base)) };
-        if index != Register::None {
-            let mut i = self.reg(index);
-            let scale = self.insn.memory_index_scale();
-            if scale > 1 {
-                i = self.b.bin_imm(Op::Shl, i, scale.trailing_zeros().into());
-            }
-            v = Some(match v {
-                Some(b) => self.b.bin(Op::Add, b, i),
-                None => i,
-            });
-        }
+        let v = self.base_and_index(base, index);
         match v {
             None => (self.i64(disp & ty.mask()), 0),
             Some(v) if ty == Ty::I64 => (v, i64::from(disp as i32)),
@@ -54,6 +43,34 @@ impl Tr<'_> {
                 (self.b.zext(Ty::I64, v), 0)
             }
         }
+    }
+
+    /// The low 32 bits of the offset, where it has 64 and does not count from the program counter.
+    pub fn low_offset(&mut self) -> Option<Val> {
+        let (base, index) = (self.insn.memory_base(), self.insn.memory_index());
+        if self.addr_ty() != Ty::I64 || base == Register::RIP {
+            return None;
+        }
+        let disp = u64::from(self.insn.memory_displacement64() as u32);
+        let v = self.base_and_index(base.full_register32(), index.full_register32())?;
+        Some(if disp != 0 { self.b.bin_imm(Op::Add, v, disp) } else { v })
+    }
+
+    /// A register plus a scaled one, of the same size; either may be missing.
+    fn base_and_index(&mut self, base: Register, index: Register) -> Option<Val> {
+        let base = if base == Register::None { None } else { Some(self.reg(base)) };
+        if index == Register::None {
+            return base;
+        }
+        let mut i = self.reg(index);
+        let scale = self.insn.memory_index_scale();
+        if scale > 1 {
+            i = self.b.bin_imm(Op::Shl, i, scale.trailing_zeros().into());
+        }
+        Some(match base {
+            Some(b) => self.b.bin(Op::Add, b, i),
+            None => i,
+        })
     }
 
     /// Linear address of the memory operand, as a value and a displacement. `bytes` will be accessed there.

@@ -134,6 +134,11 @@ fn extend(tr: &mut Tr<'_>) {
 
 fn lea(tr: &mut Tr<'_>) {
     let to = tr.op_ty(0);
+    if to == Ty::I32
+        && let Some(low) = tr.low_offset()
+    {
+        return tr.dst(0, low);
+    }
     let (mut v, disp) = tr.offset();
     if disp != 0 {
         v = tr.b.bin_imm(Op::Add, v, disp as u64);
