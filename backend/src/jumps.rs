@@ -4,9 +4,10 @@
 #![allow(unsafe_code)]
 
 use crate::cache::Record;
+use crate::exec::OURS;
 use crate::jit::asm::{miss_address, stale_address};
 use crate::vblock::VcpuBlock;
-use vm_core::guest::GuestCpu;
+use vm_core::guest::{GuestCpu, MODE_BITS};
 
 /// log2 of the entries of the inline jump cache.
 const JC_BITS: u32 = 15;
@@ -22,8 +23,8 @@ pub const JC_MASK: u32 = (JC_ENTRIES as u32 - 1) << 5;
 #[derive(Clone, Copy, Debug)]
 pub struct JcEntry {
     pub pc: u64,
-    /// Mode word; all ones in an empty entry.
-    pub mode: u64,
+    /// That of the mode (`tag_of`); all ones in an empty entry. Generated code compares it with `Engine::tag` and `exit`.
+    pub tag: u64,
     pub rec: *mut Record,
     /// Its compiled code, or `jit::asm::miss_address`.
     pub code: u64,
@@ -38,6 +39,16 @@ const fn jc_index(pc: u64) -> usize {
     ((pc as u32).wrapping_mul(JC_FACTOR) >> (32 - JC_BITS)) as usize
 }
 
+/// A mode word in 32 bits: what is the guest's (`MODE_BITS`), above it what is ours.
+pub const fn tag_of(mode: u64) -> u32 {
+    const { assert!(OURS >> OURS_FROM << OURS_FROM == OURS && 64 - OURS_FROM + MODE_BITS <= 32) };
+    debug_assert!((mode & !OURS) >> MODE_BITS == 0);
+    (mode >> OURS_FROM << MODE_BITS) as u32 | mode as u32 & ((1 << MODE_BITS) - 1)
+}
+
+/// Lowest bit of modes that is ours.
+const OURS_FROM: u32 = 53;
+
 impl JcEntry {
     /// Whether it leads to the block of `pc` in `mode`.
     #[inline]
@@ -48,10 +59,10 @@ impl JcEntry {
     /// Whether it does or did.
     #[inline]
     pub fn is_of(&self, pc: u64, mode: u64) -> bool {
-        self.pc == pc && self.mode == mode
+        self.pc == pc && self.tag == u64::from(tag_of(mode))
     }
 
-    pub const EMPTY: JcEntry = JcEntry { pc: 0, mode: u64::MAX, rec: std::ptr::null_mut(), code: 0 };
+    pub const EMPTY: JcEntry = JcEntry { pc: 0, tag: u64::MAX, rec: std::ptr::null_mut(), code: 0 };
 }
 
 /// Looks into second places until one is promoted.
@@ -90,7 +101,7 @@ impl<C: GuestCpu> VcpuBlock<C> {
     /// Nothing would be lost by an entry in this place.
     fn jc_is_free(&self, i: usize) -> bool {
         let e = &self.eng.jc[i];
-        e.mode == JcEntry::EMPTY.mode || e.code == stale_address()
+        e.tag == JcEntry::EMPTY.tag || e.code == stale_address()
     }
 
     /// Enters a block in the jump cache: where the program counter is or was, or where there is room, or in its first place, from
@@ -103,7 +114,7 @@ impl<C: GuestCpu> VcpuBlock<C> {
             let was_global = self.jc_fills.is_global[first];
             self.jc_put(first ^ 1, old, was_global);
         }
-        self.jc_put(place.unwrap_or(first), JcEntry { pc, mode, rec, code: 0 }, global);
+        self.jc_put(place.unwrap_or(first), JcEntry { pc, tag: tag_of(mode).into(), rec, code: 0 }, global);
         if self.jc_fills.local.len().max(self.jc_fills.global.len()) >= JC_ENTRIES {
             self.jc_clear_all();
         }
@@ -168,7 +179,7 @@ impl<C: GuestCpu> VcpuBlock<C> {
         }
         for i in self.jc_fills.local.drain(..) {
             let e = &mut self.eng.jc[usize::from(i)];
-            if e.mode != JcEntry::EMPTY.mode && !self.jc_fills.is_global[usize::from(i)] {
+            if e.tag != JcEntry::EMPTY.tag && !self.jc_fills.is_global[usize::from(i)] {
                 e.code = stale_address();
                 self.jc_fills.stale.push(i);
             }

@@ -21,7 +21,7 @@ use ir::tri::RunTri;
 use std::mem::offset_of;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use vm_core::guest::{GuestCpu, X87_IMAGE};
 use vm_core::{CpuIo, Fault};
 
@@ -88,7 +88,7 @@ pub type Helper<C> = fn(&mut VcpuBlock<C>, u64, u64, u64) -> Result<u64, Fault>;
 pub const BASE: i32 = 64;
 
 /// Words that make `Engine` end on its last one.
-const PAD: usize = 3;
+const PAD: usize = 1;
 
 /// Engine state below the seam. Generated code uses the `#[repr(C)]` part by offset.
 #[repr(C)]
@@ -133,6 +133,10 @@ pub struct Engine {
     pub run_tri: RunTri,
     /// `ir::StateLayout::pc_mask`.
     pub mask_of: fn(mode: u64) -> u64,
+    /// Mode word of the code that runs: `VcpuBlock::set_mode`.
+    pub mode: u64,
+    /// What `stack_limit` is while `exit` is not set; set by the first entry into generated code.
+    pub stack_room: u64,
     /// `GuestCpu::code_base` that the jump cache holds for.
     pub code_base: u64,
     pub why: Why,
@@ -148,16 +152,16 @@ pub struct Engine {
     // --- used most by generated code: within `BASE` bytes of the seam, but for the first functions
     /// Functions that generated code calls: see `jit::runtime`.
     pub fns: [usize; func::COUNT],
+    /// What entries of the jump cache have for `mode`. Read together with `exit`, so that none fits while that is set.
+    pub tag: u32,
     /// Set by other threads: return to the dispatcher soon.
     pub exit: AtomicU32,
     /// Outcome of the last helper called from generated code: 0 = done, else a `Why`.
     pub status: u32,
-    /// Mode word of the code that runs: `VcpuBlock::set_mode`.
-    pub mode: u64,
-    /// Where the host's stack has no room for another frame of a guest call.
-    pub stack_limit: u64,
     /// What an access is, once it has missed: `jit::runtime::AccessInfo`.
     pub slow_info: u32,
+    /// Where the host's stack has no room for another frame of a guest call; all ones while `exit` is set, so that every call asks.
+    pub stack_limit: AtomicU64,
     /// What generated code has in the host's registers: `LIVE_SSE`, `LIVE_X87`. See `VcpuBlock::collect_fp`.
     pub fp_live: u32,
     /// The space of links; must come last (checked in `VcpuBlock`).
@@ -236,9 +240,11 @@ unsafe impl<C: GuestCpu> Send for VcpuBlock<C> {}
 impl<C: GuestCpu> VcpuBlock<C> {
     /// What is used most lies where `BASE` reaches it.
     const ENDS_AT_SEAM: () = assert!(Self::eng_offset(offset_of!(Engine, spaces)) == -32);
+    /// Jumps through the jump cache read both at once.
+    const TAG_AND_EXIT: () = assert!(offset_of!(Engine, tag) % 8 == 0 && offset_of!(Engine, exit) == offset_of!(Engine, tag) + 4);
 
     pub fn new(cpu: C, helpers: Arc<[Helper<C>]>) -> Box<Self> {
-        const { Self::ENDS_AT_SEAM };
+        const { (Self::ENDS_AT_SEAM, Self::TAG_AND_EXIT) };
         let layout = std::alloc::Layout::new::<Self>();
         // SAFETY: the layout is not empty. Every field is written before the box is made: the tables and temporaries are
         // plain numbers for which zero is valid (and are set up by `clear`), the others are written one by one.
@@ -322,12 +328,12 @@ impl<C: GuestCpu> VcpuBlock<C> {
     }
 }
 
-/// Shared ownership of a block: the vCPU uses all of it, kicks from other threads only `Engine::exit`.
+/// Shared ownership of a block: the vCPU uses all of it, kicks from other threads only `Engine::exit` and `stack_limit`.
 pub struct VcpuRef<C: GuestCpu>(Arc<Owner<C>>);
 
 struct Owner<C: GuestCpu>(NonNull<VcpuBlock<C>>);
 
-// SAFETY: see `VcpuRef`: through a shared `Owner` only the atomic exit flag is touched.
+// SAFETY: see `VcpuRef`: through a shared `Owner` only the atomic fields are touched.
 unsafe impl<C: GuestCpu> Send for Owner<C> {}
 // SAFETY: as above.
 unsafe impl<C: GuestCpu> Sync for Owner<C> {}
@@ -345,7 +351,7 @@ impl<C: GuestCpu> VcpuRef<C> {
     }
 
     pub fn get(&mut self) -> &mut VcpuBlock<C> {
-        // SAFETY: `VcpuRef` is not `Clone` and `self` is borrowed mutably, so this is the only use beside the atomic flag.
+        // SAFETY: `VcpuRef` is not `Clone` and `self` is borrowed mutably, so this is the only use beside the atomic fields.
         unsafe { &mut *self.0.0.as_ptr() }
     }
 
@@ -353,10 +359,11 @@ impl<C: GuestCpu> VcpuRef<C> {
     pub fn kick(&self) -> Box<dyn Fn() + Send + Sync> {
         let owner = self.0.clone();
         Box::new(move || {
-            // SAFETY: the owner keeps the allocation; only the atomic field is touched.
+            // SAFETY: the owner keeps the allocation; only the atomic fields are touched.
             unsafe {
-                let exit = &raw const (*owner.0.as_ptr()).eng.exit;
-                (*exit).store(1, std::sync::atomic::Ordering::SeqCst);
+                let eng = &raw const (*owner.0.as_ptr()).eng;
+                (*(&raw const (*eng).exit)).store(1, Ordering::SeqCst);
+                (*(&raw const (*eng).stack_limit)).store(u64::MAX, Ordering::SeqCst);
             }
         })
     }

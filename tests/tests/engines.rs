@@ -43,7 +43,14 @@ fn image(world: World, offset: u64, code: &[u8]) -> Image {
 
 #[test]
 fn endless_loops_stop_when_asked_to() {
-    let loops: [(&str, &[u8], &[u8]); 6] = [
+    // f0: call f1; call f1; ret; f1: call f2; call f2; ret; …: no edge leads back, and they take 2^60 calls.
+    let tree: Vec<u8> = [0xfa].into_iter().chain([0xe8, 6, 0, 0, 0, 0xe8, 1, 0, 0, 0, 0xc3].repeat(60)).chain([0xc3]).collect();
+    // The same by lea rax, [next]; call rax
+    let calls = [0x48, 0x8d, 5, 12, 0, 0, 0, 0xff, 0xd0, 0x48, 0x8d, 5, 3, 0, 0, 0, 0xff, 0xd0, 0xc3];
+    let indirect: Vec<u8> = [0xfa].into_iter().chain(calls.repeat(60)).chain([0xc3]).collect();
+    let loops: [(&str, &[u8], &[u8]); 8] = [
+        ("a tree of calls", &tree, &[]),
+        ("a tree of indirect calls", &indirect, &[]),
         ("jump to itself", &[0xfa, 0xeb, 0xfe], &[]),
         // cli; L: inc eax; test eax, 1; jz M; nop; M: jmp L
         ("two blocks", &[0xfa, 0xff, 0xc0, 0xa9, 1, 0, 0, 0, 0x74, 1, 0x90, 0xeb, 0xf4], &[]),

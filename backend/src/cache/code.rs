@@ -6,7 +6,7 @@ use super::{Cache, Record};
 use crate::far::Far;
 use crate::jit::arena::{Arena, COLD, HostCode, Range};
 use crate::tier0::form::Handler;
-use crate::tier1::{EDGES, NEAR_OR_FAR};
+use crate::tier1::{EDGES, Entries, NEAR_OR_FAR};
 use std::ptr;
 
 /// A block's code from tier 1.
@@ -20,19 +20,26 @@ pub struct Tier1Code {
     pub far: [Option<Box<Far>>; NEAR_OR_FAR],
     /// Of a block that straddles: holds as a link into the second page would.
     pub guard: Option<Box<Far>>,
+    /// The first edge is a call.
+    pub calls: bool,
 }
 
 impl Record {
-    /// Where an edge of `from`, a block of the same page, enters the code.
-    fn entry_from(&self, from: &Record) -> u64 {
-        if self.start > from.start { self.forward } else { self.linked }
+    /// Whether an edge of its code is a call.
+    fn is_call(&self, edge: u8) -> bool {
+        edge == 0 && self.tier1.as_ref().is_some_and(|c| c.calls)
+    }
+
+    /// Where an edge of `from`, a block of the same page, enters the code. `calls`: it is a call, which asks for the dispatcher itself.
+    fn entry_from(&self, from: &Record, calls: bool) -> u64 {
+        if calls || self.start > from.start { self.forward } else { self.linked }
     }
 }
 
 /// Where an edge that leaves the page enters the code of `to`. Going round and round takes an edge that leads back: forward alone,
 /// program counters of 64 bits would come to addresses that are not canonical, which fault. Narrow ones wrap round.
-fn far_entry(far: &Far, to: &Record) -> u64 {
-    if far.wide && far.delta > 0 { to.forward } else { to.linked }
+fn far_entry(far: &Far, to: &Record, calls: bool) -> u64 {
+    if calls || far.wide && far.delta > 0 { to.forward } else { to.linked }
 }
 
 impl Cache {
@@ -64,13 +71,13 @@ impl Cache {
 
     // --- code of tier 1
 
-    /// `rec` (live) gets code from tier 1. `linked`, `forward`: offsets of these entries.
-    pub fn add_tier1(&mut self, rec: *mut Record, code: Tier1Code, (linked, forward): (u32, u32), compiled_start: Handler) {
+    /// `rec` (live) gets code from tier 1.
+    pub fn add_tier1(&mut self, rec: *mut Record, code: Tier1Code, e: Entries, compiled_start: Handler) {
         let Some(arena) = &self.arena else { return };
         let at = arena.address(code.range);
         // SAFETY: by the caller's promise.
         let r = unsafe { &mut *rec };
-        (r.code, r.linked, r.forward) = (at, at + u64::from(linked), at + u64::from(forward));
+        [r.code, r.linked, r.forward] = [e.full, e.linked, e.forward].map(|entry| at + u64::from(entry));
         r.tier1 = Some(Box::new(code));
         r.ops[0].set_handler(compiled_start);
         self.changed.push(rec);
@@ -80,7 +87,8 @@ impl Cache {
     pub fn link_code(&mut self, from: *mut Record, edge: u8, to: *mut Record) {
         // SAFETY: by the caller's promise; the references do not overlap in use where both are one record.
         unsafe {
-            let linked = (*to).entry_from(&*from);
+            let calls = (*from).is_call(edge);
+            let linked = (*to).entry_from(&*from, calls);
             let Some(code) = (*from).tier1.as_deref_mut().filter(|c| linked != 0 && c.to[usize::from(edge)].is_null()) else {
                 return;
             };
@@ -98,14 +106,14 @@ impl Cache {
         let e = usize::from(edge);
         // SAFETY: by the caller's promise; the references do not overlap in use where both are one record.
         unsafe {
-            let (linked, full) = ((*to).linked, (*to).code);
+            let (linked, full, calls) = ((*to).linked, (*to).code, (*from).is_call(edge));
             let Some(code) = (*from).tier1.as_deref_mut().filter(|_| linked != 0) else { return };
             if !ptr::eq(code.to[e], to) {
                 if let Some(old) = code.to[e].as_mut() {
                     old.callers.retain(|(f, n)| !(ptr::eq(*f, from) && *n == edge));
                 }
                 let (Some((jump, _)), Some(far), Some(arena)) = (code.edges[e], &code.far[e], &mut self.arena) else { return };
-                arena.point(code.range, jump as usize, far_entry(far, &*to));
+                arena.point(code.range, jump as usize, far_entry(far, &*to, calls));
                 code.to[e] = to;
                 (*to).callers.push((from, edge));
             }
@@ -138,13 +146,15 @@ impl Cache {
         // SAFETY: callers are live: a record that loses its code leaves the lists of those that it calls.
         for &(from, edge) in unsafe { &(*to).callers } {
             // SAFETY: as above.
-            let (near, to) = unsafe { ((*to).entry_from(&*from), &*to) };
+            let calls = unsafe { (*from).is_call(edge) };
+            // SAFETY: as above.
+            let (near, to) = unsafe { ((*to).entry_from(&*from, calls), &*to) };
             // SAFETY: as above.
             let code = unsafe { (*from).tier1.as_deref_mut() };
             if let (Some(code), Some(arena)) = (code, &mut self.arena) {
                 let Some((jump, _)) = code.edges[usize::from(edge)] else { continue };
                 let far = code.far.get_mut(usize::from(edge)).and_then(Option::as_mut);
-                arena.point(code.range, jump as usize, far.as_ref().map_or(near, |f| far_entry(f, to)));
+                arena.point(code.range, jump as usize, far.as_ref().map_or(near, |f| far_entry(f, to, calls)));
                 if let Some(far) = far {
                     far.follow(to.code);
                 }

@@ -44,12 +44,13 @@ pub struct Record {
     pub ops: Box<[COp]>,
     /// RAM page of the second part of a straddling block.
     pub second: Option<u64>,
-    /// Entry address of compiled code, 0 if there is none or the block was dropped.
+    /// Entry address of compiled code, 0 if there is none or the block was dropped: with the program counter in rdi, from who has looked
+    /// whether the dispatcher is wanted.
     pub code: u64,
     /// Entry of compiled code that needs only the page's program counter in the state, 0 as `code`.
     pub linked: u64,
-    /// The same for edges that lead forward, in the page or out of it: without asking whether the dispatcher is wanted, as every loop
-    /// also has an edge that leads back.
+    /// The same for calls, which ask whether the dispatcher is wanted, and for edges that lead forward, in the page or out of it, which
+    /// do not, as every loop also has an edge that leads back.
     pub forward: u64,
     pub key: BlockKey,
     /// Page offset of the byte after the last (more than 4096 if it straddles).

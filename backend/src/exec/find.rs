@@ -6,7 +6,7 @@
 
 use super::{Driver, GRAVES, OBSERVED, ONE};
 use crate::cache::Record;
-use crate::jumps::JcEntry;
+use crate::jumps::{JcEntry, tag_of};
 use crate::mmu::Place;
 use crate::vblock::VcpuBlock;
 use ir::{BlockKey, Frontend};
@@ -97,7 +97,7 @@ impl<C: GuestCpu> VcpuBlock<C> {
 
     /// Sets the mode and what goes by it.
     pub fn set_mode(&mut self, mode: u64) {
-        self.eng.mode = mode;
+        (self.eng.mode, self.eng.tag) = (mode, tag_of(mode));
         self.eng.pc_mask = (self.eng.mask_of)(mode);
         self.eng.table = (&raw const self.eng.tlb.0[C::mode_ctx(mode)].entries) as u64;
     }

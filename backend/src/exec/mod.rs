@@ -36,7 +36,7 @@ pub const ONE: u64 = 1 << 63;
 /// Mode bit of blocks that tell an observer, which run in tier 0.
 pub const OBSERVED: u64 = 1 << 62;
 /// Mode bits that are not the guest's.
-const OURS: u64 = ONE | OBSERVED | BREAK_BITS;
+pub const OURS: u64 = ONE | OBSERVED | BREAK_BITS;
 /// Dropped blocks that may wait until they are freed.
 const GRAVES: usize = 4096;
 
@@ -214,6 +214,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
                 return StopReason::Debug(event);
             }
             b.eng.exit.store(0, Ordering::SeqCst);
+            b.eng.stack_limit.store(b.eng.stack_room, Ordering::SeqCst);
             let pending = io.signals().pending();
             if pending.contains(Events::STOP) {
                 return StopReason::Stopped;

@@ -132,7 +132,7 @@ const fn from_base(in_engine: usize) -> i32 {
 }
 
 /// Code that looks the program counter in rdi up in the jump cache: in rax the code that it has for it in this mode, where
-/// `hit` goes on, or `miss`. Uses rdx.
+/// `hit` goes on, or `miss`, as always while the exit flag is set. Uses rdx.
 #[cfg(target_arch = "x86_64")]
 macro_rules! through_jump_cache {
     (before: [$($before:literal),*], hit: [$($hit:literal),*], miss: [$($miss:literal),*], $($operands:tt)*) => {
@@ -141,16 +141,16 @@ macro_rules! through_jump_cache {
             "imul eax, edi, {factor}",
             "shr eax, {shift}",
             "and eax, {mask}",
-            "mov rdx, [r15 + {mode}]",
+            "mov rdx, [r15 + {tag}]",
             "cmp rdi, [r15 + rax + {jc_pc}]",
             "jne 4f",
-            "cmp rdx, [r15 + rax + {jc_mode}]",
+            "cmp rdx, [r15 + rax + {jc_tag}]",
             "je 5f",
             "4:",
             "xor eax, {beside}",
             "cmp rdi, [r15 + rax + {jc_pc}]",
             "jne 2f",
-            "cmp rdx, [r15 + rax + {jc_mode}]",
+            "cmp rdx, [r15 + rax + {jc_tag}]",
             "jne 2f",
             "5:",
             "mov rax, [r15 + rax + {jc_code}]",
@@ -167,10 +167,10 @@ macro_rules! through_jump_cache {
             shift = const JC_SHIFT,
             mask = const JC_MASK,
             beside = const size_of::<JcEntry>(),
-            mode = const from_base(offset_of!(Engine, mode)),
+            tag = const from_base(offset_of!(Engine, tag)),
             out = const from_base(offset_of!(Engine, way_out)),
             jc_pc = const from_base(offset_of!(Engine, jc)) + offset_of!(JcEntry, pc) as i32,
-            jc_mode = const from_base(offset_of!(Engine, jc)) + offset_of!(JcEntry, mode) as i32,
+            jc_tag = const from_base(offset_of!(Engine, jc)) + offset_of!(JcEntry, tag) as i32,
             jc_code = const from_base(offset_of!(Engine, jc)) + offset_of!(JcEntry, code) as i32,
             $($operands)*
         )
@@ -210,7 +210,7 @@ pub unsafe extern "C" fn far() {
     )
 }
 
-/// Jumped to by blocks with the program counter in rdi, the mode in rcx, and in rax the offset of an entry of the jump cache that is
+/// Jumped to by blocks with the program counter in rdi, the mode's tag and the exit flag in rcx, and in rax the offset of an entry of the jump cache that is
 /// not theirs: looks into the one beside it. Now and then that is left to the dispatcher (`VcpuBlock::jc_promote`).
 #[cfg(target_arch = "x86_64")]
 #[unsafe(naked)]
@@ -219,7 +219,7 @@ pub unsafe extern "C" fn second() {
         "xor eax, {beside}",
         "cmp rdi, [r15 + rax + {jc_pc}]",
         "jne 2f",
-        "cmp rcx, [r15 + rax + {jc_mode}]",
+        "cmp rcx, [r15 + rax + {jc_tag}]",
         "jne 2f",
         "dec dword ptr [r15 + {left}]",
         "je 2f",
@@ -234,7 +234,7 @@ pub unsafe extern "C" fn second() {
         pc_off = const from_base(offset_of!(Engine, pc_off)),
         beside = const size_of::<JcEntry>(),
         jc_pc = const from_base(offset_of!(Engine, jc)) + offset_of!(JcEntry, pc) as i32,
-        jc_mode = const from_base(offset_of!(Engine, jc)) + offset_of!(JcEntry, mode) as i32,
+        jc_tag = const from_base(offset_of!(Engine, jc)) + offset_of!(JcEntry, tag) as i32,
         jc_code = const from_base(offset_of!(Engine, jc)) + offset_of!(JcEntry, code) as i32,
         left = const from_base(offset_of!(Engine, second_places)),
         miss = const Why::Miss as u32,
@@ -364,8 +364,9 @@ pub fn push_thunk(code: &mut Vec<u8>, i: usize, start: u32, entry: u32, slots: &
     code.resize(at + THUNK, 0xcc);
 }
 
-/// Bytes of the host's stack for frames of guest calls.
+/// Bytes of the host's stack for frames of guest calls, and how many there may be more or less.
 const FRAMES: u32 = 32 << 10;
+const SLACK: u32 = 8 << 10;
 /// In place of a program counter, at which no call expects a return: of the frame that is always there. It is canonical, as all are where
 /// frames lead (`tier1::target`).
 const NOWHERE: i64 = -1;
@@ -401,8 +402,20 @@ pub unsafe extern "C" fn enter(_seam: *mut u8, _code: u64, _pc: u64) -> u64 {
         "ret",
         "2:",
         "mov [r15 + {stack_base}], rsp",
+        // Room for frames is where it was, but for what lies above on the stack. Else it is told by XCHG, which orders: whoever has
+        // seen no exit flag then is seen by who sets it.
         "lea rax, [rsp - {frames}]",
-        "mov [r15 + {stack_limit}], rax",
+        "mov rcx, rax",
+        "sub rcx, [r15 + {stack_room}]",
+        "add rcx, {slack}",
+        "cmp rcx, 2 * {slack}",
+        "jb 4f",
+        "mov [r15 + {stack_room}], rax",
+        "xchg [r15 + {stack_limit}], rax",
+        "cmp dword ptr [r15 + {exit}], 0",
+        "je 4f",
+        "mov qword ptr [r15 + {stack_limit}], -1",
+        "4:",
         "jmp rsi",
         "3:",
         "add rsp, 8",
@@ -417,6 +430,9 @@ pub unsafe extern "C" fn enter(_seam: *mut u8, _code: u64, _pc: u64) -> u64 {
         table = const from_base(offset_of!(Engine, table)),
         nowhere = const NOWHERE,
         frames = const FRAMES,
+        slack = const SLACK,
+        exit = const from_base(offset_of!(Engine, exit)),
+        stack_room = const from_base(offset_of!(Engine, stack_room)),
         lookup = const Why::Lookup as u32,
         pc_off = const from_base(offset_of!(Engine, pc_off)),
         stack_base = const from_base(offset_of!(Engine, stack_base)),

@@ -10,6 +10,7 @@ use super::cold::Cold;
 use super::emit::{Emit, cc};
 use super::regs::{Loc, RAX, RDI};
 use super::{asm, st};
+use crate::jit::runtime::func;
 use crate::vblock::Engine;
 use ir::{Inst, Op, Val};
 use std::mem::offset_of;
@@ -48,8 +49,9 @@ impl Emit<'_> {
         Some(Val(at as u32))
     }
 
-    /// The first word of a frame; uses rax.
-    pub fn push_frame(&mut self) {
+    /// The first word of a frame, and a look whether the dispatcher is wanted: there is no room then. Uses rax. `to`: page offset of what
+    /// is called; else the program counter is in rdi.
+    pub fn push_frame(&mut self, to: Option<i32>) {
         let limit = self.eng(offset_of!(Engine, stack_limit));
         let word = match self.returns_to().map(|v| self.loc(v)) {
             // Jumps to what was loaded have that in rdi by now.
@@ -61,7 +63,7 @@ impl Emit<'_> {
         };
         st!(self, limit; [cmp rsp,] []);
         let jump = self.jcc(cc::B);
-        self.cold.push(Cold::Frames { jump, back: self.here() });
+        self.cold.push(Cold::Frames { jump, back: self.here(), to });
         asm!(self; push Rq(word));
     }
 
@@ -83,7 +85,8 @@ impl Emit<'_> {
 
     /// A direct call.
     pub fn call_direct(&mut self, i: &Inst) {
-        self.push_frame();
+        self.push_frame(Some(i.imm as i32));
+        self.calls = true;
         let member = self.region.as_ref().map(|r| r.member(i.imm));
         match member {
             None if (0..4096).contains(&i.imm) => {
@@ -123,14 +126,21 @@ impl Emit<'_> {
         asm!(self; ret);
     }
 
-    /// There is no room for a frame: all are dropped.
-    pub fn drop_frames(&mut self, jump: usize, back: usize) {
+    /// There is no room for a frame: all are dropped. Or another thread wants the dispatcher: the jump cache leads there then.
+    pub fn drop_frames(&mut self, jump: usize, back: usize, to: Option<i32>) {
         let here = self.here();
         self.point(jump, here);
         let base = self.eng(offset_of!(Engine, stack_base));
+        let (exit, chain) = (self.eng(offset_of!(Engine, exit)), self.eng(offset_of!(Engine, fns) + 8 * func::CHAIN));
         st!(self, base; [mov rsp,] []);
-        let again = self.jmp();
+        self.cmp_state(false, exit, 0);
+        let again = self.jcc(cc::E);
         self.point(again, back);
+        self.write_back();
+        if let Some(to) = to {
+            self.pc_in_page(RDI, to.into());
+        }
+        st!(self, chain; [jmp QWORD] []);
     }
 
     /// The return does not go where the frame says.

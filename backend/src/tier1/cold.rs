@@ -88,6 +88,7 @@ pub(super) enum Cold {
     Frames {
         jump: usize,
         back: usize,
+        to: Option<i32>,
     },
     /// A return to elsewhere than its frame says.
     Return {
@@ -153,7 +154,7 @@ impl Emit<'_> {
         match c {
             Cold::Failed { jump } => tails.failed.push(jump),
             Cold::Far { jump, offset, landing, far } => self.far_miss(jump, offset, landing, far),
-            Cold::Frames { jump, back } => self.drop_frames(jump, back),
+            Cold::Frames { jump, back, to } => self.drop_frames(jump, back, to),
             Cold::Return { jump, check } => {
                 self.point_here(jump);
                 let wrong = check.as_ref().map(|c| self.not_canonical(c.shift));

@@ -44,12 +44,20 @@ pub struct Env<'a> {
     pub apart: &'a [u32],
 }
 
-/// Emitted code of a block; offsets are from its first byte, which is the full entry.
+/// Where a block's code is entered: see `cache::Record`.
+#[derive(Clone, Copy, Debug)]
+pub struct Entries {
+    pub full: u32,
+    pub linked: u32,
+    pub forward: u32,
+}
+
+/// Emitted code of a block; offsets are from its first byte.
 pub struct Code<'a> {
     pub code: HostCode<'a>,
-    pub linked: u32,
-    /// Linked entry that does not ask whether the dispatcher is wanted.
-    pub forward: u32,
+    pub entries: Entries,
+    /// The first edge is a call, which asks for the dispatcher itself.
+    pub calls: bool,
     /// For each edge, 0 = taken, 1 = not, 2 = behind a call, then those of `Op::Side`: where the rel32 of its jump ends, and the stub that it leads to while not linked.
     pub edges: [Option<(u32, u32)>; EDGES],
     /// For those edges that leave the page.
@@ -104,6 +112,8 @@ pub(super) struct Emit<'a> {
     /// Ops of kind `Side` so far.
     pub sides: u32,
     pub guard: Option<Box<Far>>,
+    /// The first edge is a call.
+    pub calls: bool,
     /// Floating point has been made ready: see `fp`.
     pub fp_ready: bool,
     /// The x87 state is known to be in the host's FPU, or in the guest's state: see `x87`.
@@ -159,6 +169,7 @@ impl Tier1 {
             far: [const { None }; NEAR_OR_FAR],
             sides: 0,
             guard: None,
+            calls: false,
             fp_ready: false,
             x87_ready: false,
             x87_home: false,
@@ -168,13 +179,13 @@ impl Tier1 {
             apart_from: u32::MAX,
         };
         e.prepare();
-        let (linked, forward) = e.entry();
+        let entries = e.entry();
         e.ops();
         e.cold_code();
-        let (edges, far, guard, split) = (e.edges, e.far, e.guard, e.split);
+        let (edges, far, guard, split, calls) = (e.edges, e.far, e.guard, e.split, e.calls);
         self.buffers =
             Buffers { code: e.code.ops, regs: e.r, cold: e.cold, ways: e.ways, late_stores: e.late_stores, crossing: e.crossing };
-        Code { code: self.buffers.parts(split), linked, forward, edges, far, guard }
+        Code { code: self.buffers.parts(split), entries, calls, edges, far, guard }
     }
 }
 

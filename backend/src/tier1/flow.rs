@@ -1,7 +1,7 @@
 //! Entries and ends of a block.
 
 use super::cold::{Cold, Leave};
-use super::emit::{Emit, NEAR_OR_FAR, cc};
+use super::emit::{Emit, Entries, NEAR_OR_FAR, cc};
 use super::regs::{RAX, RDI};
 use super::{asm, st};
 use crate::cache::Record;
@@ -45,21 +45,34 @@ impl Emit<'_> {
         st!(self, pc; [mov] [, rax]);
     }
 
-    /// The entries; gives the offsets of the linked ones.
-    pub fn entry(&mut self) -> (u32, u32) {
+    /// The entries, and what all of them come to. The jump cache has looked at the exit flag, so who comes by the full entry need not.
+    pub fn entry(&mut self) -> Entries {
         let start = self.block.start as i32;
-        self.set_page(start);
-        let linked = self.here() as u32;
-        self.guard();
-        self.exit_test();
-        let forward = if self.env.guarded { linked } else { self.here() as u32 };
+        let entries = if self.env.guarded {
+            let full = self.here() as u32;
+            self.set_page(start);
+            let linked = self.here() as u32;
+            self.guard();
+            self.exit_test();
+            Entries { full, linked, forward: linked }
+        } else {
+            let linked = self.here() as u32;
+            self.exit_test();
+            // JMP rel8 over the full entry.
+            self.code.extend([0xeb, 0]);
+            let full = self.here();
+            self.set_page(start);
+            let forward = self.here();
+            self.code.ops[full - 1] = (forward - full) as u8;
+            Entries { full: full as u32, linked, forward: forward as u32 }
+        };
         if self.env.counts {
             let hot = self.env.record as i64 + offset_of!(Record, hot) as i64;
             asm!(self; mov rax, QWORD hot; dec DWORD [rax]);
             self.leave_if(cc::E, start, Why::Hot);
         }
         self.take_budget();
-        (linked, forward)
+        entries
     }
 
     /// Sets the page's program counter, given that of an offset in it in rdi; uses rax.
@@ -146,22 +159,22 @@ impl Emit<'_> {
     }
 
     /// Goes on at the program counter in rdi through the jump cache: `jit::asm::chain` in line,
-    /// so that each jump is predicted for itself. A jump does not change the mode. Gives the ends of the jumps for when it is not in
+    /// so that each jump is predicted for itself. A jump does not change the mode. While the exit flag is set none is found. Gives the ends of the jumps for when it is not in
     /// the cache's first place.
     fn chain_first(&mut self) -> [usize; 2] {
         const { assert!(size_of::<JcEntry>() == 32) };
         let jc = self.eng(offset_of!(Engine, jc)) - BASE;
-        let (pc, mode) = (jc + offset_of!(JcEntry, pc) as i32, jc + offset_of!(JcEntry, mode) as i32);
+        let (pc, tag) = (jc + offset_of!(JcEntry, pc) as i32, jc + offset_of!(JcEntry, tag) as i32);
         let (code, factor, mask) = (jc + offset_of!(JcEntry, code) as i32, JC_FACTOR as i32, JC_MASK as i32);
-        let now = self.eng(offset_of!(Engine, mode));
+        let now = self.eng(offset_of!(Engine, tag));
         asm!(self; imul eax, edi, DWORD factor; shr eax, BYTE JC_SHIFT as i8);
         st!(self, now; [mov rcx,] []);
         asm!(self; and eax, DWORD mask; cmp rdi, [r15 + rax + pc]);
         let other_pc = self.jcc(cc::NE);
-        asm!(self; cmp rcx, [r15 + rax + mode]);
-        let other_mode = self.jcc(cc::NE);
+        asm!(self; cmp rcx, [r15 + rax + tag]);
+        let other_tag = self.jcc(cc::NE);
         asm!(self; jmp QWORD [r15 + rax + code]);
-        [other_pc, other_mode]
+        [other_pc, other_tag]
     }
 
     /// The same to the end.
@@ -204,7 +217,7 @@ impl Emit<'_> {
                 self.write_back();
                 match i.aux {
                     1 if self.may_return() => {
-                        self.push_frame();
+                        self.push_frame(None);
                         self.call_chain();
                     }
                     2 => self.return_to(),

@@ -26,7 +26,7 @@ mod tri;
 mod vector;
 mod x87;
 
-pub use emit::{EDGES, Env, NEAR_OR_FAR, Tier1};
+pub use emit::{EDGES, Entries, Env, NEAR_OR_FAR, Tier1};
 pub use region::RegionCode;
 
 /// Assembles into `Emit::code`.

@@ -98,6 +98,7 @@ impl Tier1 {
             far: [const { None }; NEAR_OR_FAR],
             sides: 0,
             guard: None,
+            calls: false,
             fp_ready: false,
             x87_ready: false,
             x87_home: false,
@@ -108,7 +109,7 @@ impl Tier1 {
         };
         let labels: Vec<usize> = (0..blocks.len()).map(|k| e.member(k, blocks[k], &loops)).collect();
         let entries: Vec<u32> =
-            members.iter().zip(&labels).map(|((b, entered), label)| e.region_entry(b, *entered, *label)).collect();
+            members.iter().zip(&labels).map(|((b, entered), label)| e.region_entry(b, *entered, *label, &loops)).collect();
         e.cold_code();
         if let Some(r) = e.region.take() {
             r.jumps.iter().for_each(|(jump, k)| e.point(*jump, labels[*k]));
@@ -122,12 +123,17 @@ impl Tier1 {
     }
 }
 
+/// Whether an edge leads back to a block.
+fn begins_loop(loops: &[(u32, u32)], block: &Block) -> bool {
+    loops.iter().any(|(to, _)| *to == block.start)
+}
+
 impl<'a> Emit<'a> {
     /// Emits a member; gives its first byte.
     fn member(&mut self, k: usize, block: &'a Block, loops: &[(u32, u32)]) -> usize {
         let label = self.here();
         self.start_block(k, block);
-        if loops.iter().any(|(to, _)| *to == block.start) {
+        if begins_loop(loops, block) {
             self.exit_test();
         }
         self.take_budget();
@@ -145,14 +151,16 @@ impl<'a> Emit<'a> {
     }
 
     /// The way in at a member, with the program counter in rdi.
-    fn region_entry(&mut self, block: &'a Block, entered: Option<&'a Block>, label: usize) -> u32 {
+    fn region_entry(&mut self, block: &'a Block, entered: Option<&'a Block>, label: usize, loops: &[(u32, u32)]) -> u32 {
         // No member follows this code.
         self.start_block(NOWHERE, entered.unwrap_or(block));
         let here = self.here() as u32;
         self.set_page(block.start as i32);
         self.load_pins(true);
         // Regions may lead to each other without end. Whoever leaves writes the pins back.
-        self.exit_test();
+        if entered.is_some() || !begins_loop(loops, block) {
+            self.exit_test();
+        }
         if entered.is_some() {
             self.take_budget();
             self.ops();

@@ -48,6 +48,7 @@ impl Mode {
     pub const XM: u64 = 1 << 18;
     /// CR4.LA57 in long mode: canonical addresses have 57 bits.
     pub const LA57: u64 = 1 << 19;
+    const _FITS: () = assert!(Self::LA57 >> vm_core::guest::MODE_BITS == 0);
 
     pub const fn has(self, bit: u64) -> bool {
         self.0 & bit != 0

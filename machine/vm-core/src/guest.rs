@@ -68,11 +68,14 @@ pub const CTX_COUNT: usize = 3;
 /// Bytes of FNSAVE's and FRSTOR's operand.
 pub const X87_IMAGE: usize = 108;
 
+/// Bits of a mode word that may be used, from the lowest on: engines have uses for the others.
+pub const MODE_BITS: u32 = 21;
+
 /// Guest CPU state, as engines see it.
 pub trait GuestCpu: Send + 'static {
     /// Tells the machine, before the CPU runs, what of its state shows outside.
     fn announce(&self, _io: &dyn CpuIo) {}
-    /// Every bit of state that translation may read; part of the block key.
+    /// Every bit of state that translation may read; part of the block key. Less than 2^`MODE_BITS`.
     fn mode(&self) -> u64;
     /// Access context (0..CTX_COUNT) of ordinary data accesses and fetches in `mode`.
     fn mode_ctx(mode: u64) -> usize;
