@@ -189,8 +189,14 @@ impl<C: GuestCpu> VcpuBlock<C> {
     /// The entries that are not global, before the address space that they hold in is left.
     pub fn jc_local(&self) -> Vec<LeftJump> {
         let newest = self.jc_fills.local.iter().rev().take(MOST_LEFT).rev();
-        let entries = newest.map(|i| (*i, self.eng.jc[usize::from(*i)]));
-        entries.filter(|(i, _)| !self.jc_is_free(usize::from(*i)) && !self.jc_fills.is_global[usize::from(*i)]).collect()
+        let mut left = Vec::with_capacity(newest.len());
+        for &n in newest {
+            let i = usize::from(n);
+            if !self.jc_is_free(i) && !self.jc_fills.is_global[i] {
+                left.push((n, self.eng.jc[i]));
+            }
+        }
+        left
     }
 
     /// Back in that address space: they hold again, but for those of blocks that were dropped since.

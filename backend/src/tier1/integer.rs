@@ -440,6 +440,7 @@ impl Emit<'_> {
         if self.takes_shift(i.c) {
             self.gpr(i.c);
         }
+        self.clear_the_way();
         let yes = self.gpr(i.b);
         let c = self.condition(i.a);
         let d = self.dest_from(i.c);
@@ -449,6 +450,7 @@ impl Emit<'_> {
     }
 
     fn select_vector(&mut self, i: &Inst) {
+        self.clear_the_way();
         let yes = self.xmm(i.b);
         let c = self.condition(i.a);
         let d = self.dest_from_xmm(i.c);

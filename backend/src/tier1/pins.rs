@@ -271,6 +271,14 @@ impl Emit<'_> {
         }
     }
 
+    /// What lives in the slot that the current op's result goes to, and is used later, moves away: before flags are made that moving parts of
+    /// it would change.
+    pub fn clear_the_way(&mut self) {
+        if let Some(p) = self.r.direct.get(self.at as usize).copied().flatten() {
+            self.save_aliased(Some((p.off, p.size)));
+        }
+    }
+
     /// The register of the slot that the current op's result goes to, which it becomes. `from`: the operand whose place
     /// the result may take; the others must not be lost.
     pub fn direct(&mut self, from: Option<Val>) -> Option<u8> {

@@ -251,18 +251,24 @@ impl Fills {
     /// Puts a page into entry `i`; gives that which was there.
     fn set(&mut self, t: &mut Tables, i: usize, new: Victim) -> Option<Victim> {
         let ctx = usize::from(new.ctx);
-        let entry = std::mem::replace(&mut t.0[ctx][i], new.entry);
-        let global = std::mem::replace(&mut self.is_global[i][ctx], new.global);
-        if new.entry.write == new.page && !self.writers.is_empty() {
-            self.note_writer(t, &new.entry, new.ctx);
+        let (entry, global) = (t.0[ctx][i], self.is_global[i][ctx]);
+        self.write(t, (ctx, i), new.page, &new.entry, new.global);
+        Self::page_of(&entry, i).map(|page| Victim { page, ctx: new.ctx, global, entry })
+    }
+
+    /// Puts a page into an entry.
+    fn write(&mut self, t: &mut Tables, (ctx, i): (usize, usize), page: u64, entry: &Entry, global: bool) {
+        t.0[ctx][i] = *entry;
+        self.is_global[i][ctx] = global;
+        if entry.write == page && !self.writers.is_empty() {
+            self.note_writer(t, entry, ctx as u8);
         }
-        let (bit, list) = if new.global { (GLOBAL, &mut self.global) } else { (LOCAL, &mut self.local) };
+        let (bit, list) = if global { (GLOBAL, &mut self.global) } else { (LOCAL, &mut self.local) };
         let seen = &mut self.listed[i][ctx];
         if *seen & bit == 0 {
             *seen |= bit;
             list.push((ctx as u8, i as u16));
         }
-        Self::page_of(&entry, i).map(|page| Victim { page, ctx: new.ctx, global, entry })
     }
 
     /// Whether the entry that serves `va` (a hit) maps a global page.
@@ -288,12 +294,14 @@ impl Fills {
     /// As `flush_local`; gives what may `come_back`.
     pub fn leave(&mut self, t: &mut Tables) -> Vec<LeftPage> {
         let newest = self.local.iter().rev().take(MOST_LEFT).rev();
-        let entries = newest.map(|(ctx, i)| LeftPage { ctx: *ctx, index: *i, entry: t.0[usize::from(*ctx)][usize::from(*i)] });
-        let left = entries.filter(|l| {
-            let (ctx, i) = (usize::from(l.ctx), usize::from(l.index));
-            !self.is_global[i][ctx] && Self::page_of(&l.entry, i).is_some()
-        });
-        let left = left.collect();
+        let mut left = Vec::with_capacity(newest.len());
+        for &(ctx, index) in newest {
+            let (c, i) = (usize::from(ctx), usize::from(index));
+            let entry = &t.0[c][i];
+            if !self.is_global[i][c] && Self::page_of(entry, i).is_some() {
+                left.push(LeftPage { ctx, index, entry: *entry });
+            }
+        }
         self.flush_local(t);
         left
     }
@@ -303,7 +311,7 @@ impl Fills {
         for l in left {
             let (ctx, i) = (usize::from(l.ctx), usize::from(l.index));
             if let (Some(page), None) = (Self::page_of(&l.entry, i), Self::page_of(&t.0[ctx][i], i)) {
-                self.set(t, i, Victim { page, ctx: l.ctx, global: false, entry: l.entry });
+                self.write(t, (ctx, i), page, &l.entry, false);
             }
         }
     }
