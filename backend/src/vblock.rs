@@ -361,9 +361,10 @@ impl<C: GuestCpu> VcpuRef<C> {
         Box::new(move || {
             // SAFETY: the owner keeps the allocation; only the atomic fields are touched.
             unsafe {
-                let eng = &raw const (*owner.0.as_ptr()).eng;
-                (*(&raw const (*eng).exit)).store(1, Ordering::SeqCst);
-                (*(&raw const (*eng).stack_limit)).store(u64::MAX, Ordering::SeqCst);
+                let p = owner.0.as_ptr();
+                let (exit, limit) = (&raw const (*p).eng.exit, &raw const (*p).eng.stack_limit);
+                (*exit).store(1, Ordering::SeqCst);
+                (*limit).store(u64::MAX, Ordering::SeqCst);
             }
         })
     }

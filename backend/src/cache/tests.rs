@@ -3,7 +3,7 @@
 use super::*;
 use crate::far::{Far, Key};
 use crate::jit::arena::{HostCode, Range};
-use crate::tier1::EDGES;
+use crate::tier1::{EDGES, Entries};
 
 unsafe extern "C" fn alive(_: *mut u8, _: *mut COp) -> *mut COp {
     ptr::null_mut()
@@ -183,8 +183,15 @@ fn emitted(c: &mut Cache, r: *mut Record) -> u64 {
     let (range, at) = c.place_code(HostCode { hot: &[0xe9, 1, 0, 0, 0, 0x90, 0xc3, 0x90], ..HostCode::default() }).unwrap();
     c.add_tier1(
         r,
-        Tier1Code { range, edges: [Some((5, 6)); EDGES], to: [ptr::null_mut(); EDGES], far: [const { None }; 3], guard: None },
-        (2, 4),
+        Tier1Code {
+            range,
+            edges: [Some((5, 6)); EDGES],
+            to: [ptr::null_mut(); EDGES],
+            far: [const { None }; 3],
+            guard: None,
+            calls: false,
+        },
+        Entries { full: 0, linked: 2, forward: 4 },
         dead,
     );
     at
@@ -255,20 +262,22 @@ fn one_block(mode: u64, code: Range, thunks: u64) -> Region {
     }
 }
 
-/// Only links that lead forward for sure do not ask whether the dispatcher is wanted: narrow program counters wrap round.
+/// Only calls and links that lead forward for sure do not ask whether the dispatcher is wanted: narrow program counters wrap round.
 #[test]
 fn links_across_pages_that_lead_back_ask_for_the_dispatcher() {
-    for (delta, wide, entry) in [(0x1000, true, 4), (-0x1000, true, 2), (0x1000, false, 2)] {
+    let cases = [(0x1000, true, false, 4), (-0x1000, true, false, 2), (0x1000, false, false, 2), (-0x1000, false, true, 4)];
+    for (delta, wide, calls, entry) in cases {
         let (mut c, ram) = setup();
         c.arena = Some(Arena::new().unwrap());
         let (a, b) = (block(&mut c, &ram, 0x1100, 4), block(&mut c, &ram, 0x2000, 4));
         let (from, to) = (emitted(&mut c, a), emitted(&mut c, b));
         // SAFETY: records stay allocated until `bury`.
-        unsafe { (*a).tier1.as_mut().unwrap().far[0] = Some(Far::new(Key::of_nobody(), a, 0, delta, false, wide)) };
+        let code = unsafe { (*a).tier1.as_mut().unwrap() };
+        (code.far[0], code.calls) = (Some(Far::new(Key::of_nobody(), a, 0, delta, false, wide)), calls);
         c.link_far(a, 0, b, 5, true);
-        assert_eq!(target(from), to + entry, "{delta} {wide}");
+        assert_eq!(target(from), to + entry, "{delta} {wide} {calls}");
         c.point_callers(b);
-        assert_eq!(target(from), to + entry, "{delta} {wide}, when its code is new");
+        assert_eq!(target(from), to + entry, "{delta} {wide} {calls}, when its code is new");
     }
 }
 

@@ -371,7 +371,14 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
                 map.add((parts.0, code.code.hot.len()), (parts.1, code.code.cold.len()), &format!("guest_{at:x}"));
             }
             let (entries, edges, len, hot) = (code.entries, code.edges, code.code.len(), code.code.hot.len());
-            let made = Tier1Code { range, edges, to: [ptr::null_mut(); tier1::EDGES], far: code.far, guard: code.guard, calls: code.calls };
+            let made = Tier1Code {
+                range,
+                edges,
+                to: [ptr::null_mut(); tier1::EDGES],
+                far: code.far,
+                guard: code.guard,
+                calls: code.calls,
+            };
             b.cache.add_tier1(rec, made, entries, ops::start_compiled::<C>);
             region::cool(rec, self.settings.hot);
             self.stats.emitted += 1;

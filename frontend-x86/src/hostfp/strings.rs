@@ -69,6 +69,10 @@ mod table {
         };
     }
 
-    pub static IMPLICIT: [[fn(u128, u128) -> Outcome; 8]; 8] = all!(implicit);
-    pub static EXPLICIT: [[fn(u128, u128, (u32, u32)) -> Outcome; 8]; 8] = all!(explicit);
+    type Implicit = fn(u128, u128) -> Outcome;
+    type Explicit = fn(u128, u128, (u32, u32)) -> Outcome;
+
+    /// By bits 5:3 and 2:0 of the immediate.
+    pub static IMPLICIT: [[Implicit; 8]; 8] = all!(implicit);
+    pub static EXPLICIT: [[Explicit; 8]; 8] = all!(explicit);
 }

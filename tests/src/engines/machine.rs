@@ -7,6 +7,8 @@ use arch_x86::state::{cr0, cr4, efer};
 use arch_x86::{CpuState, SegReg, Segment};
 use backend::{Engine, Helper, Settings, VcpuBlock};
 use frontend_x86::X86;
+use iced_x86::IcedError;
+use iced_x86::code_asm::CodeAssembler;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 use vm_core::{CpuIo, Events, Pa, Ram, StopReason, Target, Vcpu, VcpuSignals};
@@ -359,4 +361,31 @@ pub fn engines() -> Vec<(&'static str, Settings)> {
         ("tier1", Settings { tier1: true, ..s(true, 0, false, false) }),
         ("regions", Settings { tier1: true, hot: 3, ..s(true, 2, false, false) }),
     ]
+}
+
+/// Does something with a machine of each setting, and sees that those compile that should.
+pub fn on_all(f: impl Fn(&str, &mut Machine)) {
+    for (name, settings) in engines() {
+        // The compile thread may still be at work when a short program ends.
+        let (off, at_once) = (!settings.jit, settings.jit && !settings.background);
+        let mut m = Machine::new(settings).unwrap();
+        f(name, &mut m);
+        let compiled = m.compiled();
+        assert!(!(off && compiled > 0 || at_once && compiled == 0), "{name}: {compiled} compiled");
+    }
+}
+
+/// `code` at a distance from `at::CODE`, to be run from its first byte.
+pub fn image(world: World, offset: u64, code: &[u8]) -> Image {
+    let mut i = Image::new(world);
+    i.put(at::CODE + offset, code);
+    i.cpu.rip = at::CODE + offset;
+    i
+}
+
+/// 64-bit code for `at::CODE`.
+pub fn assembled(code: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>) -> Vec<u8> {
+    let mut a = CodeAssembler::new(64).unwrap();
+    code(&mut a).unwrap();
+    a.assemble(at::CODE).unwrap()
 }

@@ -108,7 +108,7 @@ mod tests {
     /// Strings of few letters, so that much is equal, that end anywhere.
     fn string(r: &mut Rng) -> u128 {
         let letters = r.next_u64();
-        let bytes = std::array::from_fn(|_| if r.next_u64() % 12 == 0 { 0 } else { (letters >> (8 * (r.next_u64() & 3))) as u8 });
+        let bytes = std::array::from_fn(|_| if r.next_u64().is_multiple_of(12) { 0 } else { (letters >> (8 * (r.next_u64() & 3))) as u8 });
         u128::from_le_bytes(bytes)
     }
 
