@@ -89,6 +89,9 @@ impl<C: GuestCpu> VcpuBlock<C> {
         match mem.target(pa) {
             Target::Mmio => Ok(Place::Mmio(pa)),
             Target::Ram { offset, writable } => {
+                if access == Access::Write {
+                    io.ram().about_to_write(offset);
+                }
                 let mut bits = io.ram().page_bits(offset >> 12);
                 if access == Access::Write && bits.contains(PageBits::DIRTY_LOG) {
                     io.ram().note_write(offset >> 12);

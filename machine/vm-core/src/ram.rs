@@ -44,6 +44,8 @@ pub struct Ram {
     listeners: Mutex<Vec<Listener>>,
     /// Pages that were written while they had DIRTY_LOG, which they lost by it.
     written: Mutex<Vec<u64>>,
+    /// Groups of pages that the host was asked for, one bit each: `about_to_write`.
+    asked: Box<[AtomicU64]>,
 }
 
 struct Listener {
@@ -94,6 +96,9 @@ impl Bitmap for HostWrites {
     }
 }
 
+/// Bytes of a group of pages that are asked for together.
+const AROUND: u64 = 64 << 10;
+
 /// Code writes that may wait for a vCPU; beyond them all of RAM counts as written.
 const MAX_WRITES: usize = 1024;
 
@@ -105,7 +110,9 @@ impl Ram {
         let pages = Box::<[Page]>::new_zeroed_slice(len / PAGE_SIZE as usize);
         // SAFETY: all zeroes is what `Page::default` gives; zeroed memory costs nothing before it is touched.
         let pages = unsafe { pages.assume_init() };
-        Ok(Self { map, size, pages, listeners: Mutex::default(), written: Mutex::default() })
+        let words = size.div_ceil(64 * AROUND);
+        let asked = (0..words).map(|_| AtomicU64::new(0)).collect();
+        Ok(Self { map, size, pages, asked, listeners: Mutex::default(), written: Mutex::default() })
     }
 
     pub fn size(&self) -> u64 {
@@ -167,6 +174,18 @@ impl Ram {
     pub fn populate(&self, offset: u64, len: u64) {
         self.at(offset, len as usize);
         let _ = self.map.advise_range(memmap2::Advice::PopulateWrite, offset as usize, len as usize);
+    }
+
+    /// A guest that has not written to this page for a while is about to: asks the host, once for each group of pages, for all of it. Who
+    /// uses one page will soon use its neighbours, and the call costs a part of what their faults would.
+    pub fn about_to_write(&self, offset: u64) {
+        let group = offset / AROUND;
+        let (word, bit) = ((group / 64) as usize, 1 << (group % 64));
+        let asked = |a: &AtomicU64| a.load(Ordering::Relaxed) & bit != 0 || a.fetch_or(bit, Ordering::Relaxed) & bit != 0;
+        if offset < self.size && self.asked.get(word).is_some_and(|a| !asked(a)) {
+            let start = group * AROUND;
+            self.populate(start, AROUND.min(self.size - start));
+        }
     }
 
     /// Asks the host to use large pages where they fit into a range that is about to be written whole.
@@ -371,6 +390,21 @@ impl Ram {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn asking_for_pages_changes_none_of_them() {
+        let ram = Ram::new(AROUND + 3 * PAGE_SIZE).unwrap();
+        let (last, end) = (AROUND + PAGE_SIZE, AROUND + 3 * PAGE_SIZE);
+        ram.write(0x1ffe, &[1, 2, 3, 4]);
+        ram.write(last, &[5]);
+        [0, 0x1fff, AROUND - 1, last, end - 1, end, u64::MAX, 0].into_iter().for_each(|at| ram.about_to_write(at));
+        let mut all = vec![0xff; end as usize];
+        ram.read(0, &mut all);
+        let set: Vec<(usize, u8)> = all.into_iter().enumerate().filter(|(_, b)| *b != 0).collect();
+        assert_eq!(set, [(0x1ffe, 1), (0x1fff, 2), (0x2000, 3), (0x2001, 4), (last as usize, 5)]);
+        let asked: Vec<u64> = ram.asked.iter().map(|a| a.load(Ordering::Relaxed)).collect();
+        assert_eq!(asked, [0b11]);
+    }
 
     #[test]
     fn host_writes_to_code_pages_bump_versions_and_tell_listeners() {
