@@ -266,20 +266,31 @@ impl Emit<'_> {
         if i.op == Op::ZExt {
             return self.zero_extend(i.a, from, self.is_clean(i.a));
         }
+        // The load did it.
+        if i.a.index() + 1 == self.at as usize && self.is_extended(i.a.index()) {
+            if !self.is_there(i.a) {
+                self.dest_from(i.a);
+            }
+            return;
+        }
         if let (Loc::State(off), true) = (self.loc(i.a), self.dies(i.a))
             && !self.is_pinned(off)
         {
             let d = self.dest();
-            return match from {
-                Ty::I8 => st!(self, off; [movsx Rq(d), BYTE] []),
-                Ty::I16 => st!(self, off; [movsx Rq(d), WORD] []),
+            return match (from, i.ty) {
+                (Ty::I8, Ty::I64) => st!(self, off; [movsx Rq(d), BYTE] []),
+                (Ty::I8, _) => st!(self, off; [movsx Rd(d), BYTE] []),
+                (Ty::I16, Ty::I64) => st!(self, off; [movsx Rq(d), WORD] []),
+                (Ty::I16, _) => st!(self, off; [movsx Rd(d), WORD] []),
                 _ => st!(self, off; [movsxd Rq(d), DWORD] []),
             };
         }
         let (s, d) = self.source_and_dest(i.a);
-        match from {
-            Ty::I8 => asm!(self; movsx Rq(d), Rb(s)),
-            Ty::I16 => asm!(self; movsx Rq(d), Rw(s)),
+        match (from, i.ty) {
+            (Ty::I8, Ty::I64) => asm!(self; movsx Rq(d), Rb(s)),
+            (Ty::I8, _) => asm!(self; movsx Rd(d), Rb(s)),
+            (Ty::I16, Ty::I64) => asm!(self; movsx Rq(d), Rw(s)),
+            (Ty::I16, _) => asm!(self; movsx Rd(d), Rw(s)),
             _ => asm!(self; movsxd Rq(d), Rd(s)),
         }
     }
@@ -466,7 +477,9 @@ pub fn is_clean(b: &Block, v: Val) -> bool {
     let i = &b.insts[v.index()];
     match i.op {
         Op::Load | Op::ZExt | Op::Clz | Op::Ctz | Op::Popcnt => matches!(i.ty, Ty::I8 | Ty::I16 | Ty::I32),
-        Op::Add | Op::Sub | Op::And | Op::Or | Op::Xor | Op::Mul | Op::Neg | Op::Not | Op::Bswap | Op::Select => i.ty == Ty::I32,
+        Op::Add | Op::Sub | Op::And | Op::Or | Op::Xor | Op::Mul | Op::Neg | Op::Not | Op::Bswap | Op::Select | Op::SExt => {
+            i.ty == Ty::I32
+        }
         // Nothing is done for a count of 0.
         Op::Shl | Op::Shr | Op::Sar | Op::Rotl | Op::Rotr => i.ty == Ty::I32 && b.as_const(i.b).is_some_and(|c| c % 32 != 0),
         _ => false,

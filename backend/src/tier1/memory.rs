@@ -185,12 +185,30 @@ impl Emit<'_> {
             return at!(self, place; [movdqu Rx(d),] []);
         }
         let d = self.dest();
-        match i.ty {
-            Ty::I8 => at!(self, place; [movzx Rd(d), BYTE] []),
-            Ty::I16 => at!(self, place; [movzx Rd(d), WORD] []),
-            Ty::I32 => at!(self, place; [mov Rd(d),] []),
+        match (i.ty, self.load_extends(self.at as usize)) {
+            (Ty::I8, None) => at!(self, place; [movzx Rd(d), BYTE] []),
+            (Ty::I16, None) => at!(self, place; [movzx Rd(d), WORD] []),
+            (Ty::I32, None) => at!(self, place; [mov Rd(d),] []),
+            (Ty::I8, Some(Ty::I64)) => at!(self, place; [movsx Rq(d), BYTE] []),
+            (Ty::I16, Some(Ty::I64)) => at!(self, place; [movsx Rq(d), WORD] []),
+            (Ty::I32, Some(_)) => at!(self, place; [movsxd Rq(d), DWORD] []),
+            (Ty::I8, Some(_)) => at!(self, place; [movsx Rd(d), BYTE] []),
+            (Ty::I16, Some(_)) => at!(self, place; [movsx Rd(d), WORD] []),
             _ => at!(self, place; [mov Rq(d),] []),
         }
+    }
+
+    /// The type to which the load at `at` extends by its sign, for the next op.
+    fn load_extends(&self, at: usize) -> Option<Ty> {
+        let next = at + 1;
+        self.is_extended(at).then(|| self.block.insts[next].ty).filter(|_| !self.r.late.is_sunk(next as u32))
+    }
+
+    /// Whether the op at `at` is a load that the next op alone uses, to extend it by its sign.
+    pub fn is_extended(&self, at: usize) -> bool {
+        let (insts, last) = (&self.block.insts, self.r.last[at] as usize);
+        let next = insts.get(at + 1).is_some_and(|n| n.op == Op::SExt && n.a.index() == at);
+        next && insts[at].op == Op::Load && last == at + 1
     }
 
     pub fn store(&mut self, i: &Inst) {

@@ -250,7 +250,12 @@ impl Emit<'_> {
     fn find_extended(&mut self, wide: Val, quiet: usize, p: Pin) {
         let insts = &self.block.insts;
         let i = &insts[wide.index()];
-        if i.op != Op::ZExt || i.a.index() < quiet || !is_clean(self.block, i.a) {
+        let extends = match i.op {
+            Op::ZExt => is_clean(self.block, i.a),
+            Op::SExt => self.is_extended(i.a.index()),
+            _ => false,
+        };
+        if !extends || i.a.index() < quiet {
             return;
         }
         let slot = |b: &Inst| matches!(b.op, Op::Get | Op::Set) && self.slot_off(b) & !7 == p.off & !7;
