@@ -210,8 +210,8 @@ pub unsafe extern "C" fn far() {
     )
 }
 
-/// Jumped to by blocks with the program counter in rdi, the mode's tag and the exit flag in rcx, and in rax the offset of an entry of the jump cache that is
-/// not theirs: looks into the one beside it. Now and then that is left to the dispatcher (`VcpuBlock::jc_promote`).
+/// Jumped to by blocks with the program counter in rdi, the mode's tag and the exit flag in rcx, and in rax the offset of an entry of the
+/// jump cache that is not theirs: looks into the one beside it. Now and then that is left to the dispatcher (`VcpuBlock::jc_promote`).
 #[cfg(target_arch = "x86_64")]
 #[unsafe(naked)]
 pub unsafe extern "C" fn second() {

@@ -159,8 +159,8 @@ impl Emit<'_> {
     }
 
     /// Goes on at the program counter in rdi through the jump cache: `jit::asm::chain` in line,
-    /// so that each jump is predicted for itself. A jump does not change the mode. While the exit flag is set none is found. Gives the ends of the jumps for when it is not in
-    /// the cache's first place.
+    /// so that each jump is predicted for itself. A jump does not change the mode. While the exit flag is set no entry fits. Gives the ends
+    /// of the jumps for when it is not in the cache's first place.
     fn chain_first(&mut self) -> [usize; 2] {
         const { assert!(size_of::<JcEntry>() == 32) };
         let jc = self.eng(offset_of!(Engine, jc)) - BASE;

@@ -130,14 +130,6 @@ impl Emit<'_> {
         true
     }
 
-    /// The register that a value is in.
-    fn register_of(&self, v: Val) -> Option<u8> {
-        match self.loc(v) {
-            Loc::Gpr(r) => Some(r),
-            _ => self.pinned(v),
-        }
-    }
-
     /// A sum with a shifted value by one instruction, if the op before is that shift and was left to this one.
     fn add_scaled(&mut self, i: &Inst) -> bool {
         let Some(p) = (self.at as usize).checked_sub(1).filter(|p| self.fuses(*p)) else { return false };

@@ -164,10 +164,12 @@ impl Emit<'_> {
         late.leaves.reverse();
         late.last.clone_from(&self.r.last);
         late.find_sunk(block);
-        // A pinned slot's register may as well have the value at once, if it must be computed.
-        for (k, i) in insts.iter().enumerate().filter(|(_, i)| i.op == Op::Set) {
-            if late.until[k] != 0 && !late.is_sunk(i.a.0) && self.is_pinned(self.slot_off(i)) {
-                late.until[k] = 0;
+        if !self.r.pins.is_empty() {
+            // A pinned slot's register may as well have the value at once, if it must be computed.
+            for (k, i) in insts.iter().enumerate().filter(|(_, i)| i.op == Op::Set) {
+                if late.until[k] != 0 && !late.is_sunk(i.a.0) && self.is_pinned(self.slot_off(i)) {
+                    late.until[k] = 0;
+                }
             }
         }
         for (k, i) in insts.iter().enumerate().filter(|(k, _)| late.until[*k] != 0) {

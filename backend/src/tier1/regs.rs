@@ -267,14 +267,21 @@ impl Emit<'_> {
         }
     }
 
+    /// The register that a value is in, its own or that of its slot.
+    pub fn register_of(&self, v: Val) -> Option<u8> {
+        match self.loc(v) {
+            Loc::Gpr(r) => Some(r),
+            _ => self.pinned(v),
+        }
+    }
+
     /// The register that holds a value; loads it if need be.
     pub fn gpr(&mut self, v: Val) -> u8 {
-        if let Loc::Gpr(r) = self.loc(v) {
-            self.r.locked |= 1 << r;
-            return r;
-        }
-        match self.pinned(v) {
-            Some(r) => r,
+        match self.register_of(v) {
+            Some(r) => {
+                self.r.locked |= 1 << r;
+                r
+            }
             None => self.own_gpr(v),
         }
     }
