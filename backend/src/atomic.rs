@@ -102,7 +102,7 @@ impl<C: GuestCpu> VcpuBlock<C> {
             return Ok(Operand::Plain(offset));
         }
         // In a page with a watchpoint beside the operand.
-        if let Some(offset) = self.quick_withheld(va, size, Access::Write, ctx)
+        if let Some(offset) = self.quick_withheld(va, size, Access::Write, ctx, None)
             && !self.debug_cares(va, size, Access::Read)
         {
             return Ok(Operand::Plain(offset));
@@ -113,7 +113,7 @@ impl<C: GuestCpu> VcpuBlock<C> {
         self.debug_access(va, size, true)?;
         self.debug_access(va, size, false)?;
         if bits.contains(PageBits::CODE) {
-            self.write_to_code_page(offset, size.into())?;
+            self.write_to_code_page(offset, size.into(), None)?;
         }
         Ok(Operand::Special(offset))
     }

@@ -160,8 +160,8 @@ impl<C: GuestCpu> VcpuBlock<C> {
     }
 
     /// RAM offset of a hit in a page whose entry withholds the access, for reasons that do not concern it: the debugger watches other
-    /// bytes, code came from others.
-    pub fn quick_withheld(&self, va: u64, size: u8, access: Access, ctx: usize) -> Option<u64> {
+    /// bytes, code came from others. `value`: what is to be stored, if that is known.
+    pub fn quick_withheld(&self, va: u64, size: u8, access: Access, ctx: usize, value: Option<u128>) -> Option<u64> {
         let why = self.fills.withheld(&self.eng.tlb, va, size, access == Access::Write, ctx)?;
         let e = &self.eng.tlb.0[ctx][index(va)];
         let offset = va.wrapping_add(e.addend).wrapping_sub(self.machine().ram().host_base() as u64);
@@ -169,10 +169,22 @@ impl<C: GuestCpu> VcpuBlock<C> {
             Withheld::Watched => self.debug_cares(va, size, access),
             // A page of which no code is left should be entered anew, and one that is watched meanwhile.
             Withheld::Code => {
-                self.machine().ram().page_bits(offset >> 12) != PageBits::CODE || !self.cache.lies_beside(offset, size.into())
+                let (from, len) = self.changed(offset, size.into(), value);
+                self.machine().ram().page_bits(offset >> 12) != PageBits::CODE || !self.cache.lies_beside(from, len)
             }
         };
         (!concerned).then_some(offset)
+    }
+
+    /// Of a store to a page that code came from, the bytes from the first that changes to the last (offset and length, perhaps 0): a
+    /// guest that makes code anew writes much of it as it was. All where the value is not known.
+    fn changed(&self, offset: u64, len: u64, value: Option<u128>) -> (u64, u64) {
+        let Some(value) = value else { return (offset, len) };
+        let (ram, bytes) = (self.machine().ram(), value.to_le_bytes());
+        let differs = |k: &u64| ram.read_uint(offset + k, 1) != u64::from(bytes[*k as usize]);
+        let Some(first) = (0..len).find(differs) else { return (offset, 0) };
+        let last = (first..len).rfind(differs).unwrap_or(first);
+        (offset + first, last + 1 - first)
     }
 
     /// RAM offset of an address that the TLB serves, perhaps after a walk; `None`: MMIO, ROM, code or a watched page.
@@ -197,7 +209,7 @@ impl<C: GuestCpu> VcpuBlock<C> {
         let seen = self.observing.is_some() || self.debugging.is_some() || self.cpu.watches(va);
         match place {
             Place::Ram { offset, writable: true, bits } if bits == PageBits::CODE && !seen && !self.runs_in(offset) => {
-                self.write_to_code_page(offset, len)?;
+                self.write_to_code_page(offset, len, None)?;
                 Ok(Some(offset))
             }
             _ => Ok(None),
@@ -237,7 +249,7 @@ impl<C: GuestCpu> VcpuBlock<C> {
             Place::Ram { writable: false, offset, .. } => dlog!(GUEST_ERRORS, "write to ROM at RAM offset {offset:#x}"),
             Place::Ram { offset, bits, .. } => {
                 if bits.contains(PageBits::CODE) {
-                    self.write_to_code_page(offset, size.into())?;
+                    self.write_to_code_page(offset, size.into(), Some(v.into()))?;
                 }
                 self.machine().ram().store_uint(offset, size, v);
                 self.tell_peers(offset, size.into());
@@ -254,8 +266,9 @@ impl<C: GuestCpu> VcpuBlock<C> {
     }
 
     /// A store is about to change bytes of a page that translated code came from. `Err`: it concerns a block that may be
-    /// running, so the instruction must run alone first.
-    pub fn write_to_code_page(&mut self, offset: u64, len: u64) -> Result<(), Fault> {
+    /// running, so the instruction must run alone first. `value`: what is to be stored, if that is known.
+    pub fn write_to_code_page(&mut self, offset: u64, len: u64, value: Option<u128>) -> Result<(), Fault> {
+        let (offset, len) = self.changed(offset, len, value);
         if !self.cache.overlaps(offset, len) {
             // Claimed for code that was not kept: stores need not come this way again.
             if !self.cache.has_code(offset >> 12) {
@@ -336,7 +349,7 @@ impl<C: GuestCpu> GuestEnv for VcpuBlock<C> {
                 if let (Place::Ram { offset, bits, writable: true }, Access::Write) = (p, access)
                     && bits.contains(PageBits::CODE)
                 {
-                    self.write_to_code_page(offset, n)?;
+                    self.write_to_code_page(offset, n, None)?;
                 }
             }
             at = at.wrapping_add(n);
@@ -435,7 +448,7 @@ impl<C: GuestCpu> VcpuBlock<C> {
     fn load_slow(&mut self, va: Va, size: u8, ctx: usize) -> Result<u64, Fault> {
         let first = 4096 - (va.0 & 0xfff);
         if u64::from(size) <= first {
-            if let Some(offset) = self.quick_withheld(va.0, size, Access::Read, ctx) {
+            if let Some(offset) = self.quick_withheld(va.0, size, Access::Read, ctx, None) {
                 return Ok(self.machine().ram().read_uint(offset, size));
             }
             let p = self.place(va, Access::Read, ctx)?;
@@ -460,7 +473,7 @@ impl<C: GuestCpu> VcpuBlock<C> {
     fn store_slow(&mut self, va: Va, size: u8, value: u64, ctx: usize) -> Result<(), Fault> {
         let first = 4096 - (va.0 & 0xfff);
         if u64::from(size) <= first {
-            if let Some(offset) = self.quick_withheld(va.0, size, Access::Write, ctx) {
+            if let Some(offset) = self.quick_withheld(va.0, size, Access::Write, ctx, Some(value.into())) {
                 self.machine().ram().store_uint(offset, size, value);
                 return Ok(());
             }
@@ -472,11 +485,11 @@ impl<C: GuestCpu> VcpuBlock<C> {
         let first = first as u8;
         let lo = self.place(va, Access::Write, ctx)?;
         let hi = self.place(Va(va.0.wrapping_add(first.into())), Access::Write, ctx)?;
-        for (p, len) in [(lo, first), (hi, size - first)] {
+        for (p, len, v) in [(lo, first, value), (hi, size - first, value >> (8 * u32::from(first)))] {
             if let Place::Ram { offset, bits, writable: true } = p
                 && bits.contains(PageBits::CODE)
             {
-                self.write_to_code_page(offset, len.into())?;
+                self.write_to_code_page(offset, len.into(), Some(v.into()))?;
             }
         }
         self.debug_access(va.0, size, true)?;

@@ -131,6 +131,8 @@ pub struct Block {
     pub straddles: bool,
     /// Page offset of the instruction that relies on `CodeFetch::guess`, if one does.
     pub guesses: Option<u32>,
+    /// Source bytes, from and to page offsets, of which the block holds no copy (`Op::Source`): it stays right when they change.
+    pub loose: Vec<(u16, u16)>,
 }
 
 impl Block {
@@ -141,6 +143,7 @@ impl Block {
         self.guest_insns = 0;
         self.straddles = false;
         self.guesses = None;
+        self.loose.clear();
     }
 
     #[inline]
@@ -183,6 +186,12 @@ impl Block {
 
     pub fn pcrel(&mut self, off: i64) -> Val {
         self.push(Inst { imm: off, ..Inst::new(Op::PcRel, Ty::I64) })
+    }
+
+    /// Source bytes from page offset `off` on, as they are when the block runs.
+    pub fn source(&mut self, ty: Ty, off: u16) -> Val {
+        self.loose.push((off, off + ty.bytes() as u16));
+        self.push(Inst { imm: off.into(), ..Inst::new(Op::Source, ty) })
     }
 
     pub fn get(&mut self, ty: Ty, slot: SlotId, off: u32) -> Val {

@@ -93,7 +93,7 @@ impl Display<'_> {
         match i.op {
             Op::Insn => write!(f, " {}, {}", Signed(i.imm), i.aux),
             Op::Const => write!(f, " {:#x}", i.imm as u64 & i.ty.mask()),
-            Op::PcRel => write!(f, " {}", Signed(i.imm)),
+            Op::PcRel | Op::Source => write!(f, " {}", Signed(i.imm)),
             Op::Jump => {
                 write!(f, " {}", Signed(i.imm))?;
                 if i.aux == 0 { Ok(()) } else { write!(f, ", {}", Name(HINTS.get(usize::from(i.aux)).copied(), "hint", i.aux)) }

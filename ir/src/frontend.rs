@@ -43,6 +43,49 @@ impl Path {
     }
 }
 
+/// Ranges of source bytes that are apart at most: see `Changing`.
+const RANGES: usize = 8;
+
+/// Source bytes that change again and again while those around them stay: ranges of page offsets, apart and in no order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Changing {
+    ranges: [(u16, u16); RANGES],
+    len: u8,
+}
+
+impl Changing {
+    /// Adds bytes, to those that they meet or touch if they do. `false`: there are too many ranges.
+    pub fn add(&mut self, from: u16, to: u16) -> bool {
+        let (mut from, mut to, mut n) = (from, to, 0);
+        while let Some(&(f, t)) = self.ranges().get(n) {
+            if f <= to && from <= t {
+                (from, to) = (from.min(f), to.max(t));
+                self.len -= 1;
+                self.ranges[n] = self.ranges[usize::from(self.len)];
+                n = 0;
+            } else {
+                n += 1;
+            }
+        }
+        let free = self.ranges.get_mut(usize::from(self.len));
+        self.len += u8::from(free.is_some());
+        free.map(|r| *r = (from, to)).is_some()
+    }
+
+    pub fn ranges(&self) -> &[(u16, u16)] {
+        &self.ranges[..usize::from(self.len)]
+    }
+
+    /// Whether any of the bytes changes.
+    pub fn meets(&self, from: u16, to: u16) -> bool {
+        self.ranges().iter().any(|(f, t)| *f < to && from < *t)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
 /// Source bytes of a block.
 pub trait CodeFetch {
     type Fault;
@@ -53,6 +96,10 @@ pub trait CodeFetch {
     /// What `StateLayout::guessed` will probably hold where the block begins. Translations may rely on it behind a `LeaveIf`.
     fn guess(&self) -> Option<u32> {
         None
+    }
+    /// Bytes that a translation had better hold no copy of: immediates of them may be read when it runs (`Op::Source`).
+    fn changing(&self) -> Changing {
+        Changing::default()
     }
     /// Branches that the block goes on behind.
     fn path(&self) -> Path {

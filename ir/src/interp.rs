@@ -100,6 +100,10 @@ impl Run<'_> {
             }
             Op::Const => u128::from(i.imm as u64 & i.ty.mask()),
             Op::PcRel => u128::from(self.page().wrapping_add(i.imm as u64)),
+            Op::Source => {
+                let at = self.page().wrapping_add(i.imm as u64);
+                mem.load(at, i.ty, 0).map_err(|fault| Outcome::Fault { at: self.at, fault })?
+            }
             Op::Get => self.get(i.ty, i.slot(), i.imm),
             Op::Set => {
                 self.set(i.ty, i.slot(), i.imm, self.wide(i.a));

@@ -20,7 +20,7 @@ pub mod x87;
 
 pub use block::{Block, Inst, Val};
 pub use fp::FpOp;
-pub use frontend::{BlockKey, CodeFetch, Frontend, Path, SIDES, TranslateError};
+pub use frontend::{BlockKey, Changing, CodeFetch, Frontend, Path, SIDES, TranslateError};
 pub use interp::{Interp, Memory, Outcome};
 pub use layout::{HelperDesc, HelperId, SlotDesc, SlotId, StateLayout};
 pub use ops::{Effects, Op};

@@ -134,6 +134,9 @@ ops! {
     /// a (I8) not 0: b, else c.
     Select = "select", 3, Res::Ty, PURE;
 
+    /// Value of type `ty` at byte `imm` of the page that the block came from, as it is there when the op is done. It lies in
+    /// `Block::loose`.
+    Source = "source", 0, Res::Ty, Effects::READS_MEM;
     /// Loads `ty` from linear address a (I64) + `imm`; any alignment. `aux` = access context.
     Load = "load", 1, Res::Ty, LOADS;
     /// Stores b to a + `imm`.

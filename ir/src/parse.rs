@@ -239,7 +239,7 @@ impl<'a> Parser<'a, '_> {
                 i.aux = self.small()?;
             }
             Op::Const => i.imm = self.number()? as i64,
-            Op::PcRel => i.imm = self.signed()?,
+            Op::PcRel | Op::Source => i.imm = self.signed()?,
             Op::Jump => {
                 i.imm = self.signed()?;
                 if self.eat(",") {

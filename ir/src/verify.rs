@@ -122,6 +122,7 @@ fn types(block: &Block, i: &Inst) -> Result<(), Reason> {
     let int = i.ty != Ty::V128;
     match i.op {
         Op::Const | Op::Get => Ok(()),
+        Op::Source => form(int),
         Op::Insn | Op::PcRel | Op::Jump | Op::Exit | Op::ExitNext => form(i.ty == Ty::I64),
         Op::Set => want(0, i.a, i.ty),
         Op::DivU | Op::RemU | Op::DivS | Op::RemS => {
@@ -236,6 +237,7 @@ fn fields(i: &Inst, layout: &StateLayout, helpers: &[HelperDesc]) -> Result<(), 
     };
     let imm_ok = match i.op {
         Op::Insn | Op::Side => (0..4096).contains(&i.imm),
+        Op::Source => i.imm >= 0 && i.imm + i64::from(i.ty.bytes()) <= 4096,
         Op::Const | Op::PcRel | Op::Get | Op::Set | Op::Call | Op::Jump | Op::Br | Op::VShuffle => true,
         Op::VShift => VecShift::from_index(i.aux).is_none_or(|s| (0..i64::from(s.width())).contains(&i.imm)),
         Op::Load | Op::Store | Op::ProbeW | Op::AtomicRmw | Op::AtomicCas => true,

@@ -1,8 +1,9 @@
 //! The translating engine on all its settings: random programs, and what they do not reach.
 
 use iced_x86::code_asm::*;
+use rhea_tests::counters::counter;
 use rhea_tests::engines::campaign::Campaign;
-use rhea_tests::engines::machine::{Image, World, assembled, at, engines, image, on_all};
+use rhea_tests::engines::machine::{Image, Machine, World, assembled, at, engines, image, on_all};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use vm_core::{CpuIo, Events, StopReason, Vcpu};
@@ -265,6 +266,86 @@ fn code_that_string_instructions_replace() {
         let o = m.outcome(&i);
         assert_eq!((o.stop, o.cpu.gpr[3]), (StopReason::Halted, 150 * 4), "{name}");
     });
+}
+
+/// Immediates of a function in a page that is written again and again, data beside it; the function is called between. What is
+/// rewritten now and then is an instruction.
+#[test]
+fn immediates_that_are_rewritten() {
+    const FUNCTION: u64 = at::CODE + 0x1000;
+    const COUNTER: i32 = 0x800;
+    const CALLS: u32 = 3000;
+    let code = assembled(|a| {
+        let (mut again, mut plain) = (a.create_label(), a.create_label());
+        a.mov(rdi, FUNCTION)?;
+        a.set_label(&mut again)?;
+        // mov eax, imm32; add eax, edx (or sub); imul eax, eax, imm8; mov r9, imm64; ret
+        a.mov(byte_ptr(rdi), 0xb8)?;
+        a.mov(dword_ptr(rdi + 1), edx)?;
+        a.mov(word_ptr(rdi + 5), 0xd001)?;
+        a.test(edx, 0x3ff)?;
+        a.jne(plain)?;
+        a.mov(byte_ptr(rdi + 5), 0x29)?;
+        a.set_label(&mut plain)?;
+        a.mov(word_ptr(rdi + 7), 0xc06b)?;
+        a.mov(byte_ptr(rdi + 9), dl)?;
+        a.mov(word_ptr(rdi + 10), 0xb949)?;
+        a.mov(qword_ptr(rdi + 12), rdx)?;
+        a.mov(byte_ptr(rdi + 20), 0xc3)?;
+        a.call(rdi)?;
+        a.add(ebx, eax)?;
+        a.xor(ebx, r9d)?;
+        a.inc(dword_ptr(rdi + COUNTER))?;
+        a.dec(edx)?;
+        a.jne(again)?;
+        a.mov(eax, dword_ptr(rdi + COUNTER))?;
+        a.hlt()
+    });
+    let called = |sum: u32, n: u32| {
+        let made = if n & 0x3ff == 0 { 0 } else { n.wrapping_add(n) };
+        sum.wrapping_add(made.wrapping_mul(n as i8 as u32)) ^ n
+    };
+    let sum = (1..=CALLS).rev().fold(0, called);
+    for (name, settings) in engines() {
+        let mut m = Machine::new(settings).unwrap();
+        let mut i = image(World::Long, 0, &code);
+        (i.cpu.gpr[2], i.cpu.gpr[3]) = (CALLS.into(), 0);
+        m.load(&i);
+        assert_eq!(m.run(), StopReason::Halted, "{name}");
+        let cpu = m.engine.cpu();
+        assert_eq!((cpu.gpr[0], cpu.gpr[3]), (CALLS.into(), sum.into()), "{name}");
+        // Until the page and what changes in it are known, and whenever the instruction changes.
+        let dropped = counter(&m.engine.info_jit(), "invalidations").unwrap();
+        assert!(dropped < 200, "{name}: {dropped} of {CALLS}");
+    }
+}
+
+/// A block that rewrites immediates of its own.
+#[test]
+fn immediates_of_the_running_block() {
+    let code = assembled(|a| {
+        let (mut again, mut first, mut second) = (a.create_label(), a.create_label(), a.create_label());
+        a.lea(rsi, ptr(first))?;
+        a.lea(rdi, ptr(second))?;
+        a.set_label(&mut again)?;
+        a.mov(dword_ptr(rsi + 1), ecx)?;
+        a.mov(byte_ptr(rdi + 2), cl)?;
+        a.set_label(&mut first)?;
+        a.mov(eax, 0x1234_5678)?;
+        a.set_label(&mut second)?;
+        a.add(ebx, 5)?;
+        a.add(ebx, eax)?;
+        a.dec(ecx)?;
+        a.jne(again)?;
+        a.hlt()
+    });
+    let sum = (1..=2000u32).rev().fold(0u32, |sum, n| sum.wrapping_add(n).wrapping_add(n as i8 as u32));
+    for (name, settings) in engines() {
+        let mut i = image(World::Long, 0, &code);
+        (i.cpu.gpr[1], i.cpu.gpr[3]) = (2000, 0);
+        let o = Machine::new(settings).unwrap().outcome(&i);
+        assert_eq!((o.stop, o.cpu.gpr[3]), (StopReason::Halted, sum.into()), "{name}");
+    }
 }
 
 /// One check covers the accesses of a step; near the end of a page they lie in two, of which the second is mapped elsewhere.

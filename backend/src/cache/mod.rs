@@ -12,9 +12,11 @@
 #![allow(unsafe_code)]
 
 mod code;
+mod rewritten;
 mod unlike;
 
 pub use code::Tier1Code;
+use rewritten::Rewritten;
 pub use unlike::Unlike;
 
 use crate::far::Keys;
@@ -23,7 +25,7 @@ use crate::jit::asm::{THUNK, THUNK_FULL};
 use crate::jit::compile::Compiled;
 use crate::peers::{Member, granules};
 use crate::tier0::form::{COp, Edge, Handler};
-use ir::BlockKey;
+use ir::{BlockKey, Changing};
 use rustc_hash::FxHashMap;
 use std::ptr;
 use vm_core::PageBits;
@@ -66,6 +68,8 @@ pub struct Record {
     pub guess: Option<u32>,
     /// Handler that block starts get when the block is dropped.
     pub dead_start: Handler,
+    /// Source bytes that it holds no copy of, as page offsets: `ir::Block::loose`.
+    pub loose: Box<[(u16, u16)]>,
     /// (index in `ops`, page offset) of each guest instruction.
     pub insn_at: Box<[(u16, u16)]>,
     pub incoming: Vec<*mut Edge>,
@@ -89,6 +93,36 @@ impl Record {
         let i = self.insn_at.partition_point(|(at, _)| usize::from(*at) <= index).saturating_sub(1);
         let rest = u64::from(self.insns) - i as u64;
         (self.insn_at.get(i).map_or(self.start, |at| at.1.into()), rest)
+    }
+
+    /// Whether it is part of no region, nor of another block's code: its second page may be mapped elsewhere next time, or its source
+    /// changes.
+    pub fn stays_alone(&self) -> bool {
+        self.second.is_some() || !self.loose.is_empty()
+    }
+
+    /// Source bytes that it holds no copy of.
+    pub fn loose(&self) -> Changing {
+        let mut all = Changing::default();
+        for (from, to) in &self.loose {
+            let fits = all.add(*from, *to);
+            debug_assert!(fits, "they were asked for in as few ranges");
+        }
+        all
+    }
+
+    /// Whether it holds a copy of a byte of a range.
+    fn copies(&self, offset: u64, end: u64) -> bool {
+        let page = self.key.phys & !0xfff;
+        // Loose bytes are apart, in any order: behind all of them that lead on from the first byte is another, or the end.
+        let tied = |from: u64, to: u64| {
+            let (mut at, to) = (from.max(offset), to.min(end));
+            while let Some((_, t)) = self.loose.iter().find(|(f, t)| (page + u64::from(*f)..page + u64::from(*t)).contains(&at)) {
+                at = page + u64::from(*t);
+            }
+            at < to
+        };
+        self.ranges().into_iter().flatten().any(|(from, to)| tied(from, to))
     }
 
     /// RAM byte ranges of its source.
@@ -140,7 +174,7 @@ impl Region {
         // SAFETY: by the caller's promise.
         let r = unsafe { &mut *rec };
         let Some(i) = self.members.iter().position(|s| *s == r.start) else { return false };
-        let fits = r.key.mode == self.mode && !r.in_region() && r.second.is_none();
+        let fits = r.key.mode == self.mode && !r.in_region() && !r.stays_alone();
         if fits {
             r.linked = self.thunks + (THUNK * i) as u64;
             r.forward = r.linked;
@@ -182,6 +216,7 @@ pub struct Cache {
     /// Writes to code by the instruction that runs alone: first byte, length.
     writes: Vec<(u64, u64)>,
     pub unlike: Unlike,
+    pub rewritten: Rewritten,
     pub invalidations: u64,
     pub insns: u64,
     /// The vCPU among others of its machine, if there are any.
@@ -249,9 +284,10 @@ impl Cache {
 
     fn meets(&self, p: &PageCode, offset: u64, len: u64) -> bool {
         let meets = |&(from, to): &(u64, u64)| from < offset + len && offset < to;
-        p.granules & granules(offset, offset + len) != 0
+        len != 0
+            && p.granules & granules(offset, offset + len) != 0
             // SAFETY: records listed in `pages` are live.
-            && (p.records.iter().any(|r| unsafe { &**r }.ranges().iter().flatten().any(meets))
+            && (p.records.iter().any(|r| unsafe { &**r }.copies(offset, offset + len))
                 || p.regions.iter().any(|id| self.regions[id].ranges.iter().any(meets)))
     }
 
@@ -315,8 +351,7 @@ impl Cache {
                 .copied()
                 .filter(|r| {
                     // SAFETY: records listed in `pages` are live.
-                    let r = unsafe { &**r };
-                    r.ranges().into_iter().flatten().any(|(from, to)| from < end && offset < to)
+                    unsafe { &**r }.copies(offset, end)
                 })
                 .collect();
             let dead: Vec<u32> = code

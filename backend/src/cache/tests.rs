@@ -29,6 +29,7 @@ pub fn record(start: u32, end: u32, edges: [(i32, u32); 2]) -> Box<Record> {
         second: None,
         insns: 1,
         guess: None,
+        loose: Box::new([]),
         ops: Box::new([SLOT, edge(edges[0]), edge(edges[1])]),
         insn_at: Box::new([]),
         edges: [1, 2],
@@ -83,6 +84,35 @@ fn a_write_drops_what_it_overlaps_to_the_byte() {
     let version = ram.version(1);
     c.invalidate(&ram, 0x1000, 0x1000);
     assert!(c.is_empty() && ram.page_bits(1).is_empty() && ram.version(1) != version && !c.overlaps(0x1014, 4));
+}
+
+#[test]
+fn loose_bytes_may_change() {
+    let (mut c, ram) = setup();
+    let mut r = record(0x10, 0x30, [(0, 0); 2]);
+    (r.key.phys, r.loose) = (0x1010, Box::new([(0x28, 0x2c), (0x14, 0x18), (0x18, 0x19)]));
+    ram.set_page_bits(1, PageBits::CODE);
+    c.insert(r);
+    for (at, len, copied) in [
+        (0x1014, 4, false),
+        (0x1013, 4, true),
+        (0x1014, 5, false),
+        (0x1014, 6, true),
+        (0x1019, 1, true),
+        (0x1028, 4, false),
+        (0x1028, 5, true),
+        (0x1008, 8, false),
+        (0x102f, 1, true),
+        (0x1030, 8, false),
+        (0x1000, 0, false),
+    ] {
+        assert_eq!(c.overlaps(at, len), copied, "{at:#x}, {len}");
+        assert_eq!(c.lies_beside(at, len), !copied, "{at:#x}, {len}");
+    }
+    c.invalidate(&ram, 0x1014, 5);
+    assert!(get(&c, 0x1010));
+    c.invalidate(&ram, 0x1014, 6);
+    assert!(!get(&c, 0x1010) && ram.page_bits(1).is_empty());
 }
 
 #[test]

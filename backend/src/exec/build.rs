@@ -11,7 +11,7 @@ use crate::mmu::Place;
 use crate::tier0::form::{Formed, Told, TooLarge};
 use crate::tier0::ops;
 use crate::vblock::VcpuBlock;
-use ir::{BlockKey, CodeFetch, Frontend, StateLayout, TranslateError};
+use ir::{BlockKey, Changing, CodeFetch, Frontend, StateLayout, TranslateError};
 use std::time::Instant;
 use vm_core::guest::GuestCpu;
 use vm_core::log::{self, Item};
@@ -38,8 +38,8 @@ pub(super) struct Wanted {
     key: BlockKey,
     va: Va,
     ctx: usize,
-    /// With the IR passes.
-    better: bool,
+    /// With the IR passes, and loose bytes as before.
+    better: Option<Changing>,
 }
 
 impl Told {
@@ -64,6 +64,7 @@ struct Fetch<'a, C: GuestCpu> {
     /// Whether what is made of it may be kept.
     keep: bool,
     guess: Option<u32>,
+    changing: Changing,
 }
 
 impl<C: GuestCpu> CodeFetch for Fetch<'_, C> {
@@ -75,6 +76,10 @@ impl<C: GuestCpu> CodeFetch for Fetch<'_, C> {
 
     fn guess(&self) -> Option<u32> {
         self.guess
+    }
+
+    fn changing(&self) -> Changing {
+        self.changing
     }
 
     fn next_page(&mut self) -> Result<&[u8; 4096], Fault> {
@@ -165,7 +170,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
     ) -> Result<(*mut Record, bool), Fault> {
         let keep = b.claim_code_page(key.phys >> 12);
         if keep {
-            let (rec, keep) = self.build_from_ram(b, Wanted { key, va, ctx, better: false })?;
+            let (rec, keep) = self.build_from_ram(b, Wanted { key, va, ctx, better: None })?;
             if let (true, Some(rec)) = (keep, self.keep(b, rec)) {
                 self.compile_at_first_sight(b, rec);
                 return Ok((rec, true));
@@ -173,7 +178,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
         }
         b.eng.stats.unclaimed += 1;
         let key = BlockKey { mode: key.mode | ONE, ..key };
-        let (mut rec, _) = self.build_from_ram(b, Wanted { key, va, ctx, better: false })?;
+        let (mut rec, _) = self.build_from_ram(b, Wanted { key, va, ctx, better: None })?;
         rec.threshold = u32::MAX;
         Ok((b.cache.insert_transient(rec), false))
     }
@@ -221,7 +226,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
         let mut page = [0xff; 4096];
         b.read_mmio_code(pa, &mut page);
         let key = BlockKey { phys: u64::MAX << 12 | pa.0 & 0xfff, mode: mode | ONE };
-        let (mut rec, _) = self.build(b, &page, Wanted { key, va, ctx, better: false })?;
+        let (mut rec, _) = self.build(b, &page, Wanted { key, va, ctx, better: None })?;
         rec.threshold = u32::MAX;
         Ok(b.cache.insert_transient(rec))
     }
@@ -247,7 +252,10 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
         };
         let next_va = Va((va.0 & !0xfff).wrapping_add(4096));
         let guess = (key.mode & (ONE | OBSERVED) == 0).then(|| b.guess(self.fe.layout()));
-        let mut fetch = Fetch { b, page, next: None, next_va, ctx, second: None, keep: true, guess };
+        let often = key.mode & OURS == 0 && better.is_none() && b.cache.changes_often(key.phys >> 12);
+        let changing = if often { b.cache.rewritten.again(key, page) } else { better.unwrap_or_default() };
+        let source = b.machine().ram().host_base() as u64 + (key.phys & !0xfff);
+        let mut fetch = Fetch { b, page, next: None, next_va, ctx, second: None, keep: true, guess, changing };
         loop {
             let done = self.fe.translate(key.mode & !OURS, start, max, &mut fetch, &mut self.block);
             if let Err(TranslateError::Fetch(f)) = done {
@@ -259,10 +267,18 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
                 fetch.guess = None;
                 continue;
             }
-            if better {
+            if often {
+                let (asked, end) = (!fetch.changing.is_empty(), self.block.next as u32);
+                if !fetch.b.cache.rewritten.made(key, page, end, asked, &self.block.loose) {
+                    fetch.changing = Changing::default();
+                    continue;
+                }
+            }
+            if better.is_some() {
                 self.passes.optimize(&mut self.block, self.fe.layout(), self.fe.helpers());
             }
-            match self.former.form::<C>(&self.block, self.fe.layout(), self.fe.helpers(), Told::from_mode(key.mode)) {
+            let told = Told::from_mode(key.mode);
+            match self.former.form::<C>(&self.block, self.fe.layout(), self.fe.helpers(), told, source) {
                 Ok(formed) => {
                     if let Some(n) = fetch.b.uncut(key.mode, &formed.insn_at) {
                         max = n;
@@ -270,7 +286,8 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
                     }
                     let second = fetch.second.filter(|_| self.block.straddles);
                     self.log_block(key, va, page);
-                    let changing = fetch.b.cache.changes_often(key.phys >> 12);
+                    // What is loose outlives the next change.
+                    let changing = fetch.b.cache.changes_often(key.phys >> 12) && self.block.loose.is_empty();
                     let guess = fetch.guess.filter(|_| self.block.guesses.is_some());
                     let rec = self.record(formed, &want, second, guess, changing);
                     fetch.b.eng.stats.insns_translated += u64::from(rec.insns);
@@ -282,12 +299,12 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
         }
     }
 
-    /// `changing`: the page is written again and again.
+    /// `changing`: the page is written again and again, and the block goes with what is written.
     fn record(&self, formed: Formed, want: &Wanted, second: Option<u64>, guess: Option<u32>, changing: bool) -> Box<Record> {
         let one = want.key.mode & ONE != 0;
         // Blocks of tier 1 ask the dispatcher about each edge.
         let ours = if self.settings.tier1 { OURS & !BREAK_BITS } else { OURS };
-        let threshold = match (&self.jit, want.key.mode & ours != 0 || want.better) {
+        let threshold = match (&self.jit, want.key.mode & ours != 0 || want.better.is_some()) {
             (_, true) => u32::MAX,
             (Some(_), _) if changing => self.settings.threshold.max(CHANGING),
             (Some(_), _) if self.left => self.settings.threshold.max(2),
@@ -305,6 +322,7 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
             second,
             insns: self.block.guest_insns,
             guess,
+            loose: self.block.loose.as_slice().into(),
             ops: formed.ops,
             insn_at: formed.insn_at,
             edges: formed.edges,
@@ -329,9 +347,9 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
     /// Without a compiler, a block that runs often gets the IR passes and is formed anew.
     pub(super) fn form_better(&mut self, b: &mut VcpuBlock<C>, rec: *mut Record) {
         // SAFETY: `rec` is live: it just ran.
-        let (key, start) = unsafe { ((*rec).key, (*rec).start) };
+        let (key, start, loose) = unsafe { ((*rec).key, (*rec).start, (*rec).loose()) };
         let va = Va(b.cpu.linear(b.cpu.pc()).0 & !0xfff | u64::from(start));
-        let want = Wanted { key, va, ctx: C::mode_ctx(key.mode), better: true };
+        let want = Wanted { key, va, ctx: C::mode_ctx(key.mode), better: Some(loose) };
         if let Ok((better, true)) = self.build_from_ram(b, want) {
             self.keep(b, better);
         }

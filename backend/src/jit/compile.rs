@@ -16,7 +16,7 @@ use cranelift_codegen::settings::{self, Configurable};
 use cranelift_codegen::{Context, ir as clif};
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 use ir::pass::Passes;
-use ir::{Block, BlockKey, CodeFetch, Frontend, Path};
+use ir::{Block, BlockKey, Changing, CodeFetch, Frontend, Path};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use vm_core::log::{self, Item};
@@ -139,6 +139,7 @@ pub(super) struct Bytes<'a> {
     pub next: Option<&'a [u8; 4096]>,
     pub guess: Option<u32>,
     pub path: Path,
+    pub changing: Changing,
 }
 
 impl CodeFetch for Bytes<'_> {
@@ -159,6 +160,10 @@ impl CodeFetch for Bytes<'_> {
 
     fn path(&self) -> Path {
         self.path
+    }
+
+    fn changing(&self) -> Changing {
+        self.changing
     }
 }
 
@@ -255,7 +260,7 @@ impl<F: Frontend> Compiler<F> {
                 job.key.mode,
                 start,
                 max,
-                &mut Bytes { page: &job.bytes, next: None, guess, path: Path::default() },
+                &mut Bytes { page: &job.bytes, next: None, guess, path: Path::default(), changing: Changing::default() },
                 &mut ir,
             );
             if done.is_err() || ir.straddles {
@@ -317,6 +322,7 @@ impl<F: Frontend> Compiler<F> {
             global: false,
             guarded: false,
             apart: &job.apart,
+            source: 0,
         };
         let blocks: Vec<_> = members.iter().map(|m| (&m.ir, m.entered.as_ref())).collect();
         emitter.emit_region(&env, &blocks, self.loopless).map(Made::from).unwrap_or_default()

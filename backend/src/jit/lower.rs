@@ -389,6 +389,7 @@ impl<'a, 'b> Lower<'a, 'b> {
                 let page = self.page_pc();
                 return Some(self.b.ins().iadd_imm_s(page, i.imm));
             }
+            Op::Source => unreachable!("regions are asked for without loose bytes"),
             Op::Load => return Some(self.load(i)),
             Op::Store => self.store(i),
             Op::ProbeW => self.probe(i),

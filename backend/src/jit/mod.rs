@@ -175,9 +175,8 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
     /// A block has run often: it goes one tier up. `rec` is live.
     pub fn hot(&mut self, b: &mut VcpuBlock<C>, rec: *mut Record) {
         match region::tier(rec) {
-            0 if self.tier1.is_some() && (self.settings.hot != AT_ONCE || region::second(rec).is_some()) => self.emit(b, rec),
-            // Its second page may be mapped elsewhere next time.
-            _ if region::second(rec).is_some() => region::never_ask(rec),
+            0 if self.tier1.is_some() && (self.settings.hot != AT_ONCE || region::alone(rec)) => self.emit(b, rec),
+            _ if region::alone(rec) => region::never_ask(rec),
             0 | 1 => self.request(b, rec),
             _ => {}
         }
@@ -330,7 +329,8 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
             crate::exec::read_code(b.machine().ram(), page << 12, &mut next);
             next
         });
-        let mut bytes = compile::Bytes { page: &self.page, next: second.as_deref(), guess, path: way.path };
+        let changing = region::loose(rec);
+        let mut bytes = compile::Bytes { page: &self.page, next: second.as_deref(), guess, path: way.path, changing };
         let done = fe.translate(key.mode, start, way.insns, &mut bytes, &mut block);
         let fits = (i64::from(end)..=i64::from(way.end)).contains(&block.next);
         if done.is_err() || block.straddles != second.is_some() || !fits {
@@ -350,12 +350,13 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
             ctx: C::mode_ctx(key.mode),
             record: rec,
             // Regions know nothing of places that nothing may jump to by itself.
-            counts: self.settings.hot != 0 && key.mode & BREAKS == 0 && second.is_none() && leads_back(&block),
+            counts: self.settings.hot != 0 && key.mode & BREAKS == 0 && !region::alone(rec) && leads_back(&block),
             counted: self.settings.counter.is_some(),
             keys,
             global: Self::is_global(b, key.mode, second.is_some()),
             guarded: second.is_some(),
             apart: &apart,
+            source: b.machine().ram().host_base() as u64 + (key.phys & !0xfff),
         };
         let code = emitter.emit(&env, &block);
         if log::enabled(Item::OUT_ASM) && log::in_filter(key.phys) {

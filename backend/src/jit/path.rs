@@ -41,7 +41,7 @@ pub fn choose<C: GuestCpu>(b: &VcpuBlock<C>, rec: *const Record, s: &Settings) -
         let (insns, end) = match next {
             // SAFETY: as above.
             Some(r) => match unsafe { &*r } {
-                r if r.in_region() || r.second.is_some() || is_loop(r) => return way,
+                r if r.in_region() || r.stays_alone() || is_loop(r) => return way,
                 r => (r.insns, r.end),
             },
             None if s.threshold == 0 && way.path.is_empty() => (UNSEEN.0, (to + UNSEEN.1).min(4096)),

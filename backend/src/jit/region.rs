@@ -7,6 +7,7 @@ use super::compile::{Job, Source};
 use crate::cache::Record;
 use crate::exec::Settings;
 use crate::vblock::{VcpuBlock, Why};
+use ir::Changing;
 use std::sync::Arc;
 use vm_core::guest::GuestCpu;
 
@@ -58,7 +59,7 @@ fn follow_hot_edges<C: GuestCpu>(b: &VcpuBlock<C>, rec: *mut Record, s: &Setting
             let Some(to) = b.cache.get(&key) else { continue };
             // SAFETY: as above.
             let r = unsafe { &*to };
-            if r.second.is_none() && insns + r.insns <= MAX_INSNS && !found.contains(&to) {
+            if !r.stays_alone() && insns + r.insns <= MAX_INSNS && !found.contains(&to) {
                 insns += r.insns;
                 found.push(to);
             }
@@ -113,6 +114,18 @@ pub fn key_and_end(rec: *mut Record) -> (ir::BlockKey, u32) {
 pub fn second(rec: *mut Record) -> Option<u64> {
     // SAFETY: by the caller's promise.
     unsafe { (*rec).second }
+}
+
+/// Whether a live record is part of no region.
+pub fn alone(rec: *mut Record) -> bool {
+    // SAFETY: by the caller's promise.
+    unsafe { (*rec).stays_alone() }
+}
+
+/// Source bytes that a live record holds no copy of.
+pub fn loose(rec: *mut Record) -> Changing {
+    // SAFETY: by the caller's promise.
+    unsafe { (*rec).loose() }
 }
 
 /// Runs compiled code of a live record.

@@ -244,7 +244,8 @@ extern "C" fn access<C: GuestCpu>(seam: *mut u8) {
         };
     }
     // The access itself looks at no tag.
-    let withheld = |b: &VcpuBlock<C>| b.quick_withheld(va.0, size, access, info.ctx).is_some();
+    let value = (info.write && b.eng.slow_info & AccessInfo::ACROSS != 0).then_some(b.eng.vec_a);
+    let withheld = |b: &VcpuBlock<C>| b.quick_withheld(va.0, size, access, info.ctx, value).is_some();
     if withheld(b) {
         return;
     }

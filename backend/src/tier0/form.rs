@@ -125,6 +125,8 @@ pub struct Former {
     /// Instructions of the block from the present one on.
     rest: u32,
     told: Told,
+    /// Host address of the page that the block comes from.
+    source: u64,
 }
 
 /// What an observer is told by a block.
@@ -166,15 +168,17 @@ impl Former {
         if self.counted { counted::start_alone::<C> } else { ops::start_alone::<C> }
     }
 
+    /// `source`: host address of the page that the block comes from, which may change at any time but stays where it is.
     pub fn form<C: GuestCpu>(
         &mut self,
         block: &Block,
         layout: &StateLayout,
         helpers: &[HelperDesc],
         told: Told,
+        source: u64,
     ) -> Result<Formed, TooLarge> {
         self.prepare(block, layout, helpers);
-        self.told = told;
+        (self.told, self.source) = (told, source);
         self.emit(COp::new(self.start::<C>(), 0, 0, 0));
         if told == Told::All {
             self.emit(COp::new(observed::block::<C>, 0, 0, 0));
@@ -393,6 +397,11 @@ impl Former {
         let d = self.result::<C>(block, at)?;
         let (h, x) = match inst.op {
             Op::PcRel => (ops::pc_rel::<C> as Handler, inst.imm as u32),
+            Op::Source => {
+                self.emit(COp::new(ops::source(inst.ty), d, 0, 0));
+                self.emit(COp { h: (self.source + inst.imm as u64) as usize, d: 0, a: 0, x: 0 });
+                return Ok(());
+            }
             Op::Cmp => (ops::cmp::<C>(inst.cond(), inst.ty, imm_b.is_some()), imm_b.unwrap_or(bc)),
             Op::ZExt => (ops::extend(false, block.ty(inst.a), inst.ty), 0),
             Op::SExt => (ops::extend(true, block.ty(inst.a), inst.ty), 0),

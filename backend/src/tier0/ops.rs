@@ -337,6 +337,20 @@ pub unsafe extern "C" fn pc_rel<C: GuestCpu>(s: *mut u8, op: *mut COp) -> *mut C
     }
 }
 
+/// A value of the page that the block comes from; the next slot has its host address.
+unsafe extern "C" fn source_<T: Copy>(s: *mut u8, op: *mut COp) -> *mut COp {
+    // SAFETY: module note; the address is one of a page of guest RAM, which is mapped as long as the engine lives. Others may write it meanwhile.
+    unsafe {
+        let at = (*op.add(1)).h as *const T;
+        wr::<T>(s, (*op).d, at.read_unaligned());
+        op.add(2)
+    }
+}
+
+pub fn source(ty: Ty) -> Handler {
+    any_type!(source_, ty)
+}
+
 // --- memory
 
 macro_rules! tlb_tag {

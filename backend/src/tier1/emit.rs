@@ -42,6 +42,8 @@ pub struct Env<'a> {
     pub guarded: bool,
     /// Page offsets of instructions whose accesses often cross pages: see `share`.
     pub apart: &'a [u32],
+    /// Host address of the page that the block comes from, which may change at any time but stays where it is.
+    pub source: u64,
 }
 
 /// Where a block's code is entered: see `cache::Record`.
@@ -291,6 +293,16 @@ impl Emit<'_> {
                 let (d, off) = (self.dest(), self.page_off());
                 st!(self, off; [mov Rq(d),] []);
                 self.add_imm(d, i.imm);
+            }
+            Op::Source => {
+                let d = self.dest();
+                asm!(self; mov Rq(d), QWORD (self.env.source + i.imm as u64) as i64);
+                match i.ty {
+                    Ty::I8 => asm!(self; movzx Rd(d), BYTE [Rq(d)]),
+                    Ty::I16 => asm!(self; movzx Rd(d), WORD [Rq(d)]),
+                    Ty::I32 => asm!(self; mov Rd(d), [Rq(d)]),
+                    _ => asm!(self; mov Rq(d), [Rq(d)]),
+                }
             }
             Op::Load => self.load(i),
             Op::Store => self.store(i),

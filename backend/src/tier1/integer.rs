@@ -468,7 +468,7 @@ impl Emit<'_> {
 pub fn is_clean(b: &Block, v: Val) -> bool {
     let i = &b.insts[v.index()];
     match i.op {
-        Op::Load | Op::ZExt | Op::Clz | Op::Ctz | Op::Popcnt => matches!(i.ty, Ty::I8 | Ty::I16 | Ty::I32),
+        Op::Load | Op::Source | Op::ZExt | Op::Clz | Op::Ctz | Op::Popcnt => matches!(i.ty, Ty::I8 | Ty::I16 | Ty::I32),
         Op::Add | Op::Sub | Op::And | Op::Or | Op::Xor | Op::Mul | Op::Neg | Op::Not | Op::Bswap | Op::Select | Op::SExt => {
             i.ty == Ty::I32
         }

@@ -5,7 +5,7 @@ use crate::layout;
 use arch_x86::cpuid::Word;
 use arch_x86::{CodeSize, Mode, SegReg};
 use iced_x86::{Instruction, OpKind, Register};
-use ir::{Block, HelperId, Op, Path, SlotId, Ty, Val};
+use ir::{Block, Changing, HelperId, Op, Path, SlotId, Ty, Val};
 
 /// How translation of the current instruction ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +39,8 @@ pub struct Tr<'a> {
     pub(super) lazy: Lazy,
     /// `CC_OP` as it probably is where the block begins; `None` once the flags are others.
     pub(super) guess: Option<u32>,
+    /// Bytes that change again and again.
+    pub(super) changing: Changing,
     /// Branches that the block goes on behind.
     pub(super) path: Path,
 }
@@ -261,11 +263,32 @@ impl Tr<'_> {
                 let p = self.place(i, ty, false);
                 self.read(p, ty)
             }
-            _ => {
+            kind => self.loose(kind, ty).unwrap_or_else(|| {
                 let v = self.imm(i);
                 self.b.iconst(ty, v)
-            }
+            }),
         }
+    }
+
+    /// An immediate of bytes that change again and again (`CodeFetch::changing`), read when the block runs. It is the instruction's end.
+    fn loose(&mut self, kind: OpKind, ty: Ty) -> Option<Val> {
+        let (bytes, signed) = match kind {
+            _ if self.changing.is_empty() => return None,
+            OpKind::Immediate8 => (1, false),
+            OpKind::Immediate8to16 | OpKind::Immediate8to32 | OpKind::Immediate8to64 => (1, true),
+            OpKind::Immediate16 => (2, false),
+            OpKind::Immediate32 => (4, false),
+            OpKind::Immediate32to64 => (4, true),
+            OpKind::Immediate64 => (8, false),
+            _ => return None,
+        };
+        let to = u16::try_from(self.off + self.insn.len() as i64).ok().filter(|to| usize::from(*to) <= super::PAGE)?;
+        let from = to.checked_sub(bytes)?;
+        if !self.changing.meets(from, to) {
+            return None;
+        }
+        let v = self.b.source(Ty::int(bytes.into()), from);
+        Some(if signed { self.b.sext(ty, v) } else { self.b.zext(ty, v) })
     }
 
     /// Immediate operand `i`, sign-extended where the encoding says so.

@@ -157,6 +157,7 @@ impl Frontend for X86 {
             retry: None,
             lazy: flags::Lazy::UNKNOWN,
             guess: code.guess(),
+            changing: code.changing(),
             path: if mode.has(Mode::STEP) { Path::default() } else { code.path() },
         };
         let fits = block(&mut tr, &code.page()[first..], limit);

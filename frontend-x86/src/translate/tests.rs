@@ -1,8 +1,10 @@
 //! Every block the translator makes is well formed, whatever the bytes; and the shape of typical blocks.
 
 use super::*;
+use crate::testing::{CodePage, FlatMemory};
 use ir::verify::verify;
-use ir::{Op, Path};
+use ir::{Changing, Interp, Op, Outcome, Path};
+use vm_core::Fault;
 use vm_core::testing::Rng;
 
 struct Page(Box<[u8; PAGE]>);
@@ -345,4 +347,97 @@ fn blocks_go_on_behind_branches() {
     // Branches out of the page end a block whatever is said.
     let (found, end, _) = sides(wide, &[0x0f, 0x84, 0, 0x20, 0, 0], &[(0, 6)], 8);
     assert_eq!((found.len(), end.op, end.imm), (0, Op::Br, 0x2006));
+}
+
+struct Rewritten(CodePage, Changing);
+
+impl CodeFetch for Rewritten {
+    type Fault = ();
+    fn page(&self) -> &[u8; PAGE] {
+        self.0.page()
+    }
+    fn next_page(&mut self) -> Result<&[u8; PAGE], ()> {
+        Err(())
+    }
+    fn changing(&self) -> Changing {
+        self.1
+    }
+}
+
+/// A block with an instruction's last `n` bytes loose means the same as one with constants, of whatever bytes are there then.
+#[test]
+fn immediates_are_read_when_the_block_runs() {
+    let (x, mut rng) = (X86::new(ALL_FEATURES), Rng(1));
+    let wide = 2 << Mode::CODE_SHIFT | Mode::FLAT | Mode::PE | Mode::LMA | 3;
+    // Bytes, those of which are an immediate (at the end).
+    let forms: &[(&[u8], usize)] = &[
+        (&[0xb0, 0], 1),
+        (&[0xb8, 0, 0, 0, 0], 4),
+        (&[0x66, 0xb9, 0, 0], 2),
+        (&[0x48, 0xb9, 0, 0, 0, 0, 0, 0, 0, 0], 8),
+        (&[0x48, 0xc7, 0xc2, 0, 0, 0, 0], 4),
+        (&[0xc7, 0x46, 8, 0, 0, 0, 0], 4),
+        (&[0x83, 0xc0, 0], 1),
+        (&[0x48, 0x83, 0xe8, 0], 1),
+        (&[0x66, 0x83, 0xf0, 0], 1),
+        (&[0x80, 0x66, 8, 0], 1),
+        (&[0x48, 0x81, 0x46, 8, 0, 0, 0, 0], 4),
+        (&[0x48, 0x3d, 0, 0, 0, 0], 4),
+        (&[0xa8, 0], 1),
+        (&[0xf7, 0xc1, 0, 0, 0, 0], 4),
+        (&[0x6b, 0xc0, 0], 1),
+        (&[0x48, 0x69, 0xc9, 0, 0, 0, 0], 4),
+        (&[0x6a, 0], 1),
+        (&[0x68, 0, 0, 0, 0], 4),
+        (&[0x48, 0x0f, 0xba, 0xe0, 0], 1),
+    ];
+    for &(form, n) in forms {
+        let mut changing = Changing::default();
+        assert!(changing.add((form.len() - 1) as u16, form.len() as u16));
+        let loose = |fetch: Changing, bytes: &[u8]| {
+            let mut b = Block::default();
+            x.translate(wide, 0, 1, &mut Rewritten(CodePage::new(bytes), fetch), &mut b).expect("within the page");
+            verify(&b, &x.layout, &x.helpers).expect("well formed");
+            b
+        };
+        let once = loose(changing, form);
+        assert_eq!(once.loose, [((form.len() - n) as u16, form.len() as u16)], "{form:x?}");
+        for _ in 0..50 {
+            let mut bytes = form.to_vec();
+            let imm = rng.next_u64().to_le_bytes();
+            bytes[form.len() - n..].copy_from_slice(&imm[..n]);
+            let state: Vec<u8> = (0..x.layout.size).map(|_| rng.next_u64() as u8).collect();
+            let plain = loose(Changing::default(), &bytes);
+            assert!(plain.loose.is_empty());
+            assert_eq!(outcome(&x, wide, &once, &bytes, &state), outcome(&x, wide, &plain, &bytes, &state), "{bytes:x?}");
+        }
+    }
+}
+
+/// State and memory behind a block, whose source lies at 1000h, and rsi and rsp behind it.
+fn outcome(x: &X86, mode: u64, block: &Block, source: &[u8], state: &[u8]) -> (Vec<u8>, Vec<u8>, Outcome<Fault>) {
+    let (l, mut state) = (&x.layout, state.to_vec());
+    let mut memory = FlatMemory { base: 0x1000, bytes: vec![0x5a; 2 * PAGE] };
+    memory.bytes[..source.len()].copy_from_slice(source);
+    for (slot, v) in [(l.pc_page, 0x1000u64), (layout::gpr(6), 0x2000), (layout::gpr(4), 0x2800)] {
+        state[l.slot(slot).offset as usize..][..8].copy_from_slice(&v.to_le_bytes());
+    }
+    let mut helper = |_: &mut [u8], _: &mut FlatMemory, _, [a, b, c]: [u64; 3]| Ok(a ^ b.rotate_left(7) ^ c.rotate_left(13));
+    let end = Interp { layout: l, helpers: &x.helpers, mode }.run(block, &mut state, &mut memory, &mut helper);
+    (state, memory.bytes, end)
+}
+
+/// What is asked for of bytes that are no immediate, or lie in two pages, is not done.
+#[test]
+fn other_bytes_are_no_immediates() {
+    let x = X86::new(ALL_FEATURES);
+    let wide = 2 << Mode::CODE_SHIFT | Mode::FLAT | Mode::PE | Mode::LMA | 3;
+    let mut all = Changing::default();
+    assert!(all.add(0, PAGE as u16));
+    // lea eax, [rcx + 5]; jmp +0; rol eax, 1; ret
+    for code in [&[0x8d, 0x41, 5][..], &[0xeb, 0], &[0xd1, 0xc0], &[0xc3], &[0x8b, 0x04, 0x25, 0, 0x20, 0, 0]] {
+        let mut b = Block::default();
+        x.translate(wide, 0, 1, &mut Rewritten(CodePage::new(code), all), &mut b).expect("within the page");
+        assert!(b.loose.is_empty(), "{code:x?}");
+    }
 }
