@@ -22,7 +22,7 @@ use std::mem::offset_of;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use vm_core::guest::{GuestCpu, X87_IMAGE};
+use vm_core::guest::{CTX_COUNT, GuestCpu, X87_IMAGE};
 use vm_core::{CpuIo, Fault};
 
 /// Slots for values of tier 0 that live in no state slot.
@@ -328,7 +328,7 @@ impl<C: GuestCpu> VcpuBlock<C> {
     }
 }
 
-/// Shared ownership of a block: the vCPU uses all of it, kicks from other threads only `Engine::exit` and `stack_limit`.
+/// Shared ownership of a block: the vCPU uses all of it, kicks from other threads only `Engine::exit`, `stack_limit` and limits of the TLB.
 pub struct VcpuRef<C: GuestCpu>(Arc<Owner<C>>);
 
 struct Owner<C: GuestCpu>(NonNull<VcpuBlock<C>>);
@@ -364,6 +364,10 @@ impl<C: GuestCpu> VcpuRef<C> {
                 let p = owner.0.as_ptr();
                 let (exit, limit) = (&raw const (*p).eng.exit, &raw const (*p).eng.stack_limit);
                 (*exit).store(1, Ordering::SeqCst);
+                for ctx in 0..CTX_COUNT {
+                    let limits = &raw const (*p).eng.tlb.0[ctx].limits;
+                    (*limits).iter().for_each(|l| l.store(0, Ordering::Relaxed));
+                }
                 (*limit).store(u64::MAX, Ordering::SeqCst);
             }
         })

@@ -15,7 +15,25 @@ fn endless_loops_stop_when_asked_to() {
     // The same by lea rax, [next]; call rax
     let calls = [0x48, 0x8d, 5, 12, 0, 0, 0, 0xff, 0xd0, 0x48, 0x8d, 5, 3, 0, 0, 0, 0xff, 0xd0, 0xc3];
     let indirect: Vec<u8> = [0xfa].into_iter().chain(calls.repeat(60)).chain([0xc3]).collect();
-    let loops: [(&str, &[u8], &[u8]); 8] = [
+    // cli; mov esi, DATA; L: what is given; jmp L
+    let around = |body: &[u8]| {
+        let back = -(body.len() as i8) - 2;
+        [&[0xfa, 0xbe, 0, 0, 0x30, 0], body, &[0xeb, back as u8]].concat()
+    };
+    // mov eax, [rsi]; then mov [rsi], ecx; then add eax, [rsi + 8]; mov [rsi + 16], eax
+    let (load, store) = (around(&[0x8b, 6]), around(&[0x89, 0x0e]));
+    let group = around(&[0x8b, 6, 3, 0x46, 8, 0x89, 0x46, 16]);
+    // lock inc dword [rsi]; and push rcx; pop rcx
+    let (locked, stack) = (around(&[0xf0, 0xff, 6]), around(&[0x51, 0x59]));
+    // test esi, esi; jne over; mov eax, [rsi]; over:
+    let branch = around(&[0x85, 0xf6, 0x75, 2, 0x8b, 6]);
+    let loops: [(&str, &[u8], &[u8]); 14] = [
+        ("loads", &load, &[]),
+        ("stores", &store, &[]),
+        ("accesses near each other", &group, &[]),
+        ("a locked access", &locked, &[]),
+        ("the stack", &stack, &[]),
+        ("an access that is not made", &branch, &[]),
         ("a tree of calls", &tree, &[]),
         ("a tree of indirect calls", &indirect, &[]),
         ("jump to itself", &[0xfa, 0xeb, 0xfe], &[]),

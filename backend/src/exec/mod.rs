@@ -214,6 +214,9 @@ impl<F: Frontend, C: GuestCpu> Driver<F, C> {
                 return StopReason::Debug(event);
             }
             b.eng.exit.store(0, Ordering::SeqCst);
+            if b.eng.tlb.closed() {
+                b.eng.tlb.open();
+            }
             b.eng.stack_limit.store(b.eng.stack_room, Ordering::SeqCst);
             let pending = io.signals().pending();
             if pending.contains(Events::STOP) {

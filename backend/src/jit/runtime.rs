@@ -8,6 +8,7 @@ use super::asm::{access_stub, chain, enter, far, go_on_stub, locked_stub, second
 use crate::atomic::AtomicArgs;
 use crate::vblock::{LEAVE, LIVE_SSE, LIVE_X87, VcpuBlock, Why};
 use ir::{FpOp, Rmw, TriOp, Ty, VecOp};
+use std::sync::atomic::Ordering;
 use vm_core::guest::GuestCpu;
 use vm_core::{Access, Fault, GuestEnv, Va};
 
@@ -197,6 +198,16 @@ extern "C" fn go_on<C: GuestCpu>(seam: *mut u8) -> u64 {
 pub const ACROSS: u32 = 1;
 
 impl<C: GuestCpu> VcpuBlock<C> {
+    /// Whether checks fail as the dispatcher is wanted. Where instructions are counted they do not ask.
+    fn is_wanted(&mut self) -> bool {
+        let wanted = |b: &Self| b.count.is_none() && b.eng.exit.load(Ordering::SeqCst) != 0;
+        if !wanted(self) && self.eng.tlb.closed() {
+            // By who was late, or it does not matter. Who comes now has set the flag before.
+            self.eng.tlb.open();
+        }
+        wanted(self)
+    }
+
     /// Does an access that crosses from one page of plain RAM into another. `Err`: it faults, or is not of that kind.
     fn access_across(&mut self, va: u64, info: &AccessInfo) -> Result<(), Fault> {
         let (size, access) = (info.ty.bytes() as usize, if info.write { Access::Write } else { Access::Read });
@@ -236,6 +247,9 @@ extern "C" fn access<C: GuestCpu>(seam: *mut u8) {
     let (va, size) = (Va(b.eng.slow_addr), info.ty.bytes() as u8);
     let access = if info.write { Access::Write } else { Access::Read };
     b.eng.status = 0;
+    if b.is_wanted() {
+        return b.give_up(LEAVE, info.insn, info.rest);
+    }
     if va.0 & 0xfff > 4096 - u64::from(size) {
         let done = if b.eng.slow_info & AccessInfo::ACROSS != 0 { b.access_across(va.0, &info) } else { Err(LEAVE) };
         return match done {

@@ -45,7 +45,8 @@ impl Emit<'_> {
         st!(self, pc; [mov] [, rax]);
     }
 
-    /// The entries, and what all of them come to. The jump cache has looked at the exit flag, so who comes by the full entry need not.
+    /// The entries, and what all of them come to. The jump cache has looked at the exit flag, so who comes by the full entry need not;
+    /// nor does anybody where the block asks further down.
     pub fn entry(&mut self) -> Entries {
         let start = self.block.start as i32;
         let entries = if self.env.guarded {
@@ -54,6 +55,11 @@ impl Emit<'_> {
             let linked = self.here() as u32;
             self.guard();
             self.exit_test();
+            Entries { full, linked, forward: linked }
+        } else if self.asks() {
+            let full = self.here() as u32;
+            self.set_page(start);
+            let linked = self.here() as u32;
             Entries { full, linked, forward: linked }
         } else {
             let linked = self.here() as u32;

@@ -93,7 +93,18 @@ impl Emit<'_> {
         }
         asm!(self; and ecx, DWORD index);
         self.compare_tag_there(ctx, write, most);
-        self.jcc(cc::A)
+        self.jcc(cc::AE)
+    }
+
+    /// Whether the block asks for the dispatcher as it goes: checks of accesses that are always made fail while that is wanted.
+    pub fn asks(&self) -> bool {
+        let always = self.block.insts.iter().enumerate().take_while(|(_, i)| i.op != Op::Side);
+        let mut accesses = always.filter(|(_, i)| matches!(i.op, Op::Load | Op::Store) && usize::from(i.aux & 3) == self.env.ctx);
+        !self.env.counted
+            && accesses.any(|(k, i)| match self.r.groups.get(k as u32) {
+                Some((_, g, _)) => g.first == k as u32 && tlb::Table::limit(g.most()).is_some(),
+                None => tlb::Table::limit(4096 - i.ty.bytes() as i32).is_some(),
+            })
     }
 
     /// The same of the entry at rcx and the address in rdx; leaves the host's flags.
@@ -109,7 +120,7 @@ impl Emit<'_> {
         }
         match tlb::Table::limit(most).filter(|_| ctx == self.env.ctx) {
             Some(limit) => asm!(self; cmp rdx, [BYTE r14 + limit]),
-            None => asm!(self; cmp rdx, DWORD most),
+            None => asm!(self; cmp rdx, DWORD most + 1),
         }
     }
 
@@ -119,7 +130,7 @@ impl Emit<'_> {
         asm!(self; xor ecx, BYTE BESIDE);
         self.linear_to(RDX, va);
         self.compare_tag_there(a.ctx.min(CTX_COUNT - 1), a.write, most);
-        let found = self.jcc(cc::BE);
+        let found = self.jcc(cc::B);
         self.point(found, back);
         asm!(self; xor ecx, BYTE BESIDE);
     }

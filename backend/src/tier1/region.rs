@@ -133,7 +133,7 @@ impl<'a> Emit<'a> {
     fn member(&mut self, k: usize, block: &'a Block, loops: &[(u32, u32)]) -> usize {
         let label = self.here();
         self.start_block(k, block);
-        if begins_loop(loops, block) {
+        if begins_loop(loops, block) && !self.asks() {
             self.exit_test();
         }
         self.take_budget();

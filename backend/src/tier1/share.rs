@@ -11,6 +11,7 @@ use super::memory::{Linear, calls};
 use super::regs::{Loc, RAX, RDX, Regs};
 use super::{asm, st};
 use crate::jit::runtime::AccessInfo;
+use crate::tlb;
 use crate::vblock::Why;
 use ir::{Block, Effects, Inst, Op, Ty, Val};
 use std::rc::Rc;
@@ -35,7 +36,7 @@ pub struct Group {
     from: i64,
     to: i64,
     /// Index of the op that checks.
-    first: u32,
+    pub first: u32,
     /// Another has joined.
     joined: bool,
     /// From the first byte to that which the host address is of, once it is known.
@@ -43,6 +44,11 @@ pub struct Group {
 }
 
 impl Group {
+    /// Where in a page it may begin at most.
+    pub fn most(&self) -> i32 {
+        4096 - tlb::Table::rounded((self.to - self.from) as i32)
+    }
+
     /// From the first byte, which is `disp` from a register, to that which the host address is of: what the register's own address is,
     /// if one byte of displacement reaches all from there.
     fn middle(&self, disp: i64) -> i64 {
@@ -194,7 +200,7 @@ impl Emit<'_> {
 
     fn check_group(&mut self, i: &Inst, n: u16, group: Group, off: i64) -> u8 {
         let va = self.linear(i, i.imm.wrapping_add(group.from.wrapping_sub(off)));
-        let (write, most) = (group.write, 4096 - (group.to - group.from) as i32);
+        let (write, most) = (group.write, group.most());
         let ctx = usize::from(group.ctx).min(CTX_COUNT - 1);
         let jump = self.compare_tag(va, ctx, write, most);
         let back = self.here();

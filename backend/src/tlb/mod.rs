@@ -10,6 +10,7 @@ mod writers;
 
 use std::mem::offset_of;
 use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicU64, Ordering};
 use vm_core::guest::CTX_COUNT;
 use writers::Writers;
 
@@ -35,20 +36,25 @@ pub struct Tables(pub [Table; CTX_COUNT]);
 /// The table of a context. Generated code has a register that leads to the first entry of the one that it uses most.
 #[repr(C, align(64))]
 pub struct Table {
-    /// Where in a page accesses of so many bytes (`SIZES`) begin at most: a comparison with memory near a register is three bytes shorter
-    /// than one with a number.
-    limits: [u64; LIMITS],
+    /// Before which byte of a page accesses of so many bytes (`SIZES`) begin: a comparison with memory near a register is three bytes shorter
+    /// than one with a number. All are 0 while the dispatcher is wanted, so that generated code comes to ask for it.
+    pub limits: [AtomicU64; LIMITS],
     pub entries: [Entry; ENTRIES],
 }
 
-const LIMITS: usize = 8;
-const SIZES: [i32; LIMITS] = [1, 2, 4, 8, 16, 24, 32, 40];
+const LIMITS: usize = 16;
+const SIZES: [i32; LIMITS] = [1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 96, 128];
 
 impl Table {
-    /// Offset from the first entry of the number `most`, if it is in memory: bytes into a page that an access may begin at most.
+    /// The size with a limit that so many bytes are taken for; those of more than the largest have none.
+    pub fn rounded(bytes: i32) -> i32 {
+        SIZES.into_iter().find(|s| *s >= bytes).unwrap_or(bytes)
+    }
+
+    /// Offset from the first entry of the number behind `most`, if it is in memory: bytes into a page that an access may begin at most.
     pub fn limit(most: i32) -> Option<i8> {
         let at = SIZES.iter().position(|s| 4096 - s == most)?;
-        Some((8 * at) as i8 - offset_of!(Self, entries) as i8)
+        i8::try_from(8 * at as i64 - offset_of!(Self, entries) as i64).ok()
     }
 }
 
@@ -172,11 +178,23 @@ impl Tables {
     }
 
     pub fn clear(&mut self) {
+        self.open();
         for table in &mut self.0 {
-            table.limits = SIZES.map(|s| 4096 - s as u64);
             for (i, e) in table.iter_mut().enumerate() {
                 *e = empty(i);
             }
+        }
+    }
+
+    /// Whether limits have been taken away (`VcpuRef::kick`), so that no check of generated code that compares with one succeeds.
+    pub fn closed(&self) -> bool {
+        self.0.iter().any(|table| table.limits[0].load(Ordering::Relaxed) == 0)
+    }
+
+    /// Gives the limits back.
+    pub fn open(&self) {
+        for table in &self.0 {
+            table.limits.iter().zip(SIZES).for_each(|(l, s)| l.store(4097 - s as u64, Ordering::Relaxed));
         }
     }
 

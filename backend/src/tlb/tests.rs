@@ -4,7 +4,9 @@ use super::writers::{ANY, WRITERS, writers_of};
 use super::*;
 
 fn tables() -> Box<Tables> {
-    let mut t = Box::new(Tables([const { Table { limits: [0; LIMITS], entries: [empty(0); ENTRIES] } }; CTX_COUNT]));
+    let mut t = Box::new(Tables(
+        [const { Table { limits: [const { AtomicU64::new(0) }; LIMITS], entries: [empty(0); ENTRIES] } }; CTX_COUNT],
+    ));
     t.clear();
     t
 }
@@ -221,4 +223,22 @@ fn a_displaced_global_page_stays_global() {
     assert!(f.recall(&mut t, A, 0, |e| e.read) && f.global(A, 0));
     f.flush_all(&mut t);
     assert!(!hits(&t, A, 1));
+}
+
+#[test]
+fn limits_come_back() {
+    let t = tables();
+    assert!(!t.closed());
+    for ctx in 0..CTX_COUNT {
+        t.0[ctx].limits.iter().for_each(|l| l.store(0, Ordering::Relaxed));
+        assert!(t.closed());
+        t.open();
+        assert!(!t.closed());
+    }
+    let limits = t.0[0].limits.each_ref().map(|l| 4097 - l.load(Ordering::Relaxed) as i32);
+    assert_eq!(limits, SIZES);
+    for (k, s) in (0..).zip(SIZES) {
+        assert_eq!((Table::rounded(s), Table::limit(4096 - s)), (s, Some(8 * k - 128)));
+    }
+    assert_eq!((Table::rounded(9), Table::rounded(129), Table::limit(4095 - 9)), (12, 129, None));
 }
