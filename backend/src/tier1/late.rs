@@ -3,6 +3,7 @@
 //! makes others, the stack pointer between pushes.)
 
 use super::emit::Emit;
+use super::integer::is_clean;
 use super::memory::calls;
 use super::regs::{Loc, RAX, imm32};
 use super::{asm, st};
@@ -88,6 +89,7 @@ enum Then {
     Nothing,
     /// Its type is narrower than that of the store.
     SignExtend(Ty),
+    ZeroExtend(Ty),
     /// Both are I64.
     Add(i32),
 }
@@ -97,6 +99,8 @@ fn sinks(block: &Block, v: Val) -> Option<(Val, Then)> {
     let i = &block.insts[v.index()];
     match i.op {
         Op::SExt => Some((i.a, Then::SignExtend(block.ty(i.a)))),
+        // That of a clean value is the value.
+        Op::ZExt if !is_clean(block, i.a) => Some((i.a, Then::ZeroExtend(block.ty(i.a)))),
         Op::Add if i.ty == Ty::I64 => Some((i.a, Then::Add(i32::try_from(block.as_const(i.b)? as i64).ok()?))),
         _ => None,
     }
@@ -270,7 +274,7 @@ impl Emit<'_> {
 
     fn late_to_rax(&mut self, n: usize) {
         let LateStore { ty, from, then, .. } = self.late_stores[n];
-        let narrow = if let Then::SignExtend(ty) = then { ty } else { ty };
+        let narrow = if let Then::SignExtend(ty) | Then::ZeroExtend(ty) = then { ty } else { ty };
         match from {
             Loc::Gpr(r) => asm!(self; mov rax, Rq(r)),
             Loc::Const(c) => self.mov_imm(RAX, c),
@@ -282,6 +286,9 @@ impl Emit<'_> {
             Then::SignExtend(Ty::I8) => asm!(self; movsx rax, al),
             Then::SignExtend(Ty::I16) => asm!(self; movsx rax, ax),
             Then::SignExtend(_) => asm!(self; movsxd rax, eax),
+            Then::ZeroExtend(Ty::I8) => asm!(self; movzx eax, al),
+            Then::ZeroExtend(Ty::I16) => asm!(self; movzx eax, ax),
+            Then::ZeroExtend(_) => asm!(self; mov eax, eax),
             Then::Add(n) => asm!(self; lea rax, [rax + n]),
             Then::Nothing => {}
         }

@@ -56,7 +56,8 @@ pub mod over {
 
 /// What made the flags. `CpuState::cc_op` holds `kind * 4 + log2(operand bytes)`, and flags given apart (`over`).
 ///
-/// `cc_dst`, `cc_src`, `cc_aux` are sign-extended from the operand size to 64 bits where they hold operands or results.
+/// `cc_dst`, `cc_src`, `cc_aux` are zero-extended from the operand size to 64 bits where they hold operands or results: that is how
+/// instructions leave results of 32 bits. So the carry of a sum or difference is a comparison of 64 bits, whatever the size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum CcKind {

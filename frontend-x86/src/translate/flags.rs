@@ -67,11 +67,11 @@ impl Tr<'_> {
         let op = self.b.iconst(Ty::I32, kind.op(ty.bytes()).into());
         self.set_cc(Ty::I32, CC_OP, op);
         if let Some(d) = dst {
-            let d = self.b.sext(Ty::I64, d);
+            let d = self.b.zext(Ty::I64, d);
             self.set_cc(Ty::I64, CC_DST, d);
         }
         if let Some(s) = src {
-            let s = self.b.sext(Ty::I64, s);
+            let s = self.b.zext(Ty::I64, s);
             self.set_cc(Ty::I64, CC_SRC, s);
         }
     }
@@ -179,7 +179,7 @@ impl Tr<'_> {
     /// Sets the flags as `CfOf` says if `keep` (I8) is 0, else leaves them (shifts by a count of 0).
     pub fn flags_cfof_unless(&mut self, keep: Val, res: Val, bits: Val) {
         let ty = self.b.ty(res);
-        let res = self.b.sext(Ty::I64, res);
+        let res = self.b.zext(Ty::I64, res);
         let op = self.b.iconst(Ty::I32, CcKind::CfOf.op(ty.bytes()).into());
         for (ty, slot, new) in [(Ty::I32, CC_OP, op), (Ty::I64, CC_DST, res), (Ty::I64, CC_SRC, bits)] {
             let old = self.b.get(ty, slot, 0);
