@@ -35,6 +35,8 @@ pub struct Late {
     sunk: Vec<bool>,
     /// By slot: the next op that sets all of it, 0 if something may look at it before.
     next: Vec<u32>,
+    /// By value: how many ops use it, 2 standing for more.
+    uses: Vec<u8>,
 }
 
 /// Registers that must be free for a value to be kept for cold code alone.
@@ -46,10 +48,43 @@ impl Late {
         self.sunk.clear();
         self.sunk.resize(block.insts.len(), false);
         for (k, i) in block.insts.iter().enumerate().filter(|(k, _)| self.until[*k] != 0) {
-            self.sunk[i.a.index()] = self.last[i.a.index()] == k as u32 && sinks(block, i.a).is_some();
+            self.sunk[i.a.index()] = self.last[i.a.index()] == k as u32 && self.sinks(block, i.a).is_some();
         }
         for (i, _) in block.insts.iter().zip(&self.until).filter(|(_, until)| **until == 0) {
             i.each_operand(|v| self.sunk[v.index()] = false);
+        }
+        // With the extension of a shift, the shift.
+        for (k, i) in block.insts.iter().enumerate() {
+            if self.sunk[k] && self.extends_shift(block, i).is_some() {
+                self.sunk[i.a.index()] = true;
+            }
+        }
+    }
+
+    fn count_uses(&mut self, block: &Block) {
+        self.uses.clear();
+        self.uses.resize(block.insts.len(), 0);
+        for i in &block.insts {
+            i.each_operand(|v| self.uses[v.index()] = (self.uses[v.index()] + 1).min(2));
+        }
+    }
+
+    /// A shift that nothing but its extension uses.
+    fn extends_shift(&self, block: &Block, i: &Inst) -> Option<(Val, Then)> {
+        (i.op == Op::ZExt && self.uses[i.a.index()] == 1).then(|| shift(block, i.a))?
+    }
+
+    /// What a sunk op does, and to which value; `None`: it is not of the kinds that may be sunk.
+    fn sinks(&self, block: &Block, v: Val) -> Option<(Val, Then)> {
+        let i = &block.insts[v.index()];
+        match i.op {
+            Op::SExt => Some((i.a, Then::SignExtend(block.ty(i.a)))),
+            Op::ZExt if self.extends_shift(block, i).is_some() => self.extends_shift(block, i),
+            // That of a clean value is the value.
+            Op::ZExt if !is_clean(block, i.a) => Some((i.a, Then::ZeroExtend(block.ty(i.a)))),
+            Op::Add if i.ty == Ty::I64 => Some((i.a, Then::Add(i32::try_from(block.as_const(i.b)? as i64).ok()?))),
+            Op::Shr | Op::Sar if i.ty == Ty::I64 => shift(block, v),
+            _ => None,
         }
     }
 
@@ -92,18 +127,15 @@ enum Then {
     ZeroExtend(Ty),
     /// Both are I64.
     Add(i32),
+    /// Shifted by a number in a type, and zero-extended.
+    Shift(Op, Ty, u8),
 }
 
-/// What a sunk op does, and to which value; `None`: it is not of the kinds that may be sunk.
-fn sinks(block: &Block, v: Val) -> Option<(Val, Then)> {
+/// A shift by a number: of what, and how.
+fn shift(block: &Block, v: Val) -> Option<(Val, Then)> {
     let i = &block.insts[v.index()];
-    match i.op {
-        Op::SExt => Some((i.a, Then::SignExtend(block.ty(i.a)))),
-        // That of a clean value is the value.
-        Op::ZExt if !is_clean(block, i.a) => Some((i.a, Then::ZeroExtend(block.ty(i.a)))),
-        Op::Add if i.ty == Ty::I64 => Some((i.a, Then::Add(i32::try_from(block.as_const(i.b)? as i64).ok()?))),
-        _ => None,
-    }
+    let n = matches!(i.op, Op::Shr | Op::Sar).then(|| block.as_const(i.b))??;
+    (1..u64::from(i.ty.bits())).contains(&n).then_some((i.a, Then::Shift(i.op, i.ty, n as u8)))
 }
 
 /// What an op is to the stores before it.
@@ -167,6 +199,7 @@ impl Emit<'_> {
         }
         late.leaves.reverse();
         late.last.clone_from(&self.r.last);
+        late.count_uses(block);
         late.find_sunk(block);
         if !self.r.pins.is_empty() {
             // A pinned slot's register may as well have the value at once, if it must be computed.
@@ -177,7 +210,7 @@ impl Emit<'_> {
             }
         }
         for (k, i) in insts.iter().enumerate().filter(|(k, _)| late.until[*k] != 0) {
-            let sunk = if late.is_sunk(i.a.0) { sinks(block, i.a) } else { None };
+            let sunk = if late.is_sunk(i.a.0) { late.sinks(block, i.a) } else { None };
             let v = sunk.map_or(i.a, |(from, _)| from);
             let last = &mut self.r.last[v.index()];
             *last = (*last).max(late.last_leave(k as u32));
@@ -211,7 +244,7 @@ impl Emit<'_> {
 
     /// The value that cold code makes that of a late store of.
     fn late_value(&self, v: Val) -> (Val, Then) {
-        let sunk = if self.r.late.is_sunk(v.0) { sinks(self.block, v) } else { None };
+        let sunk = if self.r.late.is_sunk(v.0) { self.r.late.sinks(self.block, v) } else { None };
         sunk.unwrap_or((v, Then::Nothing))
     }
 
@@ -274,7 +307,7 @@ impl Emit<'_> {
 
     fn late_to_rax(&mut self, n: usize) {
         let LateStore { ty, from, then, .. } = self.late_stores[n];
-        let narrow = if let Then::SignExtend(ty) | Then::ZeroExtend(ty) = then { ty } else { ty };
+        let narrow = if let Then::SignExtend(ty) | Then::ZeroExtend(ty) | Then::Shift(_, ty, _) = then { ty } else { ty };
         match from {
             Loc::Gpr(r) => asm!(self; mov rax, Rq(r)),
             Loc::Const(c) => self.mov_imm(RAX, c),
@@ -290,7 +323,22 @@ impl Emit<'_> {
             Then::ZeroExtend(Ty::I16) => asm!(self; movzx eax, ax),
             Then::ZeroExtend(_) => asm!(self; mov eax, eax),
             Then::Add(n) => asm!(self; lea rax, [rax + n]),
+            Then::Shift(op, ty, n) => self.shift_rax(op, ty, n as i8),
             Then::Nothing => {}
+        }
+    }
+
+    /// Shifts the value of a type in rax right, and zero-extends it.
+    fn shift_rax(&mut self, op: Op, ty: Ty, n: i8) {
+        match (op, ty) {
+            (Op::Sar, Ty::I8) => asm!(self; movsx eax, al; sar eax, BYTE n; movzx eax, al),
+            (Op::Sar, Ty::I16) => asm!(self; movsx eax, ax; sar eax, BYTE n; movzx eax, ax),
+            (Op::Sar, Ty::I32) => asm!(self; sar eax, BYTE n),
+            (Op::Sar, _) => asm!(self; sar rax, BYTE n),
+            (_, Ty::I8) => asm!(self; movzx eax, al; shr eax, BYTE n),
+            (_, Ty::I16) => asm!(self; movzx eax, ax; shr eax, BYTE n),
+            (_, Ty::I32) => asm!(self; shr eax, BYTE n),
+            _ => asm!(self; shr rax, BYTE n),
         }
     }
 }
