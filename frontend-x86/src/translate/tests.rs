@@ -259,8 +259,8 @@ fn carry_of_earlier_blocks_is_what_the_lazy_form_means() {
     use arch_x86::flags::{Cc, bit, over};
     let values = [0u64, 1, 2, 0x7f, !0x7f, 0x7fff, 0x7fff_ffff, !0x7fff_ffff, i64::MAX as u64, 1 << 63, !0, 0x841];
     for op in (0..48).flat_map(|k| [k, k | over::HAS_CF, k | over::HAS_CF | over::CF, k | over::HAS_OF]) {
-        // Operands lie there sign-extended from their size.
-        let extend = |v: u64| ((v << (64 - (8 << (op & 3)))) as i64 >> (64 - (8 << (op & 3)))) as u64;
+        // Operands lie there zero-extended from their size.
+        let extend = |v: u64| v & (u64::MAX >> (64 - (8 << (op & 3))));
         let pairs = values.iter().flat_map(|a| values.iter().map(move |b| (extend(*a), extend(*b))));
         for (dst, src) in pairs {
             for aux in 0..2 {
