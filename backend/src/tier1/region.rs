@@ -158,7 +158,7 @@ impl<'a> Emit<'a> {
         self.set_page(block.start as i32);
         self.load_pins(true);
         // Regions may lead to each other without end. Whoever leaves writes the pins back.
-        if entered.is_some() || !begins_loop(loops, block) {
+        if (entered.is_some() || !begins_loop(loops, block)) && !self.asks() {
             self.exit_test();
         }
         if entered.is_some() {

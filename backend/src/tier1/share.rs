@@ -193,12 +193,17 @@ impl Emit<'_> {
         let Some((n, group, off)) = self.group() else {
             return Place::Checked(self.check(i, write));
         };
-        let h = if group.first == self.at { self.check_group(i, n, group, off) } else { self.gpr(self.host_of(n)) };
+        if group.first == self.at {
+            // Whoever waits for it waits for one addition less.
+            return Place::Checked(self.check_group(i, n, group, off));
+        }
+        let h = self.gpr(self.host_of(n));
         let near = off - group.from - self.r.groups.list[usize::from(n)].middle;
         Place::Near(h, i8::try_from(near).expect("groups are no larger than REACH"))
     }
 
-    fn check_group(&mut self, i: &Inst, n: u16, group: Group, off: i64) -> u8 {
+    /// Checks a group for the current op, its first; gives the linear address of that, to which rcx is then the addend.
+    fn check_group(&mut self, i: &Inst, n: u16, group: Group, off: i64) -> Linear {
         let va = self.linear(i, i.imm.wrapping_add(group.from.wrapping_sub(off)));
         let (write, most) = (group.write, group.most());
         let ctx = usize::from(group.ctx).min(CTX_COUNT - 1);
@@ -220,7 +225,7 @@ impl Emit<'_> {
         let info = self.info(i, i.op != Op::Load);
         let delta = (off - group.from) as i32;
         self.cold.push(Cold::Group(GroupMiss { jump, back, va, delta, info, write, most, copy, leave }));
-        h
+        Linear { disp: va.disp + delta, ..va }
     }
 
     /// A group's check missed: has the TLB filled for the first access and looks again. Gives the ends of the jumps for when that

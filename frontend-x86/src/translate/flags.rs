@@ -54,25 +54,6 @@ impl Lazy {
     }
 }
 
-/// What says CF, in a digit of `CARRIES`: bit 0 of the second operand (1); that the first is less (1 << LESS); with a carry in, that they
-/// are equal (1 << EQUAL); nobody, it is 0.
-const LESS: u64 = 1;
-const EQUAL: u64 = 2;
-const CARRIES: u64 = {
-    let (mut table, mut k) = (0, 0);
-    while k < 16 {
-        let how = match k {
-            _ if k == CcKind::Add as u32 || k == CcKind::Sub as u32 => 1 << LESS,
-            _ if k == CcKind::Adc as u32 || k == CcKind::Sbb as u32 => 1 << LESS | 1 << EQUAL,
-            _ if k == CcKind::Logic as u32 => 0,
-            _ => 1,
-        };
-        table |= how << (4 * k);
-        k += 1;
-    }
-    table
-};
-
 /// A condition before it becomes a value.
 #[derive(Clone, Copy)]
 enum Test {
@@ -265,29 +246,34 @@ impl Tr<'_> {
         }
     }
 
-    /// CF as only the state knows it: INC and DEC keep it, and in a loop they would call `FLAGS` for it each turn. Digit k of a table is
-    /// for kind k of `CcKind`; kinds that do not exist count as `Bits`.
+    /// CF as only the state knows it: INC and DEC keep it, and in a loop they would call `FLAGS` for it each turn. Bit k of
+    /// a table is for kind k of `CcKind`; kinds that do not exist count as `Bits`.
     fn cf_of_state(&mut self) -> Val {
+        /// A comparison says it; with a carry in, equality too; bit 0 of the second operand; nobody: it is 0.
+        const COMPARED: u64 = 1 << CcKind::Add as u32 | 1 << CcKind::Sub as u32 | WITH_CARRY;
+        const WITH_CARRY: u64 = 1 << CcKind::Adc as u32 | 1 << CcKind::Sbb as u32;
+        const BIT_0: u64 = !(COMPARED | 1 << CcKind::Logic as u32);
         let op = self.b.get(Ty::I32, CC_OP, 0);
         let (dst, src) = (self.b.get(Ty::I64, CC_DST, 0), self.b.get(Ty::I64, CC_SRC, 0));
         let aux = self.b.get(Ty::I64, CC_AUX, 0);
         let op = self.b.zext(Ty::I64, op);
+        let kind = self.b.bin_imm(Op::Shr, op, 2);
+        let in_table = |tr: &mut Self, table: u64, v: Val| {
+            let table = tr.i64(table);
+            let t = tr.b.bin(Op::Shr, table, kind);
+            let t = tr.b.bin_imm(Op::And, t, 1);
+            tr.b.bin(Op::And, t, v)
+        };
         let compared = |tr: &mut Self, c: Cond| {
             let v = tr.b.cmp(c, dst, src);
             tr.b.zext(Ty::I64, v)
         };
         let (less, equal) = (compared(self, Cond::Ult), compared(self, Cond::Eq));
         let equal = self.b.bin(Op::And, equal, aux);
-        // Four times the kind.
-        let digit = self.b.bin_imm(Op::And, op, 0x3c);
-        let table = self.i64(CARRIES);
-        let how = self.b.bin(Op::Shr, table, digit);
-        let mut cf = self.b.bin(Op::And, src, how);
-        for (v, bit) in [(less, LESS), (equal, EQUAL)] {
-            let asked = self.b.bin_imm(Op::Shr, how, bit);
-            let v = self.b.bin(Op::And, v, asked);
-            cf = self.b.bin(Op::Or, cf, v);
-        }
+        let (less, equal) = (in_table(self, COMPARED, less), in_table(self, WITH_CARRY, equal));
+        let low = in_table(self, BIT_0, src);
+        let cf = self.b.bin(Op::Or, less, equal);
+        let cf = self.b.bin(Op::Or, cf, low);
         let given = self.b.bin_imm(Op::Shr, op, over::SHIFT.into());
         let apart = self.b.bin_imm(Op::And, op, over::HAS_CF.into());
         let zero = self.i64(0);
