@@ -33,6 +33,16 @@ const LOOPS: &[(&str, Body)] = &[
         a.inc(rdi)?;
         a.dec(rcx)
     }),
+    ("bytes of registers", |a| {
+        a.mov(al, byte_ptr(rsi))?;
+        a.mov(byte_ptr(rdi), al)?;
+        a.mov(al, byte_ptr(rsi + 1))?;
+        a.xor(al, dl)?;
+        a.mov(byte_ptr(rdi + 1), al)?;
+        a.add(rsi, 2)?;
+        a.add(rdi, 2)?;
+        a.dec(rcx)
+    }),
     ("fill", |a| {
         a.mov(qword_ptr(rdi), rax)?;
         a.add(rdi, 8)?;

@@ -363,6 +363,9 @@ impl Emit<'_> {
         if self.loc(i.a) == Loc::State(off) {
             return;
         }
+        if i.ty == Ty::V128 && self.set_zeros(i, off) {
+            return;
+        }
         self.x87_to_state(off);
         if let Some((pin, 0)) = self.r.pins.find(off).filter(|(p, _)| !p.is_vector()) {
             self.save_aliased(Some((off, size)));

@@ -161,11 +161,13 @@ impl Emit<'_> {
         }
     }
 
-    /// Whether a set is of a whole slot, not of a vector's, which the engine itself does not use.
+    /// Whether a set is of a whole slot, or of the low bytes of one that no register holds, which the engine itself does not use, and
+    /// not of a vector's.
     fn may_be_late(&self, i: &Inst) -> bool {
         let (l, slot) = (self.env.layout, self.env.layout.slot(i.slot()));
-        matches!(i.ty, Ty::I32 | Ty::I64)
-            && slot.size == i.ty.bytes()
+        let whole = matches!(i.ty, Ty::I32 | Ty::I64) && slot.size == i.ty.bytes();
+        let low = matches!(i.ty, Ty::I8 | Ty::I16) && i.imm == 0 && slot.size == 8 && !self.is_pinned(self.slot_off(i));
+        (whole || low)
             && ![l.pc, l.pc_page, l.fp_flags].contains(&i.slot())
             && !l.x87.is_some_and(|x| (x.start..x.end).contains(&slot.offset))
     }
@@ -194,7 +196,9 @@ impl Emit<'_> {
             let again = std::mem::take(next);
             if i.op == Op::Set && self.may_be_late(i) {
                 *next = k as u32;
-                late.until[k] = again;
+                // What sets fewer bytes leaves some of these.
+                let covers = i.ty.bytes() <= insts[again as usize].ty.bytes();
+                late.until[k] = if covers { again } else { 0 };
             }
         }
         late.leaves.reverse();

@@ -6,7 +6,7 @@ use super::{asm, st};
 use crate::jit::runtime::func;
 use crate::vblock::Engine;
 use ir::vec::VecShift;
-use ir::{Inst, Op, VecOp};
+use ir::{Inst, Op, Ty, Val, VecOp};
 use std::mem::offset_of;
 
 /// A host instruction of two operands, the first of which it overwrites; all with prefix 66.
@@ -168,6 +168,35 @@ impl Emit<'_> {
             Op::VMask => self.mask(i),
             _ => self.shuffle(i),
         }
+    }
+
+    /// Vectors beside each other that the current op and those behind it set to zero, as VZEROUPPER does: two by two, in registers of
+    /// twice their size. Whether they were enough for that to be worth it.
+    pub(super) fn set_zeros(&mut self, i: &Inst, off: i32) -> bool {
+        const LEAST: usize = 4;
+        let zero = |e: &Self, v| matches!(e.loc(v), Loc::Const(0));
+        if !zero(self, i.a) || !std::is_x86_feature_detected!("avx") {
+            return false;
+        }
+        let behind = self.block.insts[self.at as usize..].iter().zip(0..);
+        let run = behind.take_while(|(b, k)| {
+            let at = off + 16 * k;
+            let same = b.op == Op::Set && b.ty == Ty::V128 && b.a == i.a && self.slot_off(b) == at;
+            same && self.r.pins.find(at).is_none()
+        });
+        let run = run.count() & !1;
+        if run < LEAST {
+            return false;
+        }
+        (0..run as i32).for_each(|k| self.save_aliased(Some((off + 16 * k, 16))));
+        asm!(self; vpxor xmm0, xmm0, xmm0);
+        for at in (off..).step_by(32).take(run / 2) {
+            st!(self, at; [vmovdqu] [, ymm0]);
+        }
+        // Upper halves that are not zero would slow the host's SSE instructions (SDM optimization manual, "Mixing AVX and SSE").
+        asm!(self; vzeroupper);
+        (1..run as u32).for_each(|k| self.r.late.sink(Val(self.at + k)));
+        true
     }
 
     /// The instruction on registers `d`, which is the destination too, and `b`.

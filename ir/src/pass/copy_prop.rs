@@ -1,4 +1,5 @@
-//! Copies: an op that equals one of its operands, or an earlier op with the same operands, is replaced by that value.
+//! Copies: an op that equals one of its operands, or an earlier op with the same operands, is replaced by that value. What has not
+//! left by a condition does not leave by it later.
 
 use super::{Passes, Tables};
 use crate::block::{Block, Inst, Val};
@@ -6,25 +7,36 @@ use crate::ops::{Effects, Op};
 
 const SIZE: usize = 256;
 
-/// Values by a hash of their op: direct mapped, and checked against the block, so it is never cleared.
-pub struct Scratch(Box<[u32; SIZE]>);
+pub struct Scratch {
+    /// Values by a hash of their op: direct mapped, and checked against the block, so it is never cleared.
+    values: Box<[u32; SIZE]>,
+    /// Who has gone on has found these conditions to be 0.
+    zero: Vec<Val>,
+}
 
 impl Default for Scratch {
     fn default() -> Self {
-        Self(Box::new([0; SIZE]))
+        Self { values: Box::new([0; SIZE]), zero: Vec::new() }
     }
 }
 
 pub fn run(p: &mut Passes, block: &mut Block, t: Tables) {
-    let seen = &mut p.copies;
+    let Scratch { values, zero } = &mut p.copies;
+    zero.clear();
     p.rewrite.run(block, |out, i| {
+        if matches!(i.op, Op::RaiseIf | Op::LeaveIf) {
+            if zero.contains(&i.a) {
+                return Val::NONE;
+            }
+            zero.push(i.a);
+        }
         if let Some(v) = same_as_operand(out, &i) {
             return v;
         }
         if i.effects(t.helpers) != Effects::NONE || i.result().is_none() {
             return out.push(i);
         }
-        let bucket = &mut seen.0[hash(&i)];
+        let bucket = &mut values[hash(&i)];
         if out.insts.get(*bucket as usize) == Some(&i) {
             return Val(*bucket);
         }

@@ -111,7 +111,7 @@ fn the_built_in_guest_loads_and_is_all_instructions() {
     let mut map = MemMap::default();
     map.map_ram(Pa(0), 0xa0000, 0, true);
     map.map_ram(Pa(0x10_0000), 3 << 20, 0x10_0000, true);
-    let s = load(&ram, &map, &Images { kernel: kernel.clone(), ..Images::default() }, BoardInfo::default()).unwrap();
+    let s = load(&ram, &map, &Images { kernel: kernel.clone().into(), ..Images::default() }, BoardInfo::default()).unwrap();
     assert_eq!(s.mode, EntryMode::Prot32);
     let code = &kernel[0x100 + (s.rip as usize - 0x10_0000)..];
     assert!(code.len() > 300 && kernel.len() < 0x4000);

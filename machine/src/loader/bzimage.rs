@@ -74,8 +74,8 @@ fn put(page: &mut [u8], at: usize, size: usize, v: u64) {
 }
 
 impl Header {
-    fn read(file: &[u8]) -> Result<Self, LoadError> {
-        let have = file.len() as u64;
+    /// `file` is the start of one of `have` bytes.
+    fn read(file: &[u8], have: u64) -> Result<Self, LoadError> {
         if file.len() < field::HEADER_END {
             return Err(LoadError::CutOff { have, need: field::HEADER_END as u64 });
         }
@@ -135,23 +135,22 @@ impl Header {
 
 /// Loads the kernel and its zero page.
 pub fn load(guest: &Guest<'_>, images: &Images, board: BoardInfo<'_>) -> Result<EntryState, LoadError> {
-    let file = &images.kernel;
-    let h = Header::read(file)?;
+    let file = images.kernel.head();
+    let h = Header::read(file, images.kernel.len())?;
     let top = guest.top_below_4g();
     if h.end > top {
         return Err(LoadError::KernelTooLarge { need: h.end.div_ceil(1 << 20), have: top >> 20 });
     }
-    let code = file.get(h.setup_len as usize..).unwrap_or_default();
-    guest.write("kernel", h.load, code, 0)?;
+    guest.load("kernel", h.load, &images.kernel, h.setup_len)?;
     let cmdline = write_cmdline(guest, images, &h)?;
     let mut page = zero_page(file, guest, board);
     put(&mut page, field::CMD_LINE_PTR, 4, cmdline);
-    if let Some(data) = images.initrd.as_deref().filter(|d| !d.is_empty()) {
+    if let Some(data) = images.initrd.as_ref().filter(|d| !d.is_empty()) {
         // A file longer than `syssize` says (a signature) is loaded too and must not be overlaid.
-        let floor = h.end.max(h.load + code.len() as u64);
+        let floor = h.end.max(h.load + images.kernel.len().saturating_sub(h.setup_len));
         let at = super::write_initrd(guest, data, floor, h.initrd_max)?;
         put(&mut page, field::RAMDISK_IMAGE, 4, at);
-        put(&mut page, field::RAMDISK_SIZE, 4, data.len() as u64);
+        put(&mut page, field::RAMDISK_SIZE, 4, data.len());
     }
     guest.write_low(place::ZERO_PAGE, &page);
     Ok(if h.kernel_64 {

@@ -17,7 +17,7 @@ const MEMMAP_ENTRY: usize = 24;
 
 /// Loads the segments and the start info.
 pub fn load(guest: &Guest<'_>, images: &Images, board: BoardInfo<'_>) -> Result<EntryState, LoadError> {
-    let file = &images.kernel;
+    let file = &*images.kernel.whole()?;
     let headers = program_headers(file)?;
     let entry = pvh_entry(file, &headers)?;
     let mut end = LOWEST;
@@ -28,8 +28,8 @@ pub fn load(guest: &Guest<'_>, images: &Images, board: BoardInfo<'_>) -> Result<
         return Err(LoadError::Elf("the PVH entry lies outside the loaded segments".into()));
     }
     let cmdline = super::write_cmdline(guest, &images.cmdline, u64::MAX)?;
-    let initrd = match images.initrd.as_deref().filter(|d| !d.is_empty()) {
-        Some(d) => Some((super::write_initrd(guest, d, end, u64::from(u32::MAX))?, d.len() as u64)),
+    let initrd = match images.initrd.as_ref().filter(|d| !d.is_empty()) {
+        Some(d) => Some((super::write_initrd(guest, d, end, u64::from(u32::MAX))?, d.len())),
         None => None,
     };
     write_start_info(guest, board, cmdline, initrd);

@@ -1,6 +1,6 @@
 //! Guest memory as a loader sees it: guest-physical writes that stay inside RAM, and the E820 map.
 
-use super::LoadError;
+use super::{Image, LoadError};
 use vm_core::{MemMap, Pa, Ram, Target};
 
 /// Start and end of the legacy hole: video memory and ROM, never free for the kernel.
@@ -74,6 +74,18 @@ impl<'a> Guest<'a> {
                 }
                 Ok(())
             }
+            _ => Err(LoadError::OutsideRam { what, start: pa, len }),
+        }
+    }
+
+    /// Copies what `image` has from its byte `from` on. `what` names it in the error.
+    pub fn load(&self, what: &'static str, pa: u64, image: &Image, from: u64) -> Result<(), LoadError> {
+        let len = image.len().saturating_sub(from);
+        if len == 0 {
+            return Ok(());
+        }
+        match self.map.target(Pa(pa)) {
+            Target::Ram { offset, writable: true } if len <= self.room_at(pa) => image.copy_to(self.ram, offset, from),
             _ => Err(LoadError::OutsideRam { what, start: pa, len }),
         }
     }

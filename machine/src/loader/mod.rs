@@ -6,6 +6,7 @@
 mod bzimage;
 mod elf;
 pub mod entry;
+mod image;
 pub mod mem;
 pub mod multiboot;
 #[cfg(test)]
@@ -14,9 +15,9 @@ mod multiboot_tests;
 mod tests;
 
 pub use entry::{EntryMode, EntryState, FlatSegment, TableRegister};
+pub use image::Image;
 pub use mem::{E820Entry, E820Kind, Guest};
 
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use vm_core::{MemMap, Pa, Ram};
 
@@ -55,11 +56,11 @@ pub enum LoadError {
     NoLowRam,
 }
 
-/// What to load, in memory.
+/// What to load.
 #[derive(Debug, Clone, Default)]
 pub struct Images {
-    pub kernel: Vec<u8>,
-    pub initrd: Option<Vec<u8>>,
+    pub kernel: Image,
+    pub initrd: Option<Image>,
     pub cmdline: String,
     /// The kernel's file name, which Multiboot kernels are told.
     pub name: String,
@@ -68,23 +69,23 @@ pub struct Images {
 }
 
 impl Images {
-    /// Reads the files; none may be larger than `ram_bytes`. Beside a Multiboot kernel `initrd` is a list of modules: `FILE
+    /// Opens the files; none may be larger than `ram_bytes`. Beside a Multiboot kernel `initrd` is a list of modules: `FILE
     /// TEXT,FILE TEXT,…`.
     pub fn read(kernel: &Path, initrd: Option<&Path>, cmdline: &str, ram_bytes: u64) -> Result<Self, LoadError> {
         let name = kernel.display().to_string();
-        let kernel = read(kernel, ram_bytes)?;
+        let kernel = Image::open(kernel, ram_bytes)?;
         let mut images = Self { kernel, name, cmdline: cmdline.to_owned(), ..Self::default() };
         match initrd {
             Some(list) if is_multiboot(&images.kernel) => images.modules = modules(list, ram_bytes)?,
-            Some(file) => images.initrd = Some(read(file, ram_bytes)?),
+            Some(file) => images.initrd = Some(Image::open(file, ram_bytes)?),
             None => {}
         }
         Ok(images)
     }
 }
 
-fn is_multiboot(kernel: &[u8]) -> bool {
-    !bzimage::is(kernel) && multiboot::is(kernel)
+fn is_multiboot(kernel: &Image) -> bool {
+    !bzimage::is(kernel.head()) && multiboot::is(kernel.head())
 }
 
 /// Modules as `-initrd` lists them. Each is announced by its file name and the words behind it.
@@ -92,20 +93,9 @@ fn modules(list: &Path, ram_bytes: u64) -> Result<Vec<multiboot::Module>, LoadEr
     let list = list.to_string_lossy();
     let one = |text: &str| {
         let file = text.split_once(' ').map_or(text, |(file, _)| file);
-        Ok(multiboot::Module { data: read(Path::new(file), ram_bytes)?, text: text.to_owned() })
+        Ok(multiboot::Module { data: Image::open(Path::new(file), ram_bytes)?, text: text.to_owned() })
     };
     list.split(',').filter(|m| !m.is_empty()).map(one).collect()
-}
-
-fn read(path: &Path, max: u64) -> Result<Vec<u8>, LoadError> {
-    let fail = |e| LoadError::Read(path.to_owned(), e);
-    let file = std::fs::File::open(path).map_err(fail)?;
-    // As much as the file has, in one piece: growing would touch three times the memory.
-    let len = file.metadata().map_or(0, |m| m.len()).min(max);
-    let mut data = Vec::new();
-    data.try_reserve_exact(len as usize + 1).map_err(|e| fail(e.into()))?;
-    file.take(max.saturating_add(1)).read_to_end(&mut data).map_err(fail)?;
-    if data.len() as u64 > max { Err(LoadError::FileLargerThanRam(path.to_owned())) } else { Ok(data) }
 }
 
 /// What the kernel is told about the board.
@@ -129,9 +119,9 @@ pub fn load(ram: &Ram, map: &MemMap, images: &Images, board: BoardInfo<'_>) -> R
         Err(LoadError::Empty)
     } else if is_multiboot(&images.kernel) {
         multiboot::load(&guest, images, board)
-    } else if images.kernel.starts_with(b"\x7fELF") {
+    } else if images.kernel.head().starts_with(b"\x7fELF") {
         elf::load(&guest, images, board)
-    } else if bzimage::is(&images.kernel) {
+    } else if bzimage::is(images.kernel.head()) {
         bzimage::load(&guest, images, board)
     } else {
         Err(LoadError::Unknown)
@@ -149,13 +139,13 @@ fn write_cmdline(guest: &Guest<'_>, cmdline: &str, max: u64) -> Result<u64, Load
 }
 
 /// Puts the initial RAM disk page-aligned as high as RAM and `max` (its last possible byte) allow, above `floor`.
-fn write_initrd(guest: &Guest<'_>, data: &[u8], floor: u64, max: u64) -> Result<u64, LoadError> {
-    let len = data.len() as u64;
+fn write_initrd(guest: &Guest<'_>, image: &Image, floor: u64, max: u64) -> Result<u64, LoadError> {
+    let len = image.len();
     let top = guest.top_below_4g().min(max.saturating_add(1));
     let floor = floor.div_ceil(4096).saturating_mul(4096);
     match top.checked_sub(len).map(|start| start & !0xfff) {
         Some(start) if start >= floor => {
-            guest.write("initial RAM disk", start, data, 0)?;
+            guest.load("initial RAM disk", start, image, 0)?;
             Ok(start)
         }
         _ => Err(LoadError::InitrdTooLarge { len, room: top.saturating_sub(floor) }),

@@ -1,7 +1,7 @@
 //! Multiboot 1 kernels (Multiboot Specification 0.6.96): header, placement, modules, and the information that they are given.
 
 use super::entry::{EntryState, place};
-use super::{BoardInfo, Guest, Images, LoadError, elf};
+use super::{BoardInfo, Guest, Image, Images, LoadError, elf};
 use goblin::elf::program_header::PT_LOAD;
 
 const HEADER_MAGIC: u32 = 0x1bad_b002;
@@ -43,9 +43,9 @@ const MEMMAP_ENTRY: usize = 24;
 const LOADER_NAME: &str = "rhea";
 
 /// A file beside the kernel and the words that it is announced with.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 pub struct Module {
-    pub data: Vec<u8>,
+    pub data: Image,
     pub text: String,
 }
 
@@ -74,7 +74,7 @@ pub fn is(file: &[u8]) -> bool {
 
 /// Loads kernel and modules.
 pub fn load(guest: &Guest<'_>, images: &Images, board: BoardInfo<'_>) -> Result<EntryState, LoadError> {
-    let file = &images.kernel;
+    let file = &*images.kernel.whole()?;
     let Some(h) = header(file) else { return Err(LoadError::Unknown) };
     if h.flags & 0xffff & !(flag::ALIGN | flag::MEMORY | flag::VIDEO) != 0 {
         return Err(LoadError::Header("it asks for Multiboot features that there are not"));
@@ -145,12 +145,12 @@ fn write_modules(guest: &Guest<'_>, list: &[Module], end: u64) -> Result<Vec<(u6
     let mut at = end.next_multiple_of(PAGE);
     let mut out = Vec::new();
     for m in list {
-        let len = m.data.len() as u64;
+        let len = m.data.len();
         let room = guest.top_below_4g().saturating_sub(at);
         if len > room {
             return Err(LoadError::InitrdTooLarge { len, room });
         }
-        guest.write("a module", at, &m.data, 0)?;
+        guest.load("a module", at, &m.data, 0)?;
         out.push((at, at + len, m.text.clone()));
         at = (at + len).next_multiple_of(PAGE);
     }

@@ -35,10 +35,10 @@ fn elf() -> Vec<u8> {
 
 fn images(kernel: Vec<u8>) -> Images {
     let modules = vec![
-        Module { data: vec![1; 5000], text: "one.bin first=1".into() },
-        Module { data: vec![2; 10], text: "two.bin".into() },
+        Module { data: vec![1; 5000].into(), text: "one.bin first=1".into() },
+        Module { data: vec![2; 10].into(), text: "two.bin".into() },
     ];
-    Images { kernel, name: "k.bin".into(), cmdline: "root=hd0".into(), modules, initrd: None }
+    Images { kernel: kernel.into(), name: "k.bin".into(), cmdline: "root=hd0".into(), modules, initrd: None }
 }
 
 fn load_in(mib: u64, i: &Images) -> Result<(Ram, EntryState), LoadError> {
@@ -107,9 +107,9 @@ fn what_cannot_be_is_said_in_a_line() {
     let mut many = images(flat(1 << 16));
     many.modules = vec![Module::default(); multiboot::MAX_MODULES + 1];
     assert!(wrong(&many).contains("64 modules"));
-    many.modules = vec![Module { data: vec![0; 16 << 20], text: String::new() }];
+    many.modules = vec![Module { data: vec![0; 16 << 20].into(), text: String::new() }];
     assert!(wrong(&many).contains("are free for it"));
-    many.modules = vec![Module { data: vec![], text: "x".repeat(70_000) }];
+    many.modules = vec![Module { data: vec![].into(), text: "x".repeat(70_000) }];
     assert!(wrong(&many).contains("command line"));
     // A header beyond the first 8 KiB, or with a wrong sum, is none.
     assert!(!multiboot::is(&[vec![0; 8192], flat(0)].concat()));
@@ -148,7 +148,7 @@ fn modules_are_listed_with_their_words() {
     let i = Images::read(Path::new(&path("k")), Some(Path::new(&list)), "x", 1 << 20).unwrap();
     assert_eq!((i.modules.len(), i.initrd.is_none(), i.name), (2, true, path("k")));
     assert_eq!(
-        (i.modules[0].text.as_str(), i.modules[1].data.as_slice()),
+        (i.modules[0].text.as_str(), i.modules[1].data.head()),
         (format!("{} a=1 b", path("m")).as_str(), &b"abc"[..])
     );
     assert!(Images::read(Path::new(&path("k")), Some(Path::new("/nowhere/x")), "", 1 << 20).is_err());

@@ -64,7 +64,7 @@ fn elf() -> Vec<u8> {
 }
 
 fn images(kernel: Vec<u8>) -> Images {
-    Images { kernel, cmdline: "console=ttyS0".into(), ..Images::default() }
+    Images { kernel: kernel.into(), cmdline: "console=ttyS0".into(), ..Images::default() }
 }
 
 fn load_in(mib: u64, i: &Images) -> Result<(Ram, EntryState), LoadError> {
@@ -89,11 +89,11 @@ fn bytes(ram: &Ram, at: u64, len: usize) -> Vec<u8> {
 #[test]
 fn bzimage_is_entered_in_64_bit_mode_with_a_zero_page() {
     let mut i = images(bzimage());
-    i.initrd = Some(vec![0xab; 5000]);
+    i.initrd = Some(vec![0xab; 5000].into());
     let (ram, s) = load_in(64, &i).unwrap();
     assert_eq!((s.mode, s.rip, s.rsi), (EntryMode::Long64, 16 * MIB + 0x200, place::ZERO_PAGE));
     assert_eq!((s.cr0, s.cr4, s.efer, s.cs.rights, s.cs.selector), (0x8000_0011, 0x20, 0x500, 0xa09b, 0x10));
-    assert_eq!(bytes(&ram, 16 * MIB, 4096), i.kernel[1024..]);
+    assert_eq!(bytes(&ram, 16 * MIB, 4096), i.kernel.head()[1024..]);
     let page = |at: u64, size| ram.read_uint(place::ZERO_PAGE + at, size);
     assert_eq!((page(0x202, 4), page(0x210, 1), page(0x70, 8)), (0x5372_6448, 0xff, 0xe0000));
     let (initrd, len) = (page(0x218, 4), page(0x21c, 4));
@@ -133,7 +133,7 @@ fn kernels_without_a_64_bit_entry_start_in_protected_mode() {
 #[test]
 fn elf_is_entered_by_pvh() {
     let mut i = images(elf());
-    i.initrd = Some(vec![7; 100]);
+    i.initrd = Some(vec![7; 100].into());
     let (ram, s) = load_in(16, &i).unwrap();
     assert_eq!((s.mode, s.rip, s.rbx), (EntryMode::Prot32, 0x10_0010, place::START_INFO));
     assert_eq!((s.cs.rights, s.tr.rights, s.tr.limit, s.cr3), (0xc09b, 0x8b, 0x67, 0));
@@ -185,9 +185,9 @@ fn bad_files_are_refused_in_one_line() {
 #[test]
 fn what_comes_with_the_kernel_has_limits() {
     let mut i = images(bzimage());
-    i.initrd = Some(vec![0; 45 * MIB as usize]);
+    i.initrd = Some(vec![0; 45 * MIB as usize].into());
     assert_eq!(fails(64, &i), "the initial RAM disk has 47185920 bytes, and 46137344 bytes are free for it");
-    i.initrd = Some(vec![1; 44 * MIB as usize]);
+    i.initrd = Some(vec![1; 44 * MIB as usize].into());
     load_in(64, &i).unwrap();
     i.cmdline = "x".repeat(2048);
     assert_eq!(fails(64, &i), "the kernel command line has 2048 bytes, more than the 2047 the kernel takes");
@@ -196,7 +196,7 @@ fn what_comes_with_the_kernel_has_limits() {
     // initrd_addr_max below the end of RAM.
     let mut b = bzimage();
     put(&mut b, 0x22c, &(32 * MIB as u32 - 1).to_le_bytes());
-    let (ram, _) = load_in(64, &Images { initrd: Some(vec![1; 4096]), ..images(b) }).unwrap();
+    let (ram, _) = load_in(64, &Images { initrd: Some(vec![1; 4096].into()), ..images(b) }).unwrap();
     assert_eq!(ram.read_uint(place::ZERO_PAGE + 0x218, 4), 32 * MIB - 4096);
 }
 
@@ -207,6 +207,30 @@ fn reserved_ranges_are_taken_out_of_ram() {
     let list = Guest::new(&ram, &map).unwrap().e820(&[tables]);
     let ram_at = |start, len| E820Entry { start, len, kind: E820Kind::Ram };
     assert_eq!(list[3..], [ram_at(MIB, 31 * MIB), tables, ram_at(33 * MIB, 31 * MIB)]);
+}
+
+#[test]
+fn files_are_read_again_each_time() {
+    let path = std::env::temp_dir().join(format!("rhea-image-{}", std::process::id()));
+    let mut kernel = bzimage();
+    put(&mut kernel, 0x1f4, &2048u32.to_le_bytes());
+    kernel.resize(1024 + 32768, 0x33);
+    std::fs::write(&path, &kernel).unwrap();
+    let i = Images::read(&path, Some(&path), "", 64 * MIB).unwrap();
+    let (ram, map) = board(64);
+    for round in 0..2 {
+        load(&ram, &map, &i, BoardInfo::default()).unwrap();
+        assert_eq!(bytes(&ram, 16 * MIB, 32768), kernel[1024..], "round {round}");
+        let initrd = ram.read_uint(place::ZERO_PAGE + 0x218, 4);
+        assert_eq!(bytes(&ram, initrd, kernel.len() + 1), [kernel.as_slice(), &[0]].concat(), "round {round}");
+        ram.write(0, &vec![0; 64 * MIB as usize]);
+    }
+    assert_eq!(i.kernel.whole().unwrap(), kernel);
+    // Somebody has cut it off since: no panic, and a line that names it.
+    std::fs::write(&path, &kernel[..5000]).unwrap();
+    let e = load(&ram, &map, &i, BoardInfo::default()).err().expect("loaded what is not there").to_string();
+    assert!(e.starts_with(path.to_str().unwrap()) && !e.contains('\n'), "{e}");
+    std::fs::remove_file(&path).unwrap();
 }
 
 #[test]
@@ -232,7 +256,7 @@ proptest! {
             }
         }
         b.truncate(cut.unwrap_or(usize::MAX));
-        let i = Images { initrd: initrd.map(|n| vec![1; n]), ..images(b) };
+        let i = Images { initrd: initrd.map(|n| vec![1; n].into()), ..images(b) };
         if let Err(e) = load_in(24, &i) {
             prop_assert!(!e.to_string().contains('\n'));
         }

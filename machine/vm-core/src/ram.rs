@@ -8,11 +8,12 @@ use crate::addr::PAGE_SIZE;
 use crate::signals::{Events, VcpuSignals};
 use memmap2::{MmapOptions, MmapRaw};
 use parking_lot::Mutex;
-use std::io;
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
-use vm_memory::VolatileSlice;
 use vm_memory::bitmap::{Bitmap, BitmapSlice, WithBitmapSlice};
+use vm_memory::{ReadVolatile, VolatileSlice};
 
 bitflags::bitflags! {
     /// State of one RAM page. Engines fill write entries of their TLBs only for pages with no bit set, read entries only
@@ -159,6 +160,22 @@ impl Ram {
         // SAFETY: as in `read`, the other way round.
         unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), p, data.len()) }
         self.written(offset, data.len() as u64);
+    }
+
+    /// Reads `len` bytes of a file from its byte `at` on into RAM. The range must lie inside RAM; part of it may be written when it fails,
+    /// as it does where the file ends before.
+    pub fn read_from(&self, offset: u64, mut file: &File, at: u64, len: u64) -> io::Result<()> {
+        if len == 0 {
+            return Ok(());
+        }
+        let p = self.at(offset, len as usize);
+        self.populate(offset, len);
+        // SAFETY: `at` checked the range, and the mapping lives as long as the borrow. Nobody holds references into it.
+        let mut slice = unsafe { VolatileSlice::with_bitmap(p, len as usize, (), None) };
+        file.seek(SeekFrom::Start(at))?;
+        let done = file.read_exact_volatile(&mut slice).map_err(io::Error::other);
+        self.written(offset, len);
+        done
     }
 
     /// A range of RAM for the crates of rust-vmm. The range must lie inside RAM. What is written by way of it counts as
