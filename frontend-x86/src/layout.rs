@@ -1,5 +1,6 @@
 //! Where the guest state lies: the slots of `CpuState` that generated code touches.
 
+use arch_x86::flags::{CcKind, over};
 use arch_x86::{CpuState, DescTable, F80, Mode, SegReg, Segment};
 use ir::{SlotDesc, SlotId, StateLayout, X87Layout};
 use std::mem::{offset_of, size_of};
@@ -126,6 +127,17 @@ fn x87() -> X87Layout {
     }
 }
 
+/// What no flag is computed from while `cc_op` holds this.
+fn unused(cc_op: u32) -> &'static [SlotId] {
+    // Flags given apart are no matter.
+    match CcKind::of(cc_op & (over::CF - 1)).map(|(kind, _)| kind) {
+        Some(CcKind::Bits) => &[CC_DST, CC_AUX],
+        Some(CcKind::Logic) => &[CC_SRC, CC_AUX],
+        Some(CcKind::Adc | CcKind::Sbb) | None => &[],
+        Some(_) => &[CC_AUX],
+    }
+}
+
 /// The slots of `CpuState`.
 pub fn layout() -> StateLayout {
     let mut slots = Vec::with_capacity(usize::from(NAMED) + Named::COUNT as usize);
@@ -146,6 +158,7 @@ pub fn layout() -> StateLayout {
         pc: RIP,
         pc_page: PC_PAGE,
         guessed: CC_OP,
+        unused,
         fp_flags: MXCSR,
         run_fp: crate::fp::run,
         run_tri: crate::tri::run,
@@ -157,6 +170,19 @@ pub fn layout() -> StateLayout {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use arch_x86::flags::Cc;
+
+    #[test]
+    fn what_is_unused_changes_no_flag() {
+        for op in (0..64).flat_map(|op| [op, op | over::HAS_CF | over::CF]) {
+            let unused = unused(op);
+            let all = Cc { op, dst: 0x8123_4567_89ab_cdef, src: 0x7654_3210_fedc_ba99, aux: 1 };
+            let other = |slot, v: u64| if unused.contains(&slot) { v ^ 0xffff_ffff_ffff_ffff } else { v };
+            let changed = Cc { op, dst: other(CC_DST, all.dst), src: other(CC_SRC, all.src), aux: other(CC_AUX, all.aux) };
+            assert_eq!(changed.eflags(), all.eflags(), "{op:#x}");
+        }
+        assert_eq!(unused(CcKind::Logic.op(8)), [CC_SRC, CC_AUX]);
+    }
 
     #[test]
     fn slots_are_where_the_constants_say_and_do_not_overlap() {

@@ -1,8 +1,10 @@
 //! Tables that a front end supplies: state slots and helpers.
 
+use crate::block::{Block, Inst};
 use crate::fp::RunFp;
-use crate::ops::Effects;
+use crate::ops::{Effects, Op};
 use crate::tri::RunTri;
+use crate::types::Ty;
 use crate::x87::X87Layout;
 
 /// Index into `StateLayout::slots`.
@@ -35,6 +37,8 @@ pub struct StateLayout {
     pub pc_page: SlotId,
     /// Slot (4 bytes) whose value where a block begins is nearly always the same: see `CodeFetch::guess`.
     pub guessed: SlotId,
+    /// Slots whose content means nothing while `guessed` holds this value: stores to them may be left out.
+    pub unused: fn(guessed: u32) -> &'static [SlotId],
     /// Slot (4 bytes) that exception flags of floating-point ops go to, and what runs these.
     pub fp_flags: SlotId,
     pub run_fp: RunFp,
@@ -49,6 +53,12 @@ pub struct StateLayout {
 impl StateLayout {
     pub fn slot(&self, id: SlotId) -> &SlotDesc {
         &self.slots[usize::from(id.0)]
+    }
+
+    /// Slots whose content means nothing once an op has been done: it sets `guessed` to the value of `v`, which is a constant.
+    pub fn unused_after(&self, i: &Inst, block: &Block) -> &'static [SlotId] {
+        let sets = i.op == Op::Set && i.slot() == self.guessed && i.ty == Ty::I32;
+        sets.then(|| block.as_const(i.a)).flatten().map_or(&[], |v| (self.unused)(v as u32))
     }
 
     pub fn find(&self, name: &str) -> Option<SlotId> {

@@ -73,6 +73,15 @@ proptest! {
     }
 
     #[test]
+    fn blocks_for_registers_do_the_same(c in choices(), seed: u64) {
+        let block = random_block(&c);
+        let mut opt = block.clone();
+        Passes::new().optimize_for_registers(&mut opt, &layout(), HELPERS);
+        prop_assert_eq!(verify(&opt, &layout(), HELPERS), Ok(()));
+        same(&block, &opt, seed)?;
+    }
+
+    #[test]
     fn each_pass_keeps_the_meaning(c in choices(), seed: u64, order in prop::collection::vec(0..PASSES.len(), 1..6)) {
         let block = random_block(&c);
         let (mut opt, mut passes) = (block.clone(), Passes::new());

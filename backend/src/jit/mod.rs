@@ -339,7 +339,7 @@ impl<F: Frontend, C: GuestCpu> Jit<F, C> {
             return;
         }
         let layout = fe.layout();
-        self.passes.optimize(&mut block, layout, fe.helpers());
+        self.passes.optimize_for_registers(&mut block, layout, fe.helpers());
         let apart = b.cache.unlike.in_page(key.phys >> 12);
         let keys = self.keys(b);
         let env = tier1::Env {

@@ -219,6 +219,7 @@ impl Emit<'_> {
         self.find_direct();
         self.find_late();
         self.find_target_check();
+        self.find_deposits();
     }
 
     /// Also of the groups' host addresses.

@@ -39,6 +39,7 @@ impl Emit<'_> {
     pub fn integer(&mut self, i: &Inst) {
         match i.op {
             Op::Add if self.add_scaled(i) => {}
+            Op::Or if self.put_low() => {}
             Op::Add | Op::And | Op::Or | Op::Xor | Op::Mul => self.commutative(i),
             Op::Sub => {
                 let wide = i.ty == Ty::I64;

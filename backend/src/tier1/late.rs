@@ -1,4 +1,4 @@
-//! Stores of state that only those who leave see: a slot is set again further down in the block, and between the two lie but ops that
+//! Stores of state that only those who leave see: a slot is set again further down in the block, or means nothing from there on, and between the two lie but ops that
 //! may leave. The first store is then left to the cold code of those ops. (Flags that nobody asks for before the next instruction
 //! makes others, the stack pointer between pushes.)
 
@@ -15,7 +15,8 @@ use std::ops::Range;
 struct Pending {
     off: i32,
     ty: Ty,
-    v: Val,
+    /// Index of the set.
+    set: u32,
     /// Index of the op that sets the slot again, and of the last that may leave before it, 0 if none does.
     until: u32,
     leave: u32,
@@ -25,7 +26,7 @@ struct Pending {
 #[derive(Clone, Default)]
 pub struct Late {
     pending: Vec<Pending>,
-    /// By op: the one that sets the same slot again, 0 if it must be done at once.
+    /// By op: the one that sets the same slot again or makes it meaningless, 0 if it must be done at once.
     until: Vec<u32>,
     /// Indexes of ops that may leave.
     leaves: Vec<u32>,
@@ -33,10 +34,12 @@ pub struct Late {
     last: Vec<u32>,
     /// By op: it is not done, as only late stores use its result, for which cold code does it.
     sunk: Vec<bool>,
-    /// By slot: the next op that sets all of it, 0 if something may look at it before.
+    /// By slot: the next op that sets all of it or makes it meaningless, 0 if something may look at it before.
     next: Vec<u32>,
     /// By value: how many ops use it, 2 standing for more.
     uses: Vec<u8>,
+    /// Sets whose value is a sum: index, a value, a constant.
+    sums: Vec<(u32, Val, i32)>,
 }
 
 /// Registers that must be free for a value to be kept for cold code alone.
@@ -97,6 +100,36 @@ impl Late {
     /// Whether the op at `at` is left to cold code.
     pub fn is_sunk(&self, at: u32) -> bool {
         self.sunk.get(at as usize).is_some_and(|s| *s)
+    }
+
+    /// Whether one op alone uses a value.
+    pub fn used_once(&self, v: Val) -> bool {
+        self.uses[v.index()] == 1
+    }
+
+    /// The op at `at` uses a value, which others need not know.
+    pub fn keep_until(&mut self, v: Val, at: u32) {
+        if let Some(last) = self.last.get_mut(v.index()) {
+            *last = (*last).max(at);
+        }
+    }
+
+    /// What a slot held before a constant was added to it is the sum less the constant: the sum and that constant, if what was there
+    /// is not used behind the sum but by the late set at `k`.
+    fn less(&self, block: &Block, k: u32) -> Option<(Val, i32)> {
+        const NEAR: usize = 12;
+        let v = block.insts[k as usize].a;
+        if !matches!(block.insts[v.index()], Inst { op: Op::Get, ty: Ty::I64, .. }) {
+            return None;
+        }
+        let behind = (v.0 + 1..k)
+            .take(NEAR)
+            .find(|j| matches!(block.insts[*j as usize], Inst { op: Op::Add, ty: Ty::I64, a, .. } if a == v))?;
+        let added = block.as_const(block.insts[behind as usize].b)?;
+        let constant = i32::try_from((added as i64).checked_neg()?).ok()?;
+        let used = block.insts[behind as usize + 1..].iter().zip(behind + 1..).filter(|(_, n)| self.until[*n as usize] == 0);
+        let mut others = used.filter(|(i, _)| i.operands().any(|o| o == v));
+        others.next().is_none().then_some((Val(behind), constant))
     }
 
     /// The op that makes a value is not done.
@@ -196,9 +229,13 @@ impl Emit<'_> {
             let again = std::mem::take(next);
             if i.op == Op::Set && self.may_be_late(i) {
                 *next = k as u32;
-                // What sets fewer bytes leaves some of these.
-                let covers = i.ty.bytes() <= insts[again as usize].ty.bytes();
+                // What sets fewer bytes leaves some of these; what sets another slot makes them meaningless.
+                let then = &insts[again as usize];
+                let covers = then.aux != i.aux || i.ty.bytes() <= then.ty.bytes();
                 late.until[k] = if covers { again } else { 0 };
+            }
+            for slot in self.env.layout.unused_after(i, block) {
+                late.next[usize::from(slot.0)] = k as u32;
             }
         }
         late.leaves.reverse();
@@ -213,20 +250,23 @@ impl Emit<'_> {
                 }
             }
         }
+        late.sums.clear();
         for (k, i) in insts.iter().enumerate().filter(|(k, _)| late.until[*k] != 0) {
             let sunk = if late.is_sunk(i.a.0) { late.sinks(block, i.a) } else { None };
-            let v = sunk.map_or(i.a, |(from, _)| from);
+            let sum = late.less(block, k as u32);
+            late.sums.extend(sum.map(|(v, c)| (k as u32, v, c)));
+            let v = sunk.map(|(from, _)| from).or(sum.map(|(v, _)| v)).unwrap_or(i.a);
             let last = &mut self.r.last[v.index()];
             *last = (*last).max(late.last_leave(k as u32));
         }
         self.r.late = late;
     }
 
-    /// The current op sets a slot: what was pending for it need not be done. Whether its own store may be late.
+    /// The current op sets a slot: what was pending for it, and for what it makes meaningless, need not be done. Whether its own store may be late.
     pub(super) fn put_off(&mut self, i: &Inst, off: i32) -> bool {
         while let Some(n) = self.r.late.pending.iter().position(|p| p.until == self.at) {
             let p = self.r.late.pending.swap_remove(n);
-            let (v, _) = self.late_value(p.v);
+            let (v, _) = self.late_value(p.set);
             if v != i.a {
                 self.r.release(v, self.at);
             }
@@ -236,18 +276,22 @@ impl Emit<'_> {
             return false;
         }
         let leave = self.r.late.last_leave(self.at);
-        let sunk = self.r.late.is_sunk(i.a.0);
+        let sunk = self.late_value(self.at).0 != i.a;
         if leave != 0 && !sunk && matches!(self.loc(i.a), Loc::Gpr(_)) && self.r.late.alone(i.a, self.at) && self.spare() < SPARE
         {
             self.forget_late(i.a);
             return false;
         }
-        self.r.late.pending.push(Pending { off, ty: i.ty, v: i.a, until, leave });
+        self.r.late.pending.push(Pending { off, ty: i.ty, set: self.at, until, leave });
         true
     }
 
-    /// The value that cold code makes that of a late store of.
-    fn late_value(&self, v: Val) -> (Val, Then) {
+    /// The value that cold code makes that of a late set of.
+    fn late_value(&self, set: u32) -> (Val, Then) {
+        if let Some((_, v, c)) = self.r.late.sums.iter().find(|s| s.0 == set) {
+            return (*v, Then::Add(*c));
+        }
+        let v = self.block.insts[set as usize].a;
         let sunk = if self.r.late.is_sunk(v.0) { self.r.late.sinks(self.block, v) } else { None };
         sunk.unwrap_or((v, Then::Nothing))
     }
@@ -255,10 +299,10 @@ impl Emit<'_> {
     /// A value need not live for the current op's store, which is done at once; but perhaps for others.
     fn forget_late(&mut self, v: Val) {
         let late = &self.r.late;
-        let made_of = |w: Val| self.late_value(w).0 == v;
-        let pending = late.pending.iter().filter(|p| made_of(p.v)).map(|p| p.leave);
+        let made_of = |set: u32| self.late_value(set).0 == v;
+        let pending = late.pending.iter().filter(|p| made_of(p.set)).map(|p| p.leave);
         let behind = self.at + 1..self.r.last[v.index()].max(self.at + 1);
-        let later = behind.filter(|k| late.until[*k as usize] != 0 && made_of(self.block.insts[*k as usize].a));
+        let later = behind.filter(|k| late.until[*k as usize] != 0 && made_of(*k));
         let last = pending.chain(later.map(|k| late.last_leave(k))).max().unwrap_or(0);
         self.r.last[v.index()] = last.max(late.last[v.index()]);
     }
@@ -268,7 +312,7 @@ impl Emit<'_> {
         let start = self.late_stores.len();
         for n in 0..self.r.late.pending.len() {
             let p = self.r.late.pending[n];
-            let (v, then) = self.late_value(p.v);
+            let (v, then) = self.late_value(p.set);
             self.late_stores.push(LateStore { off: p.off, ty: p.ty, from: self.loc(v), then });
         }
         start..self.late_stores.len()

@@ -10,6 +10,7 @@
 
 mod calls;
 mod cold;
+mod deposit;
 mod emit;
 mod flow;
 mod fp;

@@ -1,6 +1,7 @@
 //! Where the values of a block are while tier 1 emits it: still in a state slot, in a host register, or in a spill slot
 //! (tier 0's temporaries). Each value is made once, so a linear walk with the last uses known suffices.
 
+use super::deposit::Deposit;
 use super::emit::Emit;
 use super::late::Late;
 use super::pins::{Pin, Pins};
@@ -64,6 +65,7 @@ pub struct Regs {
     pub direct: Vec<Option<Pin>>,
     pub groups: Groups,
     pub late: Late,
+    pub deposits: Vec<Deposit>,
     pub target: Option<TargetCheck>,
     /// Registers that the current op needs as they are.
     locked: u16,

@@ -88,6 +88,7 @@ fn binary(out: &mut Block, i: &Inst) -> Step {
     match i.op {
         Op::Sub | Op::Xor if i.a == i.b => constant(out, i.ty, 0),
         Op::And | Op::Or if i.a == i.b => Step::Value(i.a),
+        Op::Sub if out.as_const(i.a) == Some(0) => Step::Again(Inst { op: Op::Neg, a: i.b, b: Val::NONE, ..*i }),
         // Page bases and displacements: pcrel has no constant value, but a difference has.
         Op::Sub if both(out, i, Op::PcRel) => {
             let d = out.insts[i.a.index()].imm.wrapping_sub(out.insts[i.b.index()].imm);

@@ -1,9 +1,10 @@
-//! Dead stores to state: a `set` whose bytes later sets overwrite before anything reads them, can leave or ends the block.
+//! Dead stores to state: a `set` whose bytes later sets overwrite, or make meaningless (`StateLayout::unused`), before anything reads
+//! them, can leave or ends the block.
 //! This is what removes the flags that nobody asks for; hence the pass's name `dead_flags`.
 
 use super::{Passes, SlotBytes, Tables};
-use crate::block::{Block, Inst};
-use crate::layout::StateLayout;
+use crate::block::Block;
+use crate::layout::{SlotId, StateLayout};
 use crate::ops::{Effects, Op};
 
 /// Per slot the bytes that are overwritten further down; valid only if stamped with the current epoch.
@@ -34,8 +35,8 @@ impl Scratch {
         }
     }
 
-    fn slot(&mut self, i: &Inst) -> &mut u16 {
-        let d = &mut self.dead[usize::from(i.aux)];
+    fn slot(&mut self, slot: SlotId) -> &mut u16 {
+        let d = &mut self.dead[usize::from(slot.0)];
         if d.0 != self.epoch {
             *d = (self.epoch, 0);
         }
@@ -65,14 +66,15 @@ pub fn with_edges(p: &mut Passes, block: &mut Block, t: Tables, dead_out: &SlotB
         let bytes = ((1u32 << i.ty.bytes()) - 1).unbounded_shl(i.imm as u32) as u16;
         match i.op {
             Op::Set => {
-                let dead = p.dead.slot(i);
+                let dead = p.dead.slot(i.slot());
                 if *dead & bytes == bytes {
                     p.keep[n] = false;
                     all = false;
                 }
                 *dead |= bytes;
+                t.layout.unused_after(i, block).iter().for_each(|s| *p.dead.slot(*s) = u16::MAX);
             }
-            Op::Get => *p.dead.slot(i) &= !bytes,
+            Op::Get => *p.dead.slot(i.slot()) &= !bytes,
             // What follows the block by the program counter of the state goes to the dispatcher: it reads everything.
             Op::Exit | Op::ExitNext | Op::JumpInd => p.dead.forget(),
             _ => {

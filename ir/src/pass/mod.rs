@@ -7,6 +7,7 @@ mod dce;
 mod dead_state;
 mod rewrite;
 mod state_forward;
+mod whole_sets;
 
 use crate::block::Block;
 use crate::layout::{HelperDesc, StateLayout};
@@ -59,6 +60,8 @@ pub struct Passes {
     dead: dead_state::Scratch,
     copies: copy_prop::Scratch,
     keep: Vec<bool>,
+    /// By slot: gets and sets, and whether one of them is not of its first bytes.
+    touched: Vec<(u32, bool)>,
 }
 
 impl Passes {
@@ -77,6 +80,16 @@ impl Passes {
     pub fn run(&mut self, pass: &Pass, block: &mut Block, layout: &StateLayout, helpers: &[HelperDesc]) {
         (pass.run)(self, block, Tables { layout, helpers });
         debug_assert_eq!(crate::verify(block, layout, helpers), Ok(()), "after {}", pass.name);
+    }
+
+    /// As `optimize`, for code that keeps values in registers: sets of low bytes of registers become sets of whole ones where that
+    /// spares loads or stores.
+    pub fn optimize_for_registers(&mut self, block: &mut Block, layout: &StateLayout, helpers: &[HelperDesc]) {
+        self.optimize(block, layout, helpers);
+        if whole_sets::run(self, block, Tables { layout, helpers }) {
+            debug_assert_eq!(crate::verify(block, layout, helpers), Ok(()), "after whole_sets");
+            self.optimize(block, layout, helpers);
+        }
     }
 
     /// `dead_flags` for a block inside a region. `dead_out`: bytes that every successor overwrites before it can leave or

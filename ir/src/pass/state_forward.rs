@@ -100,6 +100,8 @@ pub fn run(p: &mut Passes, block: &mut Block, t: Tables) {
                 return Val::NONE;
             }
             known.push(part);
+            // Stores to these from before need not have been done: what sets them again is no set of what is there.
+            t.layout.unused_after(&i, out).iter().for_each(|s| state.slot(s.0).len = 0);
             out.push(i)
         }
         Op::Call => {

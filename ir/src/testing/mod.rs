@@ -35,6 +35,9 @@ pub const SLOTS: [SlotDesc; 11] = [
 /// Bytes of the toy guest's state.
 pub const STATE_SIZE: usize = 88;
 
+/// While `f32` holds this, `b` means nothing.
+pub const UNUSED_B: u32 = 0xb0_b0b0;
+
 pub fn layout() -> StateLayout {
     StateLayout {
         slots: SLOTS.to_vec(),
@@ -42,6 +45,7 @@ pub fn layout() -> StateLayout {
         pc: SlotId(9),
         pc_page: SlotId(10),
         guessed: SlotId(6),
+        unused: |v| if v == UNUSED_B { &[SlotId(3)] } else { &[] },
         // Random blocks have no floating point, whose meaning is a front end's.
         fp_flags: SlotId(6),
         run_fp: |_, _, _, _| 0,

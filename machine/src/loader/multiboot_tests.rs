@@ -147,10 +147,7 @@ fn modules_are_listed_with_their_words() {
     let list = format!("{} a=1 b,{}", path("m"), path("m"));
     let i = Images::read(Path::new(&path("k")), Some(Path::new(&list)), "x", 1 << 20).unwrap();
     assert_eq!((i.modules.len(), i.initrd.is_none(), i.name), (2, true, path("k")));
-    assert_eq!(
-        (i.modules[0].text.as_str(), i.modules[1].data.head()),
-        (format!("{} a=1 b", path("m")).as_str(), &b"abc"[..])
-    );
+    assert_eq!((i.modules[0].text.as_str(), i.modules[1].data.head()), (format!("{} a=1 b", path("m")).as_str(), &b"abc"[..]));
     assert!(Images::read(Path::new(&path("k")), Some(Path::new("/nowhere/x")), "", 1 << 20).is_err());
     std::fs::remove_dir_all(&dir).unwrap();
 }

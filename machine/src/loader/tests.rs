@@ -228,7 +228,7 @@ fn files_are_read_again_each_time() {
     assert_eq!(i.kernel.whole().unwrap(), kernel);
     // Somebody has cut it off since: no panic, and a line that names it.
     std::fs::write(&path, &kernel[..5000]).unwrap();
-    let e = load(&ram, &map, &i, BoardInfo::default()).err().expect("loaded what is not there").to_string();
+    let e = load(&ram, &map, &i, BoardInfo::default()).expect_err("loaded what is not there").to_string();
     assert!(e.starts_with(path.to_str().unwrap()) && !e.contains('\n'), "{e}");
     std::fs::remove_file(&path).unwrap();
 }
