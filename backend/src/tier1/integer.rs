@@ -112,14 +112,17 @@ impl Emit<'_> {
 
     /// A sum that may not take the place of `a`, which is in a register. False: nothing is done.
     fn add_apart(&mut self, a: Val, src: Src, wide: bool) -> bool {
-        let (Some(r), false) = (self.register_of(a), self.may_become(a)) else { return false };
+        if self.register_of(a).is_none() || self.may_become(a) {
+            return false;
+        }
+        // Held: room for the sum may need others' registers.
+        let r = self.gpr(a);
         match src {
             Src::Imm(imm) => {
                 let d = self.dest();
                 self.lea_of(wide, d, r, imm);
             }
             Src::Gpr(s) => {
-                self.gpr(a);
                 let d = self.dest();
                 match wide {
                     true => asm!(self; lea Rq(d), [Rq(r) + Rq(s)]),

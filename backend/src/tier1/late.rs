@@ -115,7 +115,7 @@ impl Late {
     }
 
     /// What a slot held before a constant was added to it is the sum less the constant: the sum and that constant, if what was there
-    /// is not used behind the sum but by the late set at `k`.
+    /// is not used behind the sum but by the late set at `k`, and the sum is computed.
     fn less(&self, block: &Block, k: u32) -> Option<(Val, i32)> {
         const NEAR: usize = 12;
         let v = block.insts[k as usize].a;
@@ -126,6 +126,9 @@ impl Late {
             .take(NEAR)
             .find(|j| matches!(block.insts[*j as usize], Inst { op: Op::Add, ty: Ty::I64, a, .. } if a == v))?;
         let added = block.as_const(block.insts[behind as usize].b)?;
+        if self.is_sunk(behind) {
+            return None;
+        }
         let constant = i32::try_from((added as i64).checked_neg()?).ok()?;
         let used = block.insts[behind as usize + 1..].iter().zip(behind + 1..).filter(|(_, n)| self.until[*n as usize] == 0);
         let mut others = used.filter(|(i, _)| i.operands().any(|o| o == v));
